@@ -1,0 +1,300 @@
+"""The only schema: dataclasses <- CONFIG.yaml <- key=value, merged and typed by OmegaConf.
+
+    argv ──> parse(Schema, argv) ──> Schema instance ──> main(config) ──> exit code
+             --help                  UserError ────────> one line on stderr, exit code 2
+
+Every field is made by `option(default, meaning, unit)`, so `--help` can list it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cjepa_dist.errors import UserError
+
+Schema = TypeVar("Schema")
+
+
+def option(default: Any, meaning: str, *, unit: str = "", choices: Sequence[str] = (), least: float | None = None) -> Any:
+    """A config field: its default (a dataclass type for a section), what it means, its unit, what it may be."""
+    metadata = {"meaning": meaning, "unit": unit, "choices": tuple(choices), "least": least}
+    if isinstance(default, type) or isinstance(default, (list, dict)):
+        factory = default if isinstance(default, type) else (lambda: type(default)(default))
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections shared by entry points. A section used by one entry point alone stands with that entry point's schema below.
+
+
+@dataclass
+class PredictorConfig:
+    """C-JEPA. The defaults are the released layout (parity); `configs/world_model/` holds the ones that learn faster."""
+
+    slots: int = option(7, "object slots a frame", unit="slots", least=1)
+    slot_dim: int = option(128, "numbers a slot", least=1)
+    history_frames: int = option(3, "T_h, observed frames", unit="frames", least=1)
+    pred_frames: int = option(1, "T_p, predicted frames", unit="frames", least=1)
+    width: int = option(0, "transformer width; 0 takes slot_dim and adds no projection (released layout)")
+    depth: int = option(6, "transformer layers", unit="layers", least=1)
+    heads: int = option(16, "attention heads", least=1)
+    mlp_dim: int = option(2048, "hidden width of the feed-forward blocks", least=1)
+    dropout: float = option(0.1, "dropout probability in training", least=0.0)
+    norm_first: bool = option(False, "LayerNorm before attention too (the released layout has none)")
+    predict_change: bool = option(False, "output = last visible slot + change, head initialised to zero")
+    last_anchor: bool = option(False, "future queries also get Linear(last visible slot)")
+    anchor_all: bool = option(False, "every token, not only queries, gets Linear(slot at t = 0)")
+    own_slot_only: bool = option(False, "attention within a slot only: the baseline that sees no other object")
+
+
+@dataclass
+class MaskConfig:
+    """Which slots' history is hidden."""
+
+    mode: str = option("sample", "draw of the hidden set", choices=("fixed", "batch", "sample"))
+    counts: list[float] = option([0.7, 0.2, 0.1], "probability of hiding 0, 1, 2, ... slots; 0,0,1 hides two always")
+
+
+@dataclass
+class GraphConfig:
+    """Who influences whom: the estimator of the adjacency."""
+
+    estimator: str = option(
+        "interventional",
+        "estimator of the graph",
+        choices=("published", "attention", "attention_rollout", "interventional", "distance", "oracle", "shuffled", "full", "empty"),
+    )
+    intervention: str = option("empty", "what do(j) does to slot j", choices=("hide", "empty", "swap"))
+    threshold: float = option(0.15, "published: an entry below it is 'not interacting'", least=0.0)
+    tau: float = option(0.0, "score at which A = 0.5; 0 = the predictor's running median residual (interventional)", least=0.0)
+
+
+@dataclass
+class TermConfig:
+    """One term of the loss."""
+
+    weight: float = option(0.0, "weight at full strength; 0 leaves the term out", least=0.0)
+    start: float = option(0.0, "part of the run after which the term begins", unit="share of steps", least=0.0)
+    ramp: float = option(0.05, "part of the run over which the weight grows from 0", unit="share of steps", least=0.0)
+
+
+@dataclass
+class CttConfig:
+    """Causal Transformation Theory: invariance and sufficiency."""
+
+    kind: str = option("per_sample", "the released losses, or the corrected ones", choices=("published", "per_sample"))
+    invariance: TermConfig = option(TermConfig, "hiding a slot that does not interact changes nothing for the others")
+    sufficiency: TermConfig = option(TermConfig, "a slot's causal neighbourhood alone predicts it")
+    graph: GraphConfig = option(GraphConfig, "the graph that both terms use")
+    fraction: float = option(1.0, "part of each batch on which the terms are computed", unit="share", least=0.0)
+    margin: float = option(0.02, "slack of both per_sample terms", unit="residual variances", least=0.0)
+
+
+@dataclass
+class OptimizerConfig:
+    """Update rule and learning rate, the latter a function of the step."""
+
+    name: str = option("adamw", "adamw, adam, or muon on the matrices with adamw on the rest", choices=("adamw", "adam", "muon"))
+    lr: float = option(5e-4, "peak learning rate", least=0.0)
+    weight_decay: float = option(0.01, "decoupled weight decay", least=0.0)
+    schedule: str = option("constant", "after warm-up", choices=("constant", "cosine"))
+    warmup: float = option(0.0, "linear warm-up", unit="share of steps", least=0.0)
+    final: float = option(0.0, "learning rate at start of warm-up and end of cosine", unit="share of lr", least=0.0)
+    clip: float = option(0.0, "gradient norm above which it is scaled down; 0 = off", least=0.0)
+
+
+@dataclass
+class LoopConfig:
+    """The training loop: how long, how much at once, what is written when."""
+
+    epochs: float = option(30.0, "length of the run when steps is 0", unit="epochs", least=0.0)
+    steps: int = option(0, "length of the run; 0 takes epochs", unit="steps", least=0)
+    global_batch: int = option(256, "samples a step over all processes and accumulation", unit="samples", least=1)
+    accumulation: int = option(1, "forward passes a step", least=1)
+    precision: str = option("bf16", "autocast of the forward pass", choices=("bf16", "fp32"))
+    log_every: int = option(50, "steps between lines of metrics", unit="steps", least=1)
+    eval_every: int = option(0, "steps between validations; 0 = only at the end", unit="steps", least=0)
+    checkpoint_every: int = option(500, "steps between checkpoints; one is always written at the end", unit="steps", least=1)
+    keep: int = option(2, "checkpoints kept", least=1)
+    stop_at: int = option(0, "leave after this step with a checkpoint, as a signal would; 0 = run to the end", unit="steps", least=0)
+
+
+@dataclass
+class TrainWorldModel:
+    """Train C-JEPA, with or without CTT losses, on slot shards."""
+
+    data: str = option(MISSING, "folder of slot shards")
+    run: str = option(MISSING, "run folder: config, checkpoints, metrics, TensorBoard")
+    seed: int = option(0, "seed of weights, order, masks, dropout")
+    frameskip: int = option(5, "video frames between model frames", unit="frames", least=1)
+    train_split: str = option("train", "split to train on")
+    val_split: str = option("val", "split to validate on")
+    videos: int = option(0, "use the first so many videos of the train split; 0 = all", unit="videos", least=0)
+    contact_share: float = option(0.0, "share of windows with a contact in the predicted interval (needs truth); 0 = as they come", least=0.0)
+    val_windows: int = option(2048, "windows of the validation split used in a validation", unit="windows", least=1)
+    future_weight: float = option(1.0, "weight of the error on future slots", least=0.0)
+    history_weight: float = option(1.0, "weight of the error on hidden history slots", least=0.0)
+    predictor: PredictorConfig = option(PredictorConfig, "the model")
+    mask: MaskConfig = option(MaskConfig, "hidden slots")
+    ctt: CttConfig = option(CttConfig, "causal terms")
+    optimizer: OptimizerConfig = option(OptimizerConfig, "update rule")
+    loop: LoopConfig = option(LoopConfig, "training loop")
+
+
+@dataclass
+class AloeConfig:
+    """ALOE. The defaults are the published size (2.88 M parameters)."""
+
+    slots: int = option(7, "object slots a frame", unit="slots", least=1)
+    slot_dim: int = option(128, "numbers a slot", least=1)
+    frames: int = option(25, "frames sampled from a video", unit="frames", least=1)
+    width: int = option(144, "transformer width", least=1)
+    depth: int = option(12, "transformer layers", unit="layers", least=1)
+    heads: int = option(8, "attention heads", least=1)
+    mlp_dim: int = option(512, "hidden width of the feed-forward blocks", least=1)
+    word_dim: int = option(14, "width of the word embedding", least=1)
+    head_dim: int = option(128, "hidden width of the two answer heads", least=1)
+    dropout: float = option(0.1, "dropout probability in training", least=0.0)
+
+
+@dataclass
+class TrainAloe:
+    """Train ALOE, visual question answering, on rolled-out slot shards."""
+
+    data: str = option(MISSING, "folder of rolled-out slot shards with questions")
+    run: str = option(MISSING, "run folder: config, checkpoints, metrics, TensorBoard")
+    seed: int = option(0, "seed of weights, order, frame starts, dropout")
+    train_split: str = option("train", "split to train on")
+    val_split: str = option("val", "split to validate on")
+    stride: int = option(5, "video frames between sampled frames", unit="frames", least=1)
+    starts: int = option(8, "the first frame is drawn from 0 .. starts-1 in training", unit="frames", least=1)
+    eval_start: int = option(3, "first frame in validation", unit="frames", least=0)
+    blind: bool = option(False, "control: every question sees the slots of another video")
+    descriptive_weight: float = option(1.0, "weight of the cross-entropy of descriptive questions", least=0.0)
+    choice_weight: float = option(1.0, "weight of the binary cross-entropy of choices", least=0.0)
+    aloe: AloeConfig = option(AloeConfig, "the model")
+    optimizer: OptimizerConfig = option(OptimizerConfig, "update rule")
+    loop: LoopConfig = option(LoopConfig, "training loop")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def launch(schema: type[Schema], main: Callable[[Schema], int | None], argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Parse, run, and leave: exit code of `main` (None = 0), or 2 and one line for a UserError."""
+    try:
+        config = parse(schema, sys.argv[1:] if argv is None else argv)
+        code = 0 if config is None else main(config) or 0
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def parse(schema: type[Schema], argv: Sequence[str]) -> Schema | None:
+    """`[CONFIG.yaml] key=value ...` -> a checked instance; None after `--help`. Raises UserError, naming the field."""
+    if "--help" in argv or "-h" in argv:
+        print(usage(schema))
+        return None
+    files = [arg for arg in argv if "=" not in arg]
+    pairs = [arg for arg in argv if "=" in arg]
+    if len(files) > 1 or any(f.startswith("-") for f in files):
+        raise UserError(f"arguments are [CONFIG.yaml] key=value ...; got {' '.join(files)!r}; see --help")
+    return build(schema, *(read_yaml(f) for f in files), OmegaConf.from_dotlist(pairs))
+
+
+def build(schema: type[Schema], *layers: Any) -> Schema:
+    """Merge layers (mappings), later ones win, over the schema's defaults and check the result."""
+    merged = OmegaConf.structured(schema)
+    for layer in layers:
+        check_keys(schema, layer)
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise UserError(f"config field {error.full_key}: {str(error).splitlines()[0]}") from error
+    if missing := sorted(OmegaConf.missing_keys(merged)):
+        raise UserError(f"missing: {', '.join(f'{k}=...' for k in missing)}; see --help")
+    config = typing.cast(Schema, OmegaConf.to_object(merged))
+    check_values(config)
+    return config
+
+
+def read_yaml(path: str | Path) -> Any:
+    """A YAML mapping. Raises UserError if the file is missing or is not one."""
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist") from None
+    except Exception as error:
+        raise UserError(f"config file {path} is not valid YAML: {error}") from error
+    if not OmegaConf.is_dict(content):
+        raise UserError(f"config file {path} must hold key: value pairs")
+    return content
+
+
+def save(config: Any, path: str | Path) -> None:
+    """Write a dataclass instance as YAML."""
+    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def check_keys(schema: type, layer: Any) -> None:
+    """Raises UserError for a key that the schema does not have, naming the nearest one that it has."""
+    known = [name for name, _ in walk(schema)]
+    for key in leaves(OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer):
+        if key not in known and not any(name.startswith(key + ".") for name in known):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise UserError(f"unknown config key {key}; the nearest is {near[0]}")
+
+
+def leaves(tree: Any, prefix: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return [prefix.removesuffix(".")]
+    return [leaf for key, value in tree.items() for leaf in leaves(value, f"{prefix}{key}.")]
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    for field in dataclasses.fields(config):
+        value, meta = getattr(config, field.name), field.metadata
+        if dataclasses.is_dataclass(value):
+            check_values(value, f"{prefix}{field.name}.")
+            continue
+        if meta.get("choices") and value not in meta["choices"]:
+            raise UserError(f"config field {prefix}{field.name}={value!r}: must be one of {', '.join(meta['choices'])}")
+        if meta.get("least") is not None and value < meta["least"]:
+            raise UserError(f"config field {prefix}{field.name}={value!r}: must be at least {meta['least']}")
+
+
+def walk(schema: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+    """All leaf fields with their dotted names."""
+    hints, found = typing.get_type_hints(schema), []
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[field.name]):
+            found += walk(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            found.append((prefix + field.name, field))
+    return found
+
+
+def usage(schema: type) -> str:
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).name
+    lines = [(schema.__doc__ or "").strip(), "", f"usage: python -m {name} [CONFIG.yaml] key=value ...", ""]
+    for key, field in walk(schema):
+        default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[misc]
+        shown = "required" if default == MISSING else f"default {default!r}"
+        notes = [shown, *([field.metadata["unit"]] if field.metadata["unit"] else [])]
+        if field.metadata["choices"]:
+            notes.append("one of " + ", ".join(field.metadata["choices"]))
+        lines.append(f"  {key}\n      {field.metadata['meaning']} ({'; '.join(notes)})")
+    return "\n".join(lines)

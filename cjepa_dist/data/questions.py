@@ -1,0 +1,218 @@
+"""CLEVRER questions about the videos of a split, as batches for ALOE.
+
+    questions.json ─encode─> rows of 32 words ──────────────┐
+    slots (V, T, S, D), one copy in the stored type ─frames─┴─gather(ids, sample)─> batch
+
+A sample is a question with all its choices. A descriptive question is one row, a multiple-choice question one row a choice;
+the rows of a question stand together. Protocol: spec/aloe.md (as SlotFormer and C-JEPA); frames `start + stride * arange(frames)`,
+a predictive question T - 128 later, so that it sees the rolled-out end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cjepa_dist.data.shards import Manifest, load_slots, read_split
+from cjepa_dist.data.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, ROW_WORDS, TYPES, encode
+from cjepa_dist.errors import UserError
+
+VIDEO_FRAMES = 128
+CORRECT = {"correct": 1, "wrong": 0}
+
+
+class QuestionSource:
+    """All questions of a split; `len()` counts them.
+
+    Metadata, numpy arrays: `type` (Q,) str; `subtype` (Q,) str, "" where there is none; `scene`, `question_id`, `video` (Q,) int64;
+    a row r: `choice_id` (R,) int64, -1 for a descriptive question, `row_question` (R,) int64, `label` (R,) int64: answer id, or 1/0 for a
+    choice, or -1 where the answer is not public. `labelled`: every question has its answer.
+
+    Raises UserError for an unknown word or answer (naming it, the question and the scene), frames that do not fit in the video,
+    a split without questions, a split answered in part, `blind` with a single video.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        frames: int,
+        stride: int,
+        starts: int = 8,
+        eval_start: int | None = None,
+        blind: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """`eval_start` None draws the first frame from 0 .. starts-1; `blind` gives each question the slots of another video."""
+        manifest = Manifest.load(folder)
+        total = manifest.frames
+        last = (starts - 1 if eval_start is None else eval_start) + stride * (frames - 1)
+        shown = min(total, VIDEO_FRAMES)
+        if min(frames, stride, starts) < 1 or (eval_start or 0) < 0 or last >= shown:
+            first = f"0..{starts - 1}" if eval_start is None else str(eval_start)
+            raise UserError(
+                f"{frames} frames, stride {stride}, from start {first} end at frame {last}, but {folder} shows frames 0..{shown - 1}; "
+                "take fewer frames, a smaller stride or an earlier start"
+            )
+        self.frames, self.stride, self.starts, self.eval_start, self.seed = frames, stride, starts, eval_start, seed
+        self.shift = max(0, total - VIDEO_FRAMES)
+        rows = _Rows(str(folder), split)
+        for video, sample in enumerate(read_split(folder, split, members=("json", "questions.json"))):
+            if sample.questions is not None:
+                rows.add(video, sample.questions, _scene(sample.annotation, sample.key))
+        if not rows.type:
+            raise UserError(f"split {split!r} of {folder} has no questions; ALOE needs <key>.questions.json members")
+        self.type, self.subtype = np.array(rows.type), np.array(rows.subtype)
+        self.scene, self.question_id, self.video = (np.array(x, np.int64) for x in (rows.scene, rows.question_id, rows.video))
+        self.first_row = np.array([*rows.first_row, len(rows.label)], np.int64)
+        self.choice_id, self.label = np.array(rows.choice_id, np.int64), np.array(rows.label, np.int64)
+        self.row_question = np.repeat(np.arange(len(self)), np.diff(self.first_row))
+        self.words = np.frombuffer(bytes(rows.words), np.uint8).reshape(-1, ROW_WORDS)
+        self.labelled = rows.labelled()
+        self.is_choice = self.type != "descriptive"
+        self.slots = load_slots(folder, split)
+        self.shown_video = _other_videos(len(self.slots), seed)[self.video] if blind else self.video
+
+    def __len__(self) -> int:
+        return len(self.type)
+
+    def rows(self, question: int) -> np.ndarray:
+        """The row numbers of a question, (choices,) or (1,)."""
+        return np.arange(self.first_row[question], self.first_row[question + 1])
+
+    def start(self, sample: np.ndarray) -> np.ndarray:
+        """First frame of each sample (n,), before the shift of predictive questions: a function of the seed and the global sample index."""
+        sample = np.asarray(sample, np.int64)
+        if self.eval_start is not None:
+            return np.full(len(sample), self.eval_start, np.int64)
+        return ((_hash(sample, self.seed) >> np.uint64(33)) % np.uint64(self.starts)).astype(np.int64)
+
+    def gather(self, ids: Any, sample: Any) -> dict[str, torch.Tensor]:
+        """The batch of questions `ids` (Q,), with `sample` (Q,) the global sample indices that key the random draws.
+
+        slots (Q, F, S, D) float32; tokens (R, 32) int64; padding (R, 32) bool, True at padding; is_choice (R,) bool;
+        row_question (R,) int64, an index into slots; label (R,) int64; question, sample (Q,) int64.
+        """
+        ids, sample = np.asarray(ids, np.int64), np.asarray(sample, np.int64)
+        begin, count = self.first_row[ids], np.diff(self.first_row)[ids]
+        row_question = np.repeat(np.arange(len(ids)), count)
+        rows = np.arange(len(row_question)) + np.repeat(begin - (np.cumsum(count) - count), count)
+        start = self.start(sample) + np.where(self.type[ids] == "predictive", self.shift, 0)
+        frames = start[:, None] + self.stride * np.arange(self.frames)
+        words = self.words[rows].astype(np.int64)
+        batch = {
+            "slots": self.slots[self.shown_video[ids][:, None], frames].astype(np.float32),
+            "tokens": words,
+            "padding": words == 0,
+            "is_choice": self.is_choice[self.row_question[rows]],
+            "row_question": row_question,
+            "label": self.label[rows],
+            "question": ids,
+            "sample": sample,
+        }
+        return {name: torch.from_numpy(array.copy() if name in ("question", "sample") else array) for name, array in batch.items()}
+
+    def totals(self, ids: Any) -> dict[str, float]:
+        """Rows of a (global) batch that count for each loss."""
+        ids = np.asarray(ids, np.int64)
+        count, choice = np.diff(self.first_row)[ids], self.is_choice[ids]
+        return {"descriptive": float(count[~choice].sum()), "choice": float(count[choice].sum())}
+
+
+class _Rows:
+    """Columns in the making."""
+
+    def __init__(self, folder: str, split: str) -> None:
+        self.place = f"{folder}, split {split!r}"
+        self.type: list[str] = []
+        self.subtype: list[str] = []
+        self.scene: list[int] = []
+        self.question_id: list[int] = []
+        self.video: list[int] = []
+        self.first_row: list[int] = []
+        self.choice_id: list[int] = []
+        self.label: list[int] = []
+        self.words = bytearray()
+
+    def add(self, video: int, content: dict[str, Any], scene: int) -> None:
+        scene = content.get("scene_index", scene)
+        for question in content.get("questions", ()):
+            name = f"question {question.get('question_id')} of scene {scene} ({self.place})"
+            try:
+                self._add(video, scene, question)
+            except (UserError, KeyError, TypeError, AttributeError) as error:
+                reason = str(error) if isinstance(error, UserError) else f"lacks {error} or is not as CLEVRER's"
+                raise UserError(f"{name}: {reason}") from error
+
+    def _add(self, video: int, scene: int, question: dict[str, Any]) -> None:
+        kind = question["question_type"]
+        if kind not in TYPES:
+            raise UserError(f"unknown question type {kind!r}; CLEVRER has {', '.join(TYPES)}")
+        self.type.append(kind)
+        self.subtype.append(question.get("question_subtype", ""))
+        self.scene.append(scene)
+        self.question_id.append(question["question_id"])
+        self.video.append(video)
+        self.first_row.append(len(self.label))
+        if kind == "descriptive":
+            self._row(question["question"], "", -1, _look_up(ANSWERS, question.get("answer")))
+            return
+        if not question["choices"]:
+            raise UserError("has no choices")
+        for choice in question["choices"]:
+            self._row(question["question"], choice["choice"], choice["choice_id"], _look_up(CORRECT, choice.get("answer")))
+
+    def _row(self, question: str, choice: str, choice_id: int, label: int) -> None:
+        self.words += encode(question, QUESTION_WORDS)
+        self.words += encode(choice, CHOICE_WORDS) if choice else bytes(CHOICE_WORDS)
+        self.choice_id.append(choice_id)
+        self.label.append(label)
+
+    def labelled(self) -> bool:
+        unknown = [i for i, label in enumerate(self.label) if label < 0]
+        if unknown and len(unknown) < len(self.label):
+            question = int(np.searchsorted(self.first_row, unknown[0], side="right")) - 1
+            raise UserError(
+                f"question {self.question_id[question]} of scene {self.scene[question]} ({self.place}) has no answer, others have; "
+                "give all answers or none"
+            )
+        return not unknown
+
+
+def _look_up(table: dict[str, int], answer: str | None) -> int:
+    """The label of an answer; -1 for none."""
+    if answer is None:
+        return -1
+    if answer not in table or answer == "PAD":
+        raise UserError(f"unknown answer {answer!r}; it must be one of {', '.join(sorted(set(table) - {'PAD'}))}")
+    return table[answer]
+
+
+def _scene(annotation: dict[str, Any] | None, key: str) -> int:
+    if annotation and "scene_index" in annotation:
+        return int(annotation["scene_index"])
+    digits = "".join(filter(str.isdigit, key))
+    return int(digits) if digits else -1
+
+
+def _hash(values: np.ndarray, seed: int) -> np.ndarray:
+    """64 well-mixed bits of each value and the seed (splitmix64): the same on any machine, in any batch."""
+    with np.errstate(over="ignore"):
+        x = values.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        return x ^ (x >> np.uint64(31))
+
+
+def _other_videos(count: int, seed: int) -> np.ndarray:
+    """(V,): another video for each, every video once: each takes the next one's in a seeded ring."""
+    if count < 2:
+        raise UserError("blind=true gives each question the slots of another video; the split has only one")
+    ring = np.random.default_rng([seed, 0xB11D]).permutation(count)
+    other = np.empty(count, np.int64)
+    other[ring] = np.roll(ring, -1)
+    return other

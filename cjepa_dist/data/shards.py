@@ -1,0 +1,237 @@
+"""Slot shards: webdataset tars, one sample a video, read and checked.
+
+    DIR/manifest.json             what there is: counts, keys, checksums (`manifest.py`)
+    DIR/<split>/000000.tar ...    video_00000.json  video_00000.slots.npy  [video_00000.questions.json]  [video_00000.truth.npz]
+
+    writer.py: DatasetWriter ──> tars + manifest ──┬─> read_split    samples, one at a time, members of choice
+                                                   ├─> load_slots    one array (V, T, S, D), straight from the page cache
+                                                   └─> verify_folder list of faults
+
+Any webdataset user can read the tars. Here they are read by their headers instead: one `pread` a header and one a member that is
+wanted, so truth (which can be far larger than the slots) costs nothing where it is not asked for, and anything
+that webdataset passes over in silence (an early end, a bad header, a missing sample) is an error that names shard and key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from cjepa_dist.data.manifest import Manifest, ShardEntry, checksum
+from cjepa_dist.data.tar import BLOCK, Extent, Part, finite, npy_header, parse_header, parse_npy
+from cjepa_dist.data.writer import DatasetWriter, Sample, SplitWriter
+from cjepa_dist.errors import UserError
+
+__all__ = ["DatasetWriter", "Manifest", "Sample", "ShardEntry", "SplitWriter", "load_slots", "read_split", "verify_folder"]
+
+SLOTS, ANNOTATION, QUESTIONS, TRUTH = "slots.npy", "json", "questions.json", "truth.npz"
+MEMBERS = (SLOTS, ANNOTATION, QUESTIONS, TRUTH)
+
+
+def read_split(folder: str | Path, split: str, members: Sequence[str] = MEMBERS, *, videos: int = 0) -> Iterator[Sample]:
+    """The samples of a split in order; only `members` are read, the fields of the others are None. `videos` > 0: the first so many.
+
+    Counts and keys are checked against the manifest, shape, type and finiteness of slots too. UserError naming shard and key.
+    """
+    manifest = Manifest.load(folder)
+    for entry, keys in take(manifest, split, videos):
+        with Shard(folder, split, entry) as shard:
+            for key in keys:
+                yield Sample(
+                    key=key,
+                    slots=shard.slots(key, manifest) if SLOTS in members else None,
+                    annotation=shard.json(key, ANNOTATION) if ANNOTATION in members else None,
+                    questions=shard.json(key, QUESTIONS) if QUESTIONS in members else None,
+                    truth=shard.truth(key) if TRUTH in members else None,
+                )
+
+
+def load_slots(folder: str | Path, split: str, videos: int = 0) -> np.ndarray:
+    """All slots of a split (or of its first `videos`) as one array (V, T, S, D) in the stored type; needs memory for one copy.
+
+    Video v is `Manifest.load(folder).keys(split)[v]`. UserError naming shard and key if anything is missing, of another shape or type,
+    or not finite; if there are fewer than `videos`.
+    """
+    manifest = Manifest.load(folder)
+    chosen = list(take(manifest, split, videos))
+    array = np.empty((sum(len(keys) for _, keys in chosen), *manifest.shape), manifest.dtype)
+    row = 0
+    for entry, keys in chosen:
+        with Shard(folder, split, entry) as shard:
+            for key in keys:
+                shard.slots(key, manifest, into=array[row])
+                row += 1
+    return array
+
+
+def verify_folder(folder: str | Path) -> list[str]:
+    """Every fault of a data set, one line each, naming the shard (and the key): [] if it is whole. UserError if there is none.
+
+    Finds missing and extra files, truncation (also between two samples), flipped bytes, wrong or doubled keys, slots of a wrong shape or
+    type, values that are not finite, JSON and truth that cannot be read. Goes on after a fault, so that one call names them all.
+    """
+    manifest = Manifest.load(folder)
+    faults = []
+    seen: dict[str, str] = {}
+    for split, entries in manifest.splits.items():
+        for entry in entries:
+            path = Path(folder) / split / entry.name
+            if path.is_file() and path.stat().st_size == entry.bytes and checksum(path) != entry.xxh3:
+                faults.append(f"{path}: its bytes have changed (xxh3 is not the manifest's)")
+            if entry.samples != len(entry.keys):
+                faults.append(f"{path}: the manifest counts {entry.samples} samples and names {len(entry.keys)} keys")
+            for key in entry.keys:
+                if key in seen:
+                    faults.append(f"{path}: key {key} is also in {seen[key]}")
+                seen[key] = f"{split}/{entry.name}"
+            faults += shard_faults(folder, split, entry, manifest)
+        names = {entry.name for entry in entries}
+        present = Path(folder) / split
+        extra = sorted(p.name for p in present.iterdir() if p.name not in names) if present.is_dir() else []
+        faults += [f"{present / name}: extra, the manifest does not know it" for name in extra]
+    known = {"manifest.json", *manifest.splits}
+    faults += [f"{path}: extra, the manifest does not know it" for path in sorted(Path(folder).iterdir()) if path.name not in known]
+    return faults
+
+
+def shard_faults(folder: str | Path, split: str, entry: ShardEntry, manifest: Manifest) -> list[str]:
+    faults = []
+
+    def attempt(read: Any, *arguments: Any) -> None:
+        try:
+            read(*arguments)
+        except UserError as error:
+            faults.append(str(error))
+
+    try:
+        with Shard(folder, split, entry) as shard:
+            for key in entry.keys:
+                attempt(shard.slots, key, manifest)
+                attempt(shard.json, key, ANNOTATION)
+                attempt(shard.json, key, QUESTIONS)
+                attempt(shard.truth, key)
+    except UserError as error:
+        faults.append(str(error))
+    return faults
+
+
+def take(manifest: Manifest, split: str, videos: int) -> Iterator[tuple[ShardEntry, list[str]]]:
+    """The shards that hold the first `videos` (0 = all) videos, each with the keys that are wanted from it."""
+    count = manifest.count(split)
+    if videos < 0 or videos > count:
+        raise UserError(f"videos={videos}, but split {split!r} has {count}; give a number from 1 to {count}, or 0 for all")
+    left = videos or count
+    for entry in manifest.shards(split):
+        if left <= 0:
+            return
+        yield entry, entry.keys[:left]
+        left -= len(entry.keys)
+
+
+class Shard:
+    """One open tar, checked against its manifest entry; members are read by offset. A context manager.
+
+    UserError on opening: the file is missing, has another length, is no tar from end to end, or holds other keys than the manifest says.
+    """
+
+    def __init__(self, folder: str | Path, split: str, entry: ShardEntry) -> None:
+        self.path = Path(folder) / split / entry.name
+        try:
+            self.descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"shard {self.path} cannot be opened ({error.strerror}); restore it or make the data set again") from error
+        try:
+            size = os.fstat(self.descriptor).st_size
+            if size != entry.bytes:
+                what = "truncated" if size < entry.bytes else "longer than written"
+                raise UserError(f"shard {self.path} is {what}: {size} bytes, the manifest says {entry.bytes}; run data_prep.verify")
+            self.members = self.scan(size)
+            self.check_keys(entry.keys)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self.descriptor)
+
+    def scan(self, size: int) -> dict[str, dict[str, Extent]]:
+        """{key: {member: extent}} from the tar headers alone. Strict: a plain ustar archive up to its two zero blocks, nothing else."""
+        members: dict[str, dict[str, Extent]] = {}
+        offset, key = 0, "(none)"
+        while True:
+            header = os.pread(self.descriptor, BLOCK, offset)
+            if header == bytes(BLOCK) and os.pread(self.descriptor, BLOCK, offset + BLOCK) == bytes(BLOCK):
+                return members
+            try:
+                name, length = parse_header(header)
+            except ValueError as error:
+                raise UserError(f"shard {self.path} is damaged at byte {offset}, after key {key}: {error}; run data_prep.verify") from None
+            key, _, member = name.partition(".")
+            if offset + BLOCK + length > size:
+                raise UserError(f"shard {self.path} ends within {name}; run data_prep.verify")
+            if member in members.setdefault(key, {}):
+                raise UserError(f"shard {self.path} holds {name} twice; run data_prep.verify")
+            members[key][member] = Extent(offset + BLOCK, length)
+            offset += BLOCK + -(-length // BLOCK) * BLOCK
+
+    def check_keys(self, expected: list[str]) -> None:
+        found = list(self.members)
+        if found == expected:
+            return
+        missing = [key for key in expected if key not in self.members]
+        extra = sorted(set(found) - set(expected))
+        problem = "has its keys in another order"
+        if missing or extra:
+            problem = f"lacks key {missing[0]}" if missing else f"holds key {extra[0]}, unknown to the manifest"
+        raise UserError(f"shard {self.path} {problem}: {len(found)} samples, the manifest says {len(expected)}; run data_prep.verify")
+
+    def slots(self, key: str, manifest: Manifest, into: np.ndarray | None = None) -> np.ndarray:
+        """Slots (T, S, D) of a video in the stored type, read into `into` if given. UserError if wrong in shape or type, or not finite."""
+        extent = self.members[key].get(SLOTS)
+        if extent is None:
+            raise UserError(f"shard {self.path}, key {key}: has no {SLOTS}")
+        try:
+            shape, dtype, start = npy_header(os.pread(self.descriptor, min(extent.length, 128), extent.offset))
+        except ValueError as error:
+            raise UserError(f"shard {self.path}, key {key}: {SLOTS} is damaged ({error})") from None
+        if shape != manifest.shape or dtype != np.dtype(manifest.dtype):
+            raise UserError(f"shard {self.path}, key {key}: slots are {dtype} {shape}, the manifest says {manifest.dtype} {manifest.shape}")
+        array = np.empty(shape, dtype) if into is None else into
+        if start + array.nbytes != extent.length or os.preadv(self.descriptor, [array.data], extent.offset + start) != array.nbytes:
+            raise UserError(f"shard {self.path}, key {key}: {SLOTS} has {extent.length} bytes, {start + array.nbytes} expected")
+        if not finite(array):
+            raise UserError(f"shard {self.path}, key {key}: a slot holds a value that is not finite (NaN or infinity)")
+        return array
+
+    def json(self, key: str, member: str) -> dict[str, Any] | None:
+        """A JSON member; None if the sample has none. UserError if it is damaged."""
+        extent = self.members[key].get(member)
+        if extent is None:
+            return None
+        try:
+            return json.loads(os.pread(self.descriptor, extent.length, extent.offset))
+        except ValueError as error:
+            raise UserError(f"shard {self.path}, key {key}: {member} is no JSON ({error})") from None
+
+    def truth(self, key: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray] | None:
+        """The arrays of truth.npz, or those of `names` that it has; None without truth. UserError if it is damaged (CRC)."""
+        extent = self.members[key].get(TRUTH)
+        if extent is None:
+            return None
+        try:
+            with zipfile.ZipFile(Part(self.descriptor, extent)) as archive:
+                there = archive.namelist()
+                wanted = there if names is None else [f"{name}.npy" for name in names if f"{name}.npy" in there]
+                return {name.removesuffix(".npy"): parse_npy(archive.read(name)) for name in wanted}
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError) as error:
+            raise UserError(f"shard {self.path}, key {key}: {TRUTH} is damaged ({error})") from None

@@ -1,0 +1,121 @@
+"""Windows of frames from a split that fits in memory.
+
+    load_slots ──> (V, T, S, D) ──gather(ids)──> slots (B, T_h + T_p, S, D) float32, and labels where truth is known
+
+A window is a video and a start: frames start + k * frameskip, k = 0 .. T_h + T_p - 1. It takes up (T_h + T_p) * frameskip frames of the
+video (as the released code has it; the last frameskip - 1 are not read), and every start is a sample. A batch is one gather of rows;
+no Python runs per window.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cjepa_dist.data.manifest import Manifest
+from cjepa_dist.data.shards import load_slots
+from cjepa_dist.data.truth import WindowTruth
+from cjepa_dist.errors import UserError
+
+
+class ResidentWindows:
+    """All windows of a split (or of its first `videos`), in host memory.
+
+    `contact_share` > 0 repeats windows with a contact in the predicted interval within the epoch until they make up that share (nothing
+    changes where they already do); needs truth in the shards. `truth` adds labels to each batch. UserError if the videos are too short
+    for a window, or if truth is needed and absent.
+
+    `shape` (T, S, D) is that of a video, `videos` their number, `manifest` the data set's: what a caller checks a model against.
+    Window w is start w % `starts` of video w // `starts`; id i is window `table[i]`, or i itself where `table` is None.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        history_frames: int,
+        pred_frames: int,
+        frameskip: int,
+        contact_share: float = 0.0,
+        videos: int = 0,
+        truth: bool = False,
+    ) -> None:
+        self.manifest = Manifest.load(folder)
+        self.shape = self.manifest.shape
+        frames, span = self.shape[0], (history_frames + pred_frames) * frameskip
+        self.starts = frames - span + 1
+        if self.starts < 1:
+            need = f"(history_frames {history_frames} + pred_frames {pred_frames}) * frameskip {frameskip} = {span} frames"
+            raise UserError(f"a window takes {need}, the videos in {folder} have {frames}; choose a shorter window")
+        if not 0.0 <= contact_share < 1.0:
+            raise UserError(f"contact_share={contact_share}: must be at least 0 and below 1")
+        slots = load_slots(folder, split, videos)
+        self.videos = len(slots)
+        if not self.videos:
+            raise UserError(f"split {split!r} in {folder} holds no videos")
+        self.rows = torch.from_numpy(slots).view(self.videos * frames, -1)
+        self.steps = np.arange(history_frames + pred_frames) * frameskip
+        self.truth: WindowTruth | None = None
+        self.table: np.ndarray | None = None
+        if truth or contact_share:
+            known = WindowTruth(
+                folder,
+                split,
+                history_frames=history_frames,
+                pred_frames=pred_frames,
+                frameskip=frameskip,
+                videos=videos,
+                contacts_only=not truth,
+            )
+            self.truth = known if truth else None
+            if contact_share:
+                self.table = weighted(known.has_contact(self.starts).ravel(), contact_share)
+
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return self.videos * self.starts if self.table is None else len(self.table)
+
+    def totals(self, ids: np.ndarray) -> dict[str, float]:
+        """{"windows": their number}."""
+        return {"windows": float(len(ids))}
+
+    def gather(self, ids: np.ndarray, sample: np.ndarray) -> dict[str, torch.Tensor]:
+        """The windows `ids` (B,), with T = T_h + T_p; `sample` (B,) is handed on.
+
+        slots (B, T, S, D) float32; present (B, T, S) bool, all True without truth; sample (B,) int64. With truth also, bool unless said:
+        - contact (B, S, S): the pair touches after the second history frame, up to the last predicted one
+        - contact_new (B, S, S): it touches after the last history frame and did not within the history
+        - collides (B, S): the slot is in a contact after the last history frame
+        - near_miss (B, S, S): no contact in the window, but closer than 1.5 diameters at some frame after the last of the history
+        - influence (B, S, S): [b, i, j]: j moves i within the predicted interval; only where the truth is for an interval as long
+        - position (B, T, S, 2) float32, units of the world
+        """
+        ids = np.asarray(ids, np.int64)
+        if self.table is not None:
+            ids = self.table[ids]
+        video, start = np.divmod(ids, self.starts)
+        frames, slots, width = self.shape
+        rows = (video * frames + start)[:, None] + self.steps
+        shape = (len(ids), len(self.steps), slots, width)
+        batch = {
+            "slots": self.rows.index_select(0, torch.from_numpy(rows.reshape(-1))).float().view(shape),
+            "sample": torch.from_numpy(np.array(sample, np.int64)),
+        }
+        if self.truth is None:
+            batch["present"] = torch.ones(shape[:3], dtype=torch.bool)
+        else:
+            batch |= {name: torch.from_numpy(array) for name, array in self.truth.labels(video, start).items()}
+        return batch
+
+
+def weighted(contact: np.ndarray, share: float) -> np.ndarray:
+    """Window ids (N',) of an epoch in which windows with `contact` (N,) make up at least `share`: those are repeated."""
+    found, other = np.flatnonzero(contact), int((~contact).sum())
+    if not len(found):
+        raise UserError(f"contact_share={share}, but no window of the split has a contact in its predicted interval")
+    wanted = round(share / (1.0 - share) * other)
+    extra = np.resize(found, max(0, wanted - len(found)))
+    return np.concatenate([np.arange(len(contact)), extra]).astype(np.int64)

@@ -1,0 +1,237 @@
+"""Does a graph find who influences whom? Estimators against the simulator's truth, with distance and controls beside them.
+
+    windows, about half with a contact ──> estimate() by each name ──> present pairs ──> measure, bootstrap over videos ──> one table
+
+Targets: `contact` (touched after the second history frame), `contact_new` (only in the predicted interval; pairs that touched earlier are
+left out, since removing a slot from the history undoes that contact too), `influence` (re-simulation without j moves i), where the data
+has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cjepa_dist.causal.graph import ESTIMATORS as REGISTRY
+from cjepa_dist.causal.graph import GraphContext, estimate
+from cjepa_dist.causal.metrics import MEASURES, Edges, Tallies, measure
+from cjepa_dist.config import GraphConfig
+from cjepa_dist.data.order import window_ids
+from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.errors import UserError
+from cjepa_dist.evaluation.bootstrap import bootstrap
+from cjepa_dist.models.predictor import SlotPredictor
+
+ESTIMATORS = (
+    "published",
+    "attention",
+    "attention_rollout",
+    "interventional:hide",
+    "interventional:empty",
+    "distance",
+    "extrapolated_distance",
+    "oracle",
+    "shuffled",
+    "full",
+    "empty",
+)
+NAMES = tuple(REGISTRY)
+TARGETS = ("contact", "contact_new", "influence")
+
+
+def graph_config(name: str, base: GraphConfig | None = None) -> GraphConfig:
+    """`interventional:hide` -> the estimator and its intervention; other settings from `base`."""
+    estimator, _, intervention = name.partition(":")
+    base = base or GraphConfig()
+    return dataclasses.replace(base, estimator=estimator, intervention=intervention or base.intervention)
+
+
+def evaluate_graphs(
+    predictor: SlotPredictor,
+    source: ResidentWindows,
+    context: GraphContext,
+    estimators: Sequence[str] = ESTIMATORS,
+    *,
+    windows: int = 2048,
+    batch: int = 128,
+    draws: int = 200,
+    config: GraphConfig | None = None,
+) -> dict[str, Any]:
+    """JSON-able table `targets[target][estimator][measure] = {value, low, high}`; low and high bound 95 % of `draws` bootstrap draws over
+    videos.
+
+    `source` is made with truth=True and contact_share about 0.5; at most `windows` different windows are used. Also counts of windows,
+    videos and windows with a contact, and the `base_rate` of each target among ordered pairs of present slots, which is the AUPRC of
+    chance. `None` stands for a measure that is undefined. `config` gives threshold and tau. Raises UserError if the source has no truth.
+    """
+    if source.truth is None:
+        raise UserError(
+            "graphs are measured against the simulator's truth, and this data set has none; simulate one with data_prep.simulate"
+        )
+    ids = distinct_windows(source, context.seed, windows)
+    videos, video = np.unique(videos_of(source, ids), return_inverse=True)
+    truths: dict[str, list[np.ndarray]] = {}
+    found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {name: ([], []) for name in estimators}
+    for places in np.array_split(np.arange(len(ids)), math.ceil(len(ids) / batch)):
+        part = on_device(source.gather(ids[places], places.astype(np.int64)), context.sigma2.device)
+        present = present_slots(predictor, part)
+        for name, value in {"present": present, **{n: part[n] for n in (*TARGETS, "near_miss") if n in part}}.items():
+            truths.setdefault(name, []).append(value.cpu().numpy())
+        for name, (adjacency, scores) in found.items():
+            graph = graph_of(name, predictor, part, present, context, config)
+            adjacency.append(graph[0])
+            scores.append(graph[1])
+    known = {name: np.concatenate(parts) for name, parts in truths.items()}
+    graphs = {name: (np.concatenate(a), np.concatenate(s)) for name, (a, s) in found.items()}
+    return {
+        "windows": len(ids),
+        "videos": len(videos),
+        "windows_with_contact": int(known["contact"].any((1, 2)).sum()),
+        "draws": draws,
+        "targets": {t: table(t, known, graphs, video, len(videos), draws, context.seed) for t in TARGETS if t in known},
+    }
+
+
+def table(
+    target: str,
+    known: dict[str, np.ndarray],
+    graphs: dict[str, tuple[np.ndarray, np.ndarray]],
+    video: np.ndarray,
+    videos: int,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """One target: its base rates and each estimator's measures with intervals."""
+    valid = known["present"][:, :, None] & known["present"][:, None] & ~np.eye(known["present"].shape[1], dtype=bool)
+    if target == "contact_new":
+        valid &= ~(known["contact"] & ~known["contact_new"])
+    window = np.nonzero(valid)[0]
+    truth, near = known[target][valid], known["near_miss"][valid]
+    by_video = np.bincount(video, minlength=videos)
+    rows: dict[str, Any] = {}
+    for name, (adjacency, scores) in graphs.items():
+        edges = Edges(scores[valid], adjacency[valid] > 0.5, truth, near & ~truth, window, video[window], videos, by_video)
+        values, tallies = measure(edges), Tallies(edges)
+
+        def again(drawn: np.ndarray, tallies: Tallies = tallies) -> np.ndarray:
+            return tallies(np.bincount(drawn, minlength=videos))
+
+        low, high = bootstrap(np.arange(videos), again, n=draws, seed=seed)
+        rows[name] = {m: {"value": plain(values[m]), "low": plain(low[n]), "high": plain(high[n])} for n, m in enumerate(MEASURES)}
+    close = truth | near
+    return {
+        "base_rate": plain(truth.mean() if len(truth) else math.nan),
+        "near_base_rate": plain(truth[close].mean() if close.any() else math.nan),
+        "pairs": len(truth),
+        "near_misses": int((near & ~truth).sum()),
+        "estimators": rows,
+    }
+
+
+def markdown(result: dict[str, Any], target: str = "contact") -> str:
+    """One target as a Markdown table."""
+    part = result["targets"][target]
+    lines = [
+        f"{target}: {part['pairs']} pairs, base rate {show(part['base_rate'])}; {part['near_misses']} near misses; "
+        f"{result['windows']} windows, {result['windows_with_contact']} with a contact, of {result['videos']} videos",
+        "",
+        "| estimator | AUROC | AUPRC | F1 | best F1 | SHD / window | AUROC, near misses |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in part["estimators"].items():
+        cells = [f"{show(row[m]['value'])} ({show(row[m]['low'])} .. {show(row[m]['high'])})" for m in MEASURES]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def heatmaps(
+    predictor: SlotPredictor,
+    source: ResidentWindows,
+    context: GraphContext,
+    path: str | Path,
+    estimators: Sequence[str] = ("published", "attention", "attention_rollout", "interventional:empty", "distance"),
+    *,
+    samples: int = 6,
+    config: GraphConfig | None = None,
+) -> Path:
+    """A PNG: a row for each of a few windows with a contact, the truth in the first column, adjacency by each estimator beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ids = distinct_windows(source, context.seed, 64)
+    labels = source.gather(ids, np.arange(len(ids)))
+    # Windows with a contact first: an empty truth shows nothing.
+    order = np.argsort(~labels["contact"].any(2).any(1).numpy(), kind="stable")[: max(samples, 2)]
+    part = on_device(source.gather(ids[order], order.astype(np.int64)), context.sigma2.device)
+    present = present_slots(predictor, part)
+    columns = {"contact (truth)": part["contact"].float().cpu().numpy()}
+    if "influence" in part:
+        columns["influence (truth)"] = part["influence"].float().cpu().numpy()
+    columns |= {name: graph_of(name, predictor, part, present, context, config)[0] for name in estimators}
+    rows = min(samples, len(order))
+    figure, axes = pyplot.subplots(rows, len(columns), figsize=(1.7 * len(columns), 1.7 * rows + 0.5), squeeze=False)
+    for row in range(rows):
+        for column, (name, maps) in enumerate(columns.items()):
+            axis = axes[row, column]
+            axis.imshow(np.where(np.eye(maps.shape[1], dtype=bool), np.nan, maps[row]), vmin=0, vmax=1, cmap="viridis")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(name.replace("_", "\n").replace(":", "\n"), fontsize=7)
+    figure.supxlabel("influence of slot j", fontsize=8)
+    figure.supylabel("on slot i", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return Path(path)
+
+
+def distinct_windows(source: ResidentWindows, seed: int, windows: int) -> np.ndarray:
+    """At most `windows` seeded places of the epoch's table; a window that `contact_share` repeats is taken once. Places are what `gather`
+    reads.
+    """
+    ids = window_ids(seed, 0, min(windows, len(source)), len(source))
+    same = ids if source.table is None else source.table[ids]
+    return ids[np.sort(np.unique(same, return_index=True)[1])]
+
+
+def videos_of(source: ResidentWindows, ids: np.ndarray) -> np.ndarray:
+    """The video of each place of the epoch's table."""
+    return (ids if source.table is None else source.table[ids]) // source.starts
+
+
+def graph_of(
+    name: str, predictor: SlotPredictor, part: dict[str, Tensor], present: Tensor, context: GraphContext, config: GraphConfig | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adjacency and raw scores of a batch, float32 arrays (B, S, S)."""
+    history = part["slots"][:, : predictor.config.history_frames]
+    keys = dataclasses.replace(context, sample=part["sample"])
+    graph = estimate(graph_config(name, config), predictor, history, present, context=keys, truth=part)
+    return graph.adjacency.float().cpu().numpy(), graph.scores.float().cpu().numpy()
+
+
+def present_slots(predictor: SlotPredictor, part: dict[str, Tensor]) -> Tensor:
+    """(B, S) bool: the slot holds an object at the last history frame, the moment from which all is predicted."""
+    return part["present"][:, predictor.config.history_frames - 1]
+
+
+def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def plain(value: Any) -> float | None:
+    """A number that JSON has: nan becomes None."""
+    return None if math.isnan(float(value)) else round(float(value), 6)
+
+
+def show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,166 @@
+"""The report's tables: from what evaluations wrote to lines of Markdown; [] when there is nothing to show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cjepa_dist.evaluation import graphs
+from cjepa_dist.evaluation.bootstrap import bootstrap
+from cjepa_dist.evaluation.published import PUBLISHED, TYPES
+from cjepa_dist.evaluation.vqa import GROUPS
+
+Measured = dict[str, dict[str, Any]]
+METHODS = {
+    "copy": "copy of the last frame",
+    "linear": "linear extrapolation",
+    "own_slot": "same predictor, own slot only",
+    "predictor": "predictor",
+}
+
+
+def row(*cells: object) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def header(*names: str) -> list[str]:
+    return [row(*names), row(*["---"] * len(names))]
+
+
+def world_models(models: Measured) -> list[str]:
+    """Errors of one step and of rollouts, each predictor beside the simple methods (which are the same for all models of a data set)."""
+    if not models:
+        return []
+    lines = [
+        "## World models\n",
+        "Slot MSE [95 % interval over videos], position RMSE in brackets (world units).",
+        "Objects in contact within the predicted interval, close to another without contact, and free.\n",
+        "### One step\n",
+    ]
+    classes = ("colliding", "near_miss", "free", "all")
+    lines += header("model", "method", *(name.replace("_", " ") for name in classes))
+    for name, result in models.items():
+        methods = result["one_step"]["methods"]
+        for method in (m for m in METHODS if m in methods):
+            lines.append(row(name, METHODS[method], *(error(methods[method].get(c, {}).get("mean")) for c in classes)))
+    rolled = {name: result["rollout"] for name, result in models.items() if result.get("rollout")}
+    if rolled:
+        lines += ["\n### Rollout of 32 frames (128 .. 159)\n"]
+        lines += header("model", "method", "colliding, mean", "after 8", "after 16", "after 32", "free, mean", "after 32")
+        for name, result in rolled.items():
+            methods = result["methods"]
+            for method in (m for m in METHODS if m in methods):
+                hit, free = methods[method]["colliding"], methods[method]["free"]
+                cells = [hit["mean"], hit["8"], hit["16"], hit["32"], free["mean"], free["32"]]
+                lines.append(row(name, METHODS[method], *(error(cell) for cell in cells)))
+    return [*lines, ""]
+
+
+def error(cell: dict[str, Any] | None) -> str:
+    if not cell or cell["slot_mse"] is None:
+        return "-"
+    low, high = cell["slot_mse_ci"]
+    place = "" if cell["position_rmse"] is None else f" ({cell['position_rmse']:.3f})"
+    return f"{cell['slot_mse']:.4f} [{low:.4f}, {high:.4f}]{place}"
+
+
+def edges(measured: Measured) -> list[str]:
+    """The edge tables of each world model, one a target."""
+    if not measured:
+        return []
+    lines = ["## Graphs: who influences whom\n", "Estimators against the simulator, present pairs; 95 % intervals over videos.\n"]
+    for name, result in measured.items():
+        for target in result["targets"]:
+            lines += [f"### {name}: {target}\n", graphs.markdown(result, target), ""]
+    return lines
+
+
+def vqa(measured: Measured) -> list[str]:
+    """Accuracies at the main start, mean over starts, and what one gets without looking."""
+    if not measured:
+        return []
+    lines = [
+        "## VQA\n",
+        "Accuracy in percent [95 % interval over videos]; in brackets mean ± spread over all first frames.",
+        "Majority: the most frequent training answer to that kind of question. Chance: uniform.\n",
+    ]
+    titles = [name + (" (blind)" if result.get("blind") else "") for name, result in measured.items()]
+    lines += header("", *titles, "majority", "chance", "count")
+    without = next(iter(measured.values()))["without_looking"]
+    for group in GROUPS:
+        cells = [result["accuracy"][group] for result in measured.values()]
+        if not any(cell["count"] for cell in cells):
+            continue
+        shown = [accuracy(cell, result["starts"]["groups"].get(group)) for cell, result in zip(cells, measured.values())]
+        blind = [percent(without[name][group]) for name in ("majority_by_kind", "chance")]
+        lines.append(row(label(group), *shown, *blind, cells[0]["count"]))
+    return [*lines, ""]
+
+
+def accuracy(cell: dict[str, Any], starts: dict[str, float] | None) -> str:
+    if cell["accuracy"] is None:
+        return "-"
+    over = f" ({percent(starts['mean'])} ± {percent(starts['std'])})" if starts else ""
+    return f"{percent(cell['accuracy'])} [{percent(cell['ci'][0])}, {percent(cell['ci'][1])}]{over}"
+
+
+def differences(measured: Measured, *, draws: int, seed: int) -> list[str]:
+    """Each run minus the first, in points, paired by video: the same videos are drawn for both."""
+    if len(measured) < 2:
+        return []
+    (first, base), *others = measured.items()
+    lines = [
+        f"## Differences against {first}\n",
+        "Points [95 % interval, bootstrap over the same videos for both runs]. The interval knows nothing of other seeds.\n",
+        *header("", *(name for name, _ in others)),
+    ]
+    for group in GROUPS:
+        if base["accuracy"][group]["count"]:
+            lines.append(row(label(group), *(difference(base, other, group, draws, seed) for _, other in others)))
+    return [*lines, ""]
+
+
+def difference(base: dict[str, Any], other: dict[str, Any], group: str, draws: int, seed: int) -> str:
+    if base["videos"]["scenes"] != other["videos"]["scenes"]:
+        return "other videos"
+    values = np.array([side["videos"]["counts"][group] for side in (base, other)], dtype=np.float64).transpose(1, 0, 2)  # (V, 2 runs, 2)
+    if not values[..., 1].sum(0).all():
+        return "-"
+
+    def gap(sample: np.ndarray) -> float:
+        total = sample.sum(0)
+        return float(total[1, 0] / total[1, 1] - total[0, 0] / total[0, 1]) if total[:, 1].all() else float("nan")
+
+    low, high = bootstrap(values, gap, draws, seed)
+    clear = "" if low <= 0 <= high else " *"
+    return f"{100 * gap(values):+.1f} [{100 * float(low):+.1f}, {100 * float(high):+.1f}]{clear}"
+
+
+def published(measured: Measured) -> list[str]:
+    """Published accuracies per question on CLEVRER, ours on top. A simulated world is not CLEVRER, and the text says so."""
+    if not measured:
+        return []
+    lines = [
+        "## Published numbers, per question\n",
+        "On real CLEVRER. Ours compare with them only if the data are real CLEVRER too: the simulated world is another.\n",
+        *header("", "split", *TYPES, "note"),
+    ]
+    for name, result in measured.items():
+        cells = [percent(result["accuracy"][f"{kind}.question"]["accuracy"]) for kind in TYPES]
+        lines.append(row(f"**{name}** (ours)", result["split"], *cells, f"step {result['step']}"))
+    for entry in PUBLISHED:
+        option = (None, *(entry.option or (None, None, None)))
+        cells = [f"{q:.1f}" + (f" (per option {o:.1f})" if o is not None else "") for q, o in zip(entry.question, option)]
+        note = "; ".join(part for part in (entry.note, f"average {entry.average}" if entry.average else "") if part)
+        lines.append(row(entry.name, entry.split, *cells, note))
+    return [*lines, ""]
+
+
+def label(group: str) -> str:
+    kind, unit = group.split(".")
+    return kind.replace("_", " ") + ("" if kind in ("overall", "descriptive") else f", per {unit}")
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

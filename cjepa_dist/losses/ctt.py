@@ -1,0 +1,180 @@
+"""Causal Transformation Theory (CTT): the losses of invariance and sufficiency, as released and corrected.
+
+    published    batch-mean graph, threshold;  [M0 and i; non-neighbours of k] as one forward of 2B    ──> raw MSE
+    per_sample   a graph for each sample;      [M0; M0 and I_b; all but the neighbours of k_b], 3B     ──> error in residual variances
+
+Axiom 2: a slot's causal neighbourhood is what its future depends on. So hiding a slot that does not interact changes nothing for the others
+(invariance), and the neighbourhood alone predicts the slot as well as everything does (sufficiency).
+M0 is the base mask of the step. Both functions return sums and counts: the caller reduces the counts over ranks and divides, so N ranks
+equal one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cjepa_dist.causal.attention import pairs, published_adjacency
+from cjepa_dist.causal.graph import Graph
+from cjepa_dist.causal.intervention import without_dropout
+from cjepa_dist.models.masking import uniform
+from cjepa_dist.models.predictor import SlotPredictor
+
+STREAM_INVARIANCE, STREAM_SUFFICIENCY = 201, 202  # of `masking.uniform`, apart from masks and estimators
+
+
+@dataclass(frozen=True)
+class CttTerms:
+    """Two terms as sum and count, all () float32 tensors: term = sum / count over all ranks, 0 where the count is 0."""
+
+    invariance_sum: Tensor
+    invariance_count: Tensor
+    sufficiency_sum: Tensor
+    sufficiency_count: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # means over this batch, detached
+    clean: Tensor | None = None  # (B, T, S, D) prediction under M0 with its gradient, where the stacked forward made it
+
+
+# --- as released -----------------------------------------------------------------------------------------------------
+
+
+def draw_slots(hidden: Tensor, *, seed: int, step: int | Tensor) -> tuple[Tensor, Tensor]:
+    """The slots i (invariance) and k (sufficiency) of a step, two () int64 tensors: uniform over slots visible in every sample.
+
+    `hidden` (B, S) bool. The released losses presume one mask for the batch. Under masks of each sample's own, slots hidden in the fewest
+    samples come first, and `published` leaves out the samples where the drawn one is hidden. The same on every rank while the mask is.
+    """
+    batchwise = torch.zeros(1, dtype=torch.int64, device=hidden.device)
+    burden = hidden.float().mean(dim=0)
+    first = (uniform(seed, step, batchwise, hidden.shape[1], STREAM_INVARIANCE)[0] - 2 * burden).argmax()
+    second = (uniform(seed, step, batchwise, hidden.shape[1], STREAM_SUFFICIENCY)[0] - 2 * burden).argmax()
+    return first, second
+
+
+def published(
+    predictor: SlotPredictor,
+    x: Tensor,
+    hidden: Tensor,
+    clean: Tensor | None = None,
+    *,
+    threshold: float,
+    slot_invariance: int | Tensor,
+    slot_sufficiency: int | Tensor,
+) -> CttTerms:
+    """The released losses, number for number: `x` (B, T, S, D), `hidden` (B, S) bool (M0), `clean` (B, T, S, D) the prediction under M0.
+
+    Graph: `published_adjacency` under M0, mean over the batch THIS process holds (so this one term depends on the number of processes).
+    Invariance: visible j != i with A[j, i] < threshold are held to their clean future while i is hidden too. Sufficiency: every j != k
+    with A[k, j] < threshold is hidden, k's future is compared with the truth. A term without such j counts nothing.
+    Dropout stays as the caller has it (released: on, different in the passes that are compared). Without `clean` the graph's own pass
+    gives it. Kept for comparison: rows of A sum to 1 / T_total, so at 4 frames the usual threshold 0.15 makes every pair a non-neighbour.
+    """
+    frames, slots = predictor.config.history_frames, x.shape[2]
+    history, truth = x[:, :frames], x[:, frames:].float()
+    with torch.no_grad():
+        z0, maps = predictor(history, hidden, need_attention=True)
+        mean = published_adjacency(maps[-1], frames, slots).mean(dim=0)
+        target = (z0 if clean is None else clean)[:, frames:].float()
+    index = torch.arange(slots, device=x.device)
+    is_i, is_k = index == slot_invariance, index == slot_sufficiency
+    far_from_i = ((mean < threshold) & is_i).any(dim=1) & ~is_i  # j with A[j, i] < threshold
+    far_from_k = ((mean < threshold) & is_k[:, None]).any(dim=0) & ~is_k  # j with A[k, j] < threshold
+    masks = torch.cat([hidden | is_i, far_from_k.expand_as(hidden)])
+    z1, z2 = predictor(torch.cat([history, history]), masks)[:, frames:].float().chunk(2)
+
+    drawn_visible = ~(hidden & is_i).any(dim=1, keepdim=True)
+    weight = (far_from_i & ~hidden & drawn_visible).float()  # (B, S)
+    moved = (z1 - target).square().mean(dim=(1, 3))
+    missed = ((z2 - truth).square().mean(dim=(1, 3)) * is_k).sum(dim=1)  # (B,)
+    some = far_from_k.any().float()
+    with torch.no_grad():
+        edges = (mean >= threshold) & ~torch.eye(slots, dtype=torch.bool, device=x.device)
+        candidates = (~is_i & ~hidden & drawn_visible).float().sum().clamp_min(1)
+        metrics = {"non_neighbour_fraction": weight.sum() / candidates, "edges_per_slot": edges.float().sum() / slots}
+    return CttTerms((weight * moved).sum(), weight.sum(), some * missed.sum(), some * len(x), metrics)
+
+
+# --- corrected -------------------------------------------------------------------------------------------------------
+
+
+def per_sample(
+    predictor: SlotPredictor,
+    x: Tensor,
+    hidden: Tensor,
+    present: Tensor,
+    graph: Graph,
+    sigma2: Tensor,
+    *,
+    margin: float,
+    seed: int,
+    step: int | Tensor,
+    sample: Tensor,
+    z0: Tensor | None = None,
+) -> CttTerms:
+    """Invariance and sufficiency with a graph, a hidden slot I_b and a target k_b of each sample's own.
+
+    `x` (B, T, S, D), `hidden` and `present` (B, S) bool, `sigma2` (D,) residual variance, `sample` (B,) global indices.
+    e(a, b) = mean over future frames and d of (a - b)^2 / sigma_d^2. I_b and k_b are drawn among present, visible slots; a sample without
+    one is not counted.
+    - invariance = sum w e(z1, stop z0) / sum w, w_bj = stop((1 - A[b, j, I_b]) present_j visible_j (j != I_b) [e1_j - e0_j against the
+      truth <= margin]): the bracket drops slots that hiding I_b did hurt, whatever the graph says; w is a constant, or A = 1 would be
+      rewarded.
+    - sufficiency = mean of relu(e2_k - stop e0_k - margin), e2 from the pass that hides all but the slots j with A[b, k_b, j] > 0.5.
+
+    Dropout is off: passes are compared. `z0` is the prediction under M0 without dropout, if the caller has it: it may come from the
+    task's own forward where the config's dropout is 0, or from a no-grad pass inside `without_dropout`, the cheapest where it is not; two
+    passes are left. Without it all three are one forward of 3B, and `clean` of the result is z0 with its gradient, so a task without
+    dropout needs no other forward.
+    """
+    frames, slots = predictor.config.history_frames, x.shape[2]
+    history, truth = x[:, :frames], x[:, frames:].float()
+    adjacency = graph.adjacency.detach().float()
+    eligible = present & ~hidden
+    some = eligible.any(dim=1)
+    i_b = draw(eligible, seed, step, sample, STREAM_INVARIANCE)
+    k_b = draw(eligible, seed, step, sample, STREAM_SUFFICIENCY)
+    index = torch.arange(slots, device=x.device)
+    is_i, is_k = index == i_b[:, None], index == k_b[:, None]  # (B, S)
+    pick = i_b[:, None, None].expand(-1, slots, 1)
+    from_i = adjacency.gather(2, pick)[:, :, 0]  # influence of I_b on each j
+    neighbour = adjacency.gather(1, k_b[:, None, None].expand(-1, 1, slots))[:, 0] > 0.5  # j that influence k_b
+
+    masks = [hidden | is_i, ~(neighbour | is_k)]
+    with without_dropout(predictor):
+        if z0 is None:
+            clean, z1, z2 = predictor(history.repeat(3, 1, 1, 1), torch.cat([hidden, *masks])).chunk(3)
+        else:
+            clean = z0
+            z1, z2 = predictor(history.repeat(2, 1, 1, 1), torch.cat(masks)).chunk(2)
+    base = clean.detach()[:, frames:].float()
+    z1, z2 = z1[:, frames:].float(), z2[:, frames:].float()
+
+    e0, e1, e2 = (error(z, truth, sigma2) for z in (base, z1, z2))
+    allowed = eligible & ~is_i & some[:, None] & (e1 - e0 <= margin)
+    weight = ((1 - from_i) * allowed).detach()
+    invariance = weight * error(z1, base, sigma2)
+    excess = torch.relu(e2 - e0 - margin) * is_k * some[:, None]
+    metrics = {name: value.detach() for name, value in describe(adjacency, present).items()}
+    return CttTerms(invariance.sum(), weight.sum(), excess.sum(), some.float().sum(), metrics, clean)
+
+
+def error(a: Tensor, b: Tensor, sigma2: Tensor) -> Tensor:
+    """Mean over frames and dimensions of (a - b)^2 / sigma_d^2: (B, T_p, S, D) twice, (D,) -> (B, S), in residual variances."""
+    return ((a - b).square() / sigma2.float()).mean(dim=(1, 3))
+
+
+def draw(eligible: Tensor, seed: int, step: int | Tensor, sample: Tensor, stream: int) -> Tensor:
+    """One eligible slot of each sample, uniformly, (B,) int64; any slot where none is eligible. A function of (seed, step, sample)."""
+    return torch.where(eligible, uniform(seed, step, sample, eligible.shape[1], stream), -1.0).argmax(dim=1)
+
+
+def describe(adjacency: Tensor, present: Tensor) -> dict[str, Tensor]:
+    """Share of pairs of present slots that are no edge, and edges into a present slot: a graph near 1.000 or S - 1 decides nothing."""
+    both = pairs(present)
+    edges = ((adjacency > 0.5) & both).float().sum()
+    return {
+        "non_neighbour_fraction": 1 - edges / both.float().sum().clamp_min(1),
+        "edges_per_slot": edges / present.float().sum().clamp_min(1),
+    }

@@ -1,0 +1,24 @@
+"""The errors that C-JEPA minimises (the released training loss, `spec/world_model.md`), each a mean of squares in float32.
+
+loss = future_loss + history_loss        future slots of every object, and the history of the hidden ones
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def future_loss(z: Tensor, x: Tensor, history_frames: int) -> Tensor:
+    """Mean squared error over all slots of the future frames: z, x (B, T_total, S, D) -> ()."""
+    return (z[:, history_frames:].float() - x[:, history_frames:].float()).square().mean()
+
+
+def history_loss(z: Tensor, x: Tensor, hidden: Tensor, history_frames: int, count: Tensor | float | None = None) -> Tensor:
+    """Mean squared error over the history of the hidden slots, t = 0 included as released; 0 where none is hidden.
+
+    z, x (B, T_total, S, D), hidden (B, S) -> (). `count`: hidden slots to divide by, where this batch is a part of a larger one.
+    """
+    error = (z[:, :history_frames].float() - x[:, :history_frames].float()).square().mean(dim=(1, 3))  # (B, S)
+    total = torch.where(hidden, error, 0.0).sum()
+    return total / (hidden.sum() if count is None else torch.as_tensor(count)).clamp(min=1)

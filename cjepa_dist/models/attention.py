@@ -1,0 +1,104 @@
+"""Transformer blocks for both models.
+
+    x (B, N, W) ──> x + attention(x) ──> x + mlp(norm(x))          published order (C-JEPA): no norm before attention
+                    x + attention(norm(x)) ──> x + mlp(norm(x))    norm_first (ALOE, and our own C-JEPA)
+
+On CUDA the attention is one fused call, and its weights are never stored. On the CPU it is written out: the fused CPU kernel's backward
+is slow for short sequences and narrow heads, most of all in bfloat16 (28 tokens, 16 heads of 8: three times slower).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+    """softmax(q k' / sqrt(d)) v and the weights before dropout, for q, k, v (B, heads, N, d); `padding` (B, 1, 1, N), True = ignore."""
+    logits = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)
+    if padding is not None:
+        logits = logits.masked_fill(padding, -math.inf)
+    weights = logits.softmax(-1)
+    return drop(weights, dropout) @ v, weights
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """Dropout with probability p, from torch's default generator.
+
+    torch's own draws one number after another on the CPU and took two thirds of ALOE's attention. There, eagerly, each 64-bit draw
+    serves four elements (p is rounded to 1/65536 and the scale follows): three times faster. Elsewhere it is torch's.
+    """
+    if p == 0:
+        return x
+    if x.device.type != "cpu" or p >= 1 or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    dropped = round(p * 65536)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
+    keep = (draws[: x.numel()] >= dropped - 32768).view(x.shape)
+    return x * keep.to(x.dtype).mul_(65536 / (65536 - dropped))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, one matrix for queries, keys and values; parameters and initial values of nn.MultiheadAttention."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(B, N, W) -> (B, N, W) and, if asked, the weights (B, heads, N, N) before dropout. `padding` (B, N) bool: keys to ignore."""
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        ignored = None if padding is None else padding[:, None, None, :]
+        weights = None
+        if need_weights or not x.is_cuda:
+            mixed, weights = written_out(q, k, v, ignored, dropout)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, None if ignored is None else ~ignored, dropout)
+        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width)), weights if need_weights else None
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward network, each added to its input.
+
+    `drop_attention_output` is the released models' difference: ALOE drops the output of attention too, C-JEPA only its weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_dim: int,
+        dropout: float,
+        *,
+        norm_first: bool,
+        relu: bool = False,
+        drop_attention_output: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dropout, self.relu, self.drop_attention_output = dropout, relu, drop_attention_output
+        self.attention_norm = nn.LayerNorm(width) if norm_first else nn.Identity()
+        self.attention = Attention(width, heads, dropout)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, mlp_dim)
+        self.down = nn.Linear(mlp_dim, width)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(B, N, W) -> (B, N, W) and, if asked, the attention weights (B, heads, N, N)."""
+        p = self.dropout if self.training else 0.0
+        mixed, weights = self.attention(self.attention_norm(x), padding, need_weights)
+        x = x + (drop(mixed, p) if self.drop_attention_output else mixed)
+        wide = self.up(self.norm(x))
+        wide = F.relu(wide) if self.relu else F.gelu(wide)
+        return x + drop(self.down(drop(wide, p)), p), weights

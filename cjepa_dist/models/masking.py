@@ -1,0 +1,89 @@
+"""Which slots are hidden, and the random numbers behind it: functions of (seed, step, global sample index), of nothing else.
+
+A draw that depends on no generator state is the same on every device and for any number of processes, and a resumed run repeats it
+(decision 3 of the architecture). The generator is a counter hashed by splitmix64 (Steele, Lea, Flood 2014), in int64 tensor operations.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cjepa_dist.config import MaskConfig
+from cjepa_dist.errors import UserError
+
+RELEASED_SEED = 42  # of the released code, which draws its set anew from this seed in every forward
+STREAM_COUNT, STREAM_ORDER = 0x6D61736B, 0x6D61736C  # any other users of `uniform` take other numbers
+
+
+def uniform(seed: int, step: int | Tensor, sample: Tensor, n: int, stream: int) -> Tensor:
+    """n float32 numbers in [0, 1) for each sample: (B,) int64 -> (B, n).
+
+    `step` is an int or a 0-d int64 tensor; `stream` keeps the draws made for different purposes apart.
+    """
+    key = reduce(absorb, (seed, stream, step), torch.zeros((), dtype=torch.int64, device=sample.device))
+    bits = absorb(absorb(key, sample)[:, None], torch.arange(n, device=sample.device))
+    return shift(bits, 40).to(torch.float32) * 2.0**-24  # the upper 24 bits: all that a float32 below 1 resolves
+
+
+def absorb(key: Tensor, value: int | Tensor) -> Tensor:
+    """Hash a value into a key; one to one in each, so equal results come only from equal histories (or a 64-bit accident)."""
+    if isinstance(value, int):
+        value = torch.full_like(key, value)  # so that products wrap around as int64 does
+    h = key + (value + 1) * signed(0x9E3779B97F4A7C15)
+    h = (h ^ shift(h, 30)) * signed(0xBF58476D1CE4E5B9)
+    h = (h ^ shift(h, 27)) * signed(0x94D049BB133111EB)
+    return h ^ shift(h, 31)
+
+
+def shift(h: Tensor, bits: int) -> Tensor:
+    """Right shift that fills with zeros; int64's own repeats the sign."""
+    return (h >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def signed(value: int) -> int:
+    """An integer as the int64 with the same 64 bits."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def hidden_slots(config: MaskConfig, seed: int, step: int | Tensor, sample: Tensor, slots: int) -> Tensor:
+    """The slots whose history is hidden: sample (B,) int64, the global sample indices, -> (B, S) bool.
+
+    `fixed`: the released code's set, the same for ever; `batch`: one set a step; `sample`: a set of its own for each sample. How many are
+    hidden is drawn from `config.counts` likewise (in `fixed`: once a run). Raises UserError if `counts` is no distribution over 0 .. S.
+    """
+    check_counts(config.counts, slots)
+    if config.mode == "fixed":
+        number = draw_number(config.counts, uniform(seed, 0, sample[:1] * 0, 1, STREAM_COUNT))
+        slot = torch.arange(slots, device=sample.device)
+        # Comparisons with Python numbers, for a table of indices would have to be copied to the device in every step.
+        rank = sum((slot == chosen) * place for place, chosen in enumerate(released_order(slots)))
+        return (rank < number).expand(len(sample), slots)
+    who = sample if config.mode == "sample" else sample[:1] * 0
+    number = draw_number(config.counts, uniform(seed, step, who, 1, STREAM_COUNT))
+    rank = uniform(seed, step, who, slots, STREAM_ORDER).argsort(dim=1, stable=True).argsort(dim=1)
+    return (rank < number).expand(len(sample), slots)
+
+
+def draw_number(counts: list[float], u: Tensor) -> Tensor:
+    """Invert the distribution function: u (B, 1) -> how many slots to hide, (B, 1) int64."""
+    edges = list(accumulate(counts))[:-1]
+    return sum(((u >= edge).long() for edge in edges), torch.zeros_like(u, dtype=torch.int64))
+
+
+def check_counts(counts: list[float], slots: int) -> None:
+    if not counts or min(counts) < 0 or abs(sum(counts) - 1) > 1e-6:
+        raise UserError(f"mask.counts={counts} must be probabilities of hiding 0, 1, 2, ... slots that sum to 1")
+    if len(counts) > slots + 1:
+        raise UserError(f"mask.counts={counts} would hide up to {len(counts) - 1} of {slots} slots")
+
+
+@torch.compiler.assume_constant_result
+def released_order(slots: int) -> list[int]:
+    """The order in which the released code hides slots: its set of n is the first n; 0, 1, 5, 2, ... for 7 slots."""
+    order: list[int] = np.random.RandomState(RELEASED_SEED).permutation(slots).tolist()
+    return order

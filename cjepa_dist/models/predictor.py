@@ -1,0 +1,170 @@
+"""C-JEPA: slots of the past, some objects hidden, -> slots of all frames, the future included (arXiv 2602.11389).
+
+    history (B, T_h, S, D), hidden (B, S)
+        visible token  slot                                    + time
+        query          mask token + Linear(slot at t = 0)      + time     hidden slots at t >= 1, every slot of the future
+    ──> transformer over all T_total * S tokens, every token sees every other ──> LayerNorm ──> Linear ──> z (B, T_total, S, D)
+
+There is no embedding over slots: who a slot is comes from its content at t = 0, which is always visible. The mask is an argument and
+shapes are static, so nothing here depends on the value of a tensor. Names of released checkpoints are translated at the end of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cjepa_dist.config import PredictorConfig
+from cjepa_dist.errors import UserError
+from cjepa_dist.models.attention import Block
+
+
+class SlotPredictor(nn.Module):
+    """The world model. `PredictorConfig`'s defaults are the released layout; every option beside it is described there."""
+
+    def __init__(self, config: PredictorConfig) -> None:
+        """Raises UserError if the width is not a multiple of the heads."""
+        super().__init__()
+        self.config = config
+        slot_dim, width = config.slot_dim, config.width or config.slot_dim
+        if width % config.heads:
+            raise UserError(f"predictor.heads={config.heads} must divide predictor.width or, where that is 0, slot_dim: {width}")
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
+        self.time = nn.Parameter(torch.randn(1, config.history_frames + config.pred_frames, 1, width))
+        self.slot_in = nn.Linear(slot_dim, width) if config.width else nn.Identity()
+        self.first_anchor = nn.Linear(slot_dim, width)
+        self.last_anchor = nn.Linear(slot_dim, width) if config.last_anchor else None
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.mlp_dim, config.dropout, norm_first=config.norm_first) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, slot_dim)
+        if config.predict_change:  # an untrained model predicts that nothing changes
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, history: Tensor, hidden: Tensor, *, need_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Predict every slot of every frame, those that were given included.
+
+        history (B, T, S, D), T <= T_h; hidden (B, S) bool: slots of which only t = 0 is shown -> z (B, T + T_p, S, D),
+        and if `need_attention` the weights of each layer, (B, heads, N, N) with N = (T + T_p) * S tokens, frame-major.
+        """
+        last_visible = torch.where(hidden[..., None], history[:, 0], history[:, -1])
+        tokens = self.embed(history, hidden, last_visible)
+        batch, frames, slots, width = tokens.shape
+        own = self.config.own_slot_only
+        x = tokens.transpose(1, 2).flatten(0, 1) if own else tokens.flatten(1, 2)
+        attention = []
+        for block in self.blocks:
+            x, weights = block(x, need_weights=need_attention)
+            if need_attention:
+                attention.append(spread(weights, batch, slots) if own else weights)
+        x = x.view(batch, slots, frames, width).transpose(1, 2) if own else x.view(batch, frames, slots, width)
+        z = self.head(self.norm(x))
+        if self.config.predict_change:
+            z = last_visible[:, None] + z
+        return (z, attention) if need_attention else z
+
+    def embed(self, history: Tensor, hidden: Tensor, last_visible: Tensor) -> Tensor:
+        """Tokens (B, T + T_p, S, W) of history (B, T, S, D), with hidden (B, S) and last_visible (B, S, D)."""
+        length, future = history.shape[1], self.config.pred_frames
+        if not 1 <= length <= self.config.history_frames:
+            raise ValueError(f"history has {length} frames; this predictor takes 1 to {self.config.history_frames}")
+        anchor = self.first_anchor(history[:, :1])  # (B, 1, S, W)
+        query = self.mask_token + anchor
+        shown = self.slot_in(history) + anchor if self.config.anchor_all else self.slot_in(history)
+        past = torch.where(hidden[:, None, :, None], query, shown[:, 1:])  # t = 0 is always visible
+        ahead = query if self.last_anchor is None else query + self.last_anchor(last_visible)[:, None]
+        tokens = torch.cat([shown[:, :1], past, ahead.expand(-1, future, -1, -1)], dim=1)
+        return tokens + self.time[:, -(length + future) :]  # a history shorter than trained ends at the same "now"
+
+    def predict(self, history: Tensor) -> Tensor:
+        """The next T_p frames, nothing hidden: (B, T, S, D), T <= T_h -> (B, T_p, S, D)."""
+        hidden = torch.zeros(history.shape[0], history.shape[2], dtype=torch.bool, device=history.device)
+        z: Tensor = self(history, hidden)
+        return z[:, -self.config.pred_frames :]
+
+    def rollout(self, frames: Tensor, count: int, frameskip: int) -> Tensor:
+        """The `count` video frames that follow: (V, T, S, D) -> (V, count, S, D), in steps of `frameskip`.
+
+        A model frame is `frameskip` video frames, so there are `frameskip` interleaved sequences; all of them go in one batch.
+        Frame T + i is position i // frameskip of sequence i % frameskip. Raises UserError if the video is shorter than the history.
+        """
+        videos, length, slots, slot_dim = frames.shape
+        needed, future = self.config.history_frames * frameskip, self.config.pred_frames
+        if length < needed:
+            raise UserError(f"a rollout needs history_frames x frameskip = {needed} frames; the video has {length}")
+        sequence = frames[:, length - needed :].unflatten(1, (-1, frameskip)).transpose(1, 2).flatten(0, 1)  # (V * frameskip, T_h, S, D)
+        steps = -(-count // frameskip)
+        for _ in range(-(-steps // future)):
+            following = self.predict(sequence[:, -self.config.history_frames :])
+            sequence = torch.cat([sequence, following.to(sequence.dtype)], dim=1)
+        rolled = sequence[:, self.config.history_frames :][:, :steps].unflatten(0, (videos, frameskip))
+        return rolled.transpose(1, 2).reshape(videos, steps * frameskip, slots, slot_dim)[:, :count]
+
+    @classmethod
+    def from_reference(
+        cls, state_dict: Mapping[str, Tensor], *, history_frames: int, pred_frames: int, heads: int, slots: int = 7, dropout: float = 0.1
+    ) -> SlotPredictor:
+        """A released checkpoint's weights. Sizes are read off the shapes; heads, slots and dropout leave no trace in them.
+
+        Keys may carry a common prefix (the predictor inside a larger model). Raises UserError naming what is missing or does not fit.
+        """
+        prefix = next((key.removesuffix("time_pos_embed") for key in state_dict if key.endswith("time_pos_embed")), None)
+        if prefix is None:
+            raise UserError("this is no released C-JEPA predictor: it has no parameter time_pos_embed")
+        found = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        depth = len({key.split(".")[2] for key in found if key.startswith("transformer.layers.")})
+        names = reference_names(depth)
+        if missing := [theirs for theirs in names.values() if theirs not in found]:
+            raise UserError(f"the checkpoint lacks {prefix}{missing[0]} ({len(missing)} parameters are missing)")
+        if (trained := found["time_pos_embed"].shape[1]) != history_frames + pred_frames:
+            expected = history_frames + pred_frames
+            raise UserError(f"the checkpoint has {trained} time embeddings, not history_frames + pred_frames = {expected}")
+        model = cls(
+            PredictorConfig(
+                slots=slots,
+                slot_dim=found["mask_token"].shape[-1],
+                history_frames=history_frames,
+                pred_frames=pred_frames,
+                depth=depth,
+                heads=heads,
+                mlp_dim=found[names["blocks.0.up.bias"]].shape[0],
+                dropout=dropout,
+            )
+        )
+        model.load_state_dict({ours: found[theirs] for ours, theirs in names.items()})
+        return model
+
+    def to_reference(self) -> dict[str, Tensor]:
+        """The weights by the released names: the inverse of `from_reference`. Raises UserError if options make it another model."""
+        config, released = self.config, PredictorConfig()
+        options = ("width", "norm_first", "predict_change", "last_anchor", "anchor_all", "own_slot_only")
+        if added := [name for name in options if getattr(config, name) != getattr(released, name)]:
+            raise UserError(f"the released layout has no {', '.join(added)}: a predictor trained with it cannot be exported")
+        state = self.state_dict()
+        return {theirs: state[ours].clone() for ours, theirs in reference_names(config.depth).items()}
+
+
+def spread(weights: Tensor, batch: int, slots: int) -> Tensor:
+    """Attention within each slot, (B * S, heads, T, T), as attention over all tokens, (B, heads, T * S, T * S)."""
+    _, heads, frames, _ = weights.shape
+    same_slot = torch.eye(slots, dtype=weights.dtype, device=weights.device)
+    full = torch.einsum("bshtu,sr->bhtsur", weights.view(batch, slots, heads, frames, frames), same_slot)
+    return full.reshape(batch, heads, frames * slots, frames * slots)
+
+
+def reference_names(depth: int) -> dict[str, str]:
+    """Our parameter names -> those of the released C-JEPA checkpoints."""
+    names = {"mask_token": "mask_token", "time": "time_pos_embed"}
+    modules = {"first_anchor": "id_projector", "norm": "transformer.norm", "head": "to_out"}
+    for i in range(depth):
+        theirs = f"transformer.layers.{i}"
+        names |= {f"blocks.{i}.attention.qkv.{part}": f"{theirs}.0.in_proj_{part}" for part in ("weight", "bias")}
+        modules |= {f"blocks.{i}.{ours}": f"{theirs}.{name}" for ours, name in _BLOCK.items()}
+    return names | {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in modules.items() for part in ("weight", "bias")}
+
+
+_BLOCK = {"attention.out": "0.out_proj", "norm": "1.0", "up": "1.1", "down": "1.4"}

@@ -1,0 +1,93 @@
+"""What this process runs on: accelerator, device, precision, threads, seeds, and a report of it all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from cjepa_dist.errors import UserError
+
+PACKAGES = ("torch", "accelerate", "deepspeed", "webdataset", "numpy", "tensorboard", "submitit", "cjepa_dist")
+
+
+def accelerator(precision: str) -> Accelerator:
+    """The Accelerate handle of this process. Raises UserError when the launcher's world and Accelerate's differ.
+
+    `accelerate launch --cpu --num_processes 2` starts one process and says nothing: then WORLD_SIZE is what was asked for,
+    and a silent fallback would train on a part of the batch.
+    """
+    on_cpu = not torch.cuda.is_available()
+    handle = Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked != handle.num_processes:
+        raise UserError(f"asked for {asked} processes, Accelerate runs {handle.num_processes}: start with torchrun or accelerate launch --multi_gpu")
+    if on_cpu:
+        # accelerate launch sets OMP_NUM_THREADS=1 without being asked: share the cores between the local processes.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(handle.num_processes)))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    return handle
+
+
+def all_reduce(values: torch.Tensor) -> torch.Tensor:
+    """Sum over all processes, without gradient; the tensor itself on one process."""
+    values = values.detach()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mix(*numbers: int) -> int:
+    """A seed that depends on all of the numbers (splitmix64 steps), for torch.manual_seed."""
+    state = 0
+    for number in numbers:
+        state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def environment(handle: Accelerator) -> dict[str, Any]:
+    """What a reader of the run folder needs to repeat the run: versions, code, command, machine."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.executable).name, *getattr(sys, "orig_argv", sys.argv)[1:]],
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": git("rev-parse", "HEAD"),
+        "diff": git("diff", "HEAD", "--stat"),
+        "machine": platform.platform(),
+        "device": torch.cuda.get_device_name() if handle.device.type == "cuda" else platform.processor() or "cpu",
+        "engine": str(handle.distributed_type),
+        "processes": handle.num_processes,
+        "threads": torch.get_num_threads(),
+        "precision": handle.mixed_precision,
+    }
+
+
+def git(*arguments: str) -> str:
+    """Output of git in the project's folder; empty where there is no repository."""
+    folder = Path(__file__).resolve().parent
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout.strip()

@@ -1,0 +1,30 @@
+"""Train ALOE on rolled-out slots and questions: `accelerate launch -m cjepa_dist.train_aloe CONFIG.yaml data=DIR run=RUN [key=value ...]`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cjepa_dist import config as schema
+from cjepa_dist.data.questions import QuestionSource
+from cjepa_dist.data.shards import Manifest
+from cjepa_dist.errors import UserError
+from cjepa_dist.tasks import VqaTask
+from cjepa_dist.training.loop import train
+
+
+def main(config: schema.TrainAloe) -> int:
+    model, manifest = config.aloe, Manifest.load(config.data)
+    if (manifest.slots, manifest.slot_dim) != (model.slots, model.slot_dim):
+        raise UserError(
+            f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, the config aloe.slots={model.slots} x aloe.slot_dim={model.slot_dim}"
+        )
+    frames = {"frames": model.frames, "stride": config.stride, "blind": config.blind, "seed": config.seed}
+    source = QuestionSource(config.data, config.train_split, starts=config.starts, **frames)
+    validation = QuestionSource(config.data, config.val_split, eval_start=config.eval_start, **frames)
+    torch.manual_seed(config.seed)
+    return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))
+
+
+if __name__ == "__main__":
+    schema.launch(schema.TrainAloe, main)

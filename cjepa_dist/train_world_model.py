@@ -1,0 +1,42 @@
+"""Train C-JEPA on slot shards: `accelerate launch -m cjepa_dist.train_world_model CONFIG.yaml data=DIR run=RUN [key=value ...]`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cjepa_dist import config as schema
+from cjepa_dist.data.shards import Manifest
+from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.errors import UserError
+from cjepa_dist.evaluation.pictures import graph_picture
+from cjepa_dist.tasks import WorldModelTask
+from cjepa_dist.training.loop import train
+
+
+def main(config: schema.TrainWorldModel) -> int:
+    predictor, manifest = config.predictor, Manifest.load(config.data)
+    if (manifest.slots, manifest.slot_dim) != (predictor.slots, predictor.slot_dim):
+        raise UserError(
+            f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, the config predictor.slots={predictor.slots} "
+            f"x predictor.slot_dim={predictor.slot_dim}"
+        )
+    shape = {"history_frames": predictor.history_frames, "pred_frames": predictor.pred_frames, "frameskip": config.frameskip}
+    needs_truth = config.ctt.graph.estimator in ("oracle", "shuffled", "distance") and (
+        config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0
+    )
+    source = ResidentWindows(
+        config.data, config.train_split, **shape, contact_share=config.contact_share, videos=config.videos, truth=needs_truth
+    )
+    validation = ResidentWindows(config.data, config.val_split, **shape)
+    torch.manual_seed(config.seed)
+    task = WorldModelTask(config)
+    if manifest.empty_slot is not None:
+        task.empty.copy_(torch.tensor(manifest.empty_slot))
+    count = min(config.val_windows, len(validation))
+    val_ids = np.linspace(0, len(validation) - 1, count).astype(np.int64)
+    return train(task, source, validation, config, val_ids=val_ids, picture=graph_picture(task, validation, val_ids))
+
+
+if __name__ == "__main__":
+    schema.launch(schema.TrainWorldModel, main)

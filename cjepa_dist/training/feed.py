@@ -1,0 +1,59 @@
+"""Batches of this rank, one ahead of the step that uses them.
+
+The position is one integer, step * global_batch; the ids of a global batch come from it alone, so nothing here has state to save.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from cjepa_dist.data.order import window_ids
+
+Batch = dict[str, torch.Tensor]
+
+
+class Source(Protocol):
+    """A split that can be read at any ids."""
+
+    def __len__(self) -> int: ...
+    def gather(self, ids: np.ndarray, sample: np.ndarray) -> Batch: ...
+    def totals(self, ids: np.ndarray) -> dict[str, float]: ...
+
+
+class Feed:
+    """Iterates over (step, list of micro-batches) from `start` to `stop`; `waited` is the time spent waiting, in seconds."""
+
+    def __init__(
+        self, source: Source, *, seed: int, start: int, stop: int, global_batch: int, accumulation: int, rank: int, world: int, device: torch.device
+    ) -> None:
+        self.source, self.seed, self.range = source, seed, range(start, stop)
+        self.global_batch, self.accumulation, self.rank, self.world, self.device = global_batch, accumulation, rank, world, device
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        with ThreadPoolExecutor(1) as pool:
+            coming: Future[list[Batch]] | None = pool.submit(self.read, self.range.start) if self.range else None
+            for step in self.range:
+                assert coming is not None
+                began = time.perf_counter()
+                batches = coming.result()
+                self.waited += time.perf_counter() - began
+                coming = pool.submit(self.read, step + 1) if step + 1 < self.range.stop else None
+                yield step, [{name: value.to(self.device, non_blocking=True) for name, value in batch.items()} for batch in batches]
+
+    def read(self, step: int) -> list[Batch]:
+        position = step * self.global_batch
+        ids = window_ids(self.seed, position, self.global_batch, len(self.source))
+        totals = {f"total_{name}": torch.tensor(value) for name, value in self.source.totals(ids).items()}
+        share = self.global_batch // self.world
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        sample = position + np.arange(self.global_batch, dtype=np.int64)
+        parts = zip(np.split(ids[mine], self.accumulation), np.split(sample[mine], self.accumulation))
+        batches = [{**self.source.gather(i, s), **totals} for i, s in parts]
+        return [{name: value.pin_memory() for name, value in b.items()} for b in batches] if self.device.type == "cuda" else batches

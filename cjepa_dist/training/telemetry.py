@@ -1,0 +1,58 @@
+"""What a run says of itself: one line, one JSON line and one set of TensorBoard points, all from one place, on rank 0."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+
+class Telemetry:
+    """Writes into RUN; on ranks other than 0 every call does nothing."""
+
+    def __init__(self, run: Path, config: Any, *, active: bool, start: int, steps: int) -> None:
+        self.active, self.steps = active, steps
+        if not active:
+            return
+        self.lines = run / "metrics.jsonl"
+        if self.lines.exists():  # points after the checkpoint we resume from never happened
+            kept = [line for line in self.lines.read_text().splitlines() if json.loads(line)["step"] <= start]
+            self.lines.write_text("".join(line + "\n" for line in kept))
+        self.writer = SummaryWriter(str(run), purge_step=start + 1 if start else None)
+        if not start:
+            # SummaryWriter.add_hparams would make a sub-run of its own.
+            flat = {key: value for key, value in flatten(dataclasses.asdict(config)) if isinstance(value, (int, float, str, bool))}
+            for summary in hparams(flat, {"val/loss": 0.0}):
+                self.writer._get_file_writer().add_summary(summary)
+
+    def write(self, step: int, values: dict[str, float], kind: str = "train") -> None:
+        """`step` counts finished steps."""
+        if not self.active:
+            return
+        with self.lines.open("a") as stream:
+            stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(f"{kind}/{name}", value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        print(f"{kind} {step}/{self.steps}  {shown}", flush=True)
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """`picture` (H, W, 3) uint8."""
+        if self.active:
+            self.writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.active:
+            self.writer.close()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return pairs

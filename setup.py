@@ -1,0 +1,46 @@
+"""Package metadata. Ranges are what was tested; `constraints.txt` holds one exact set of versions that passes the tests."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "torch>=2.9,<2.14",  # 2.9 has torch.optim.Muon; 2.14 is untested, and a range that admits it pulls several GB of CUDA on a CPU machine
+    "numpy>=1.26,<3",
+    "accelerate>=1.15,<2",
+    "deepspeed==0.19.8",
+    "webdataset>=1.0.2,<2",
+    "tensorboard>=2.21,<3",
+    "submitit>=1.5.4,<2",
+    "omegaconf>=2.3,<3",
+    "safetensors>=0.5,<1",
+    "rich>=13,<16",
+    "xxhash>=3.4,<5",
+    "psutil>=5.9,<8",
+]
+EXTRAS = {
+    "sim": ["pymunk>=7.0,<8"],
+    "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],
+    "test": [
+        "pytest>=8,<10",
+        "pytest-timeout>=2.3,<3",
+        "hypothesis>=6.100,<7",
+        "ruff>=0.8,<1",
+        "mypy>=1.13,<3",
+        "import-linter>=2.1,<3",
+        "types-PyYAML>=6.0.12",
+    ],
+}
+
+setup(
+    name="cjepa-dist",
+    version="0.1.0",
+    description="C-JEPA world models with causal (CTT) losses on slots, and ALOE on top: simulated or real CLEVRER, one machine or many",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["cjepa_dist", "cjepa_dist.*", "data_prep", "data_prep.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

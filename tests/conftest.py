@@ -1,0 +1,45 @@
+"""Shared fixtures. `shared` is the folder of reference material beside the project; tests that need it skip where it is absent."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+PROJECT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = PROJECT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("the folder ../shared with parity arrays and real questions is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """command("module", "key=value", ..., processes=1) runs an entry point as a user would; the result has returncode, stdout, stderr."""
+
+    def run(module: str, *arguments: str, processes: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        start = [sys.executable, "-m"]
+        if processes:
+            start += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+        return subprocess.run(
+            [*start, module, *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=timeout, env={**os.environ, "TOKENIZERS_PARALLELISM": "0"}
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+    """A simulated data set of 16 + 8 + 8 videos with questions and truth; read-only."""
+    out = tmp_path_factory.mktemp("data") / "world"
+    done = command("data_prep.simulate", f"out={out}", "train=16", "val=8", "test=8", "seed=0")
+    assert done.returncode == 0, done.stderr
+    return out

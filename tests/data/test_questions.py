@@ -1,0 +1,290 @@
+"""Vocabulary, encoding, and batches of questions from a real (small) data set."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cjepa_dist.data.questions import QuestionSource
+from cjepa_dist.data.shards import DatasetWriter, Sample
+from cjepa_dist.data.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, WORDS, encode, split
+from cjepa_dist.errors import UserError
+
+T, S, D = 160, 3, 4
+PUBLISHED = {"frames": 25, "stride": 5}
+TYPES = ("descriptive", "explanatory", "predictive", "counterfactual")
+
+
+def question(number, kind="descriptive", choices=2, answers=True):
+    if kind == "descriptive":
+        q = {
+            "question_id": number,
+            "question": "How many collisions happen?",
+            "question_type": kind,
+            "question_subtype": "count",
+            "answer": "2",
+        }
+    else:
+        text = [
+            "The cube and the sphere collide",
+            "The sphere collides with the red metal cube",
+            "the cube's exit",
+            "the presence of the cube",
+        ]
+        options = [{"choice_id": i, "choice": text[i], "answer": "correct" if i % 2 else "wrong"} for i in range(choices)]
+        q = {"question_id": number, "question": "What will happen next?", "question_type": kind, "choices": options}
+    if not answers:
+        for item in [q, *q.get("choices", [])]:
+            item.pop("answer", None)
+    return q
+
+
+def write(folder, videos=4, frames=T, change=lambda content: content, dtype="float16"):
+    """`videos` videos; slot value = video + frame / 1000; video 2 has no questions."""
+    with DatasetWriter(folder, encoder="test", source={}, dtype=dtype) as writer:
+        for v in range(videos):
+            slots = np.broadcast_to(v + np.arange(frames)[:, None, None] / 1000, (frames, S, D)).astype(np.float32)
+            content = None
+            if v != 2:
+                asked = [
+                    question(0),
+                    question(1, "explanatory", 4),
+                    question(2, "predictive"),
+                    question(3, "counterfactual", 3),
+                    question(4),
+                ]
+                content = change({"scene_index": 100 + v, "video_filename": f"video_{v:05d}.mp4", "questions": asked})
+            writer.split("val").add(Sample(f"video_{100 + v:05d}", slots, {"scene_index": 100 + v}, content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("questions") / "data", dtype="float32")
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_vocabulary_is_the_public_one(shared):
+    public = json.loads((shared / "clevrer" / "vocab.json").read_text())
+    assert public["q_vocab"] == WORDS
+    assert public["a_vocab"] == ANSWERS
+
+
+def test_every_real_question_and_choice_is_encoded(shared):
+    train = json.loads((shared / "clevrer" / "explanatory_train_sample.json").read_text())
+    scenes = [*train.values(), *json.loads((shared / "clevrer" / "test_sample.json").read_text())]
+    names = {number: word for word, number in WORDS.items()}
+    seen = 0
+    for scene in scenes:
+        for q in scene["questions"]:
+            for text, length in [(q["question"], QUESTION_WORDS), *((c["choice"], CHOICE_WORDS) for c in q.get("choices", []))]:
+                ids = list(encode(text, length))
+                words = split(text)
+                assert len(ids) == length and [names[i] for i in ids[: len(words)]] == words and not any(ids[len(words) :])
+                assert all(ids[: len(words)])
+                seen += 1
+    assert seen > 2800
+
+
+def test_commas_and_possessives_stay_with_their_word():
+    assert split("If the cube is removed, what will happen?") == ["if", "the", "cube", "is", "removed,", "what", "will", "happen"]
+    assert split("the Cube's exit") == ["the", "cube's", "exit"]
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_encoded_or_refused(text):
+    try:
+        ids = encode(text, QUESTION_WORDS)
+    except UserError:
+        return
+    assert len(ids) == QUESTION_WORDS and set(split(text)) <= set(WORDS)
+
+
+def test_too_long():
+    with pytest.raises(UserError, match="21 words, at most 20"):
+        encode(" ".join(["the"] * 21), QUESTION_WORDS)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_metadata(folder):
+    source = QuestionSource(folder, "val", **PUBLISHED)
+    assert len(source) == 15 and source.labelled
+    assert source.type.tolist()[:5] == ["descriptive", "explanatory", "predictive", "counterfactual", "descriptive"]
+    assert source.scene.tolist() == [100] * 5 + [101] * 5 + [103] * 5
+    assert source.question_id.tolist() == list(range(5)) * 3
+    assert source.rows(1).tolist() == [1, 2, 3, 4] and source.rows(5).tolist() == [11]
+    assert source.choice_id[source.rows(1)].tolist() == [0, 1, 2, 3] and source.choice_id[0] == -1
+    assert source.totals([0, 1, 2, 4]) == {"descriptive": 2.0, "choice": 6.0}
+
+
+def test_batch(folder):
+    source = QuestionSource(folder, "val", **PUBLISHED, eval_start=3)
+    batch = source.gather(np.array([13, 1, 0]), np.array([7, 8, 9]))
+    shapes = {name: tuple(value.shape) for name, value in batch.items()}
+    assert shapes == {
+        "slots": (3, 25, S, D), "tokens": (8, 32), "padding": (8, 32), "is_choice": (8,), "row_question": (8,), "label": (8,),
+        "question": (3,), "sample": (3,),
+    }  # fmt: skip
+    assert batch["row_question"].tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert batch["label"].tolist() == [0, 1, 0, 0, 1, 0, 1, ANSWERS["2"]]
+    assert batch["is_choice"].tolist() == [True] * 7 + [False]
+    assert batch["question"].tolist() == [13, 1, 0] and batch["sample"].tolist() == [7, 8, 9]
+    assert batch["slots"].dtype == torch.float32 and batch["tokens"].dtype == torch.int64 and batch["padding"].dtype == torch.bool
+    assert torch.equal(batch["padding"], batch["tokens"] == 0)
+    assert bytes(batch["tokens"][4].tolist()) == encode("What will happen next?", 20) + encode(
+        "The sphere collides with the red metal cube", 12
+    )
+    assert not batch["tokens"][7, 20:].any()
+    expected = torch.tensor([3.0, 0.0, 0.0])[:, None] + (3 + 5 * torch.arange(25)) / 1000
+    assert torch.allclose(batch["slots"][:, :, 1, 2], expected)
+
+
+@pytest.mark.parametrize("start, first", [(0, 32), (3, 35), (7, 39)])
+def test_predictive_questions_see_the_end(folder, start, first):
+    source = QuestionSource(folder, "val", **PUBLISHED, eval_start=start)
+    frames = source.gather([2, 3], [0, 1])["slots"][:, :, 0, 0] * 1000
+    assert frames[0].round().tolist() == [first + 5 * i for i in range(25)]
+    assert frames[1].round().tolist() == [start + 5 * i for i in range(25)]
+    assert frames.max() < T
+
+
+def test_no_shift_without_rollout(tmp_path):
+    source = QuestionSource(write(tmp_path / "data", frames=128), "val", **PUBLISHED, eval_start=7)
+    assert torch.equal(source.gather([2], [0])["slots"], source.gather([3], [0])["slots"])
+
+
+def test_start_depends_on_the_sample_alone(folder):
+    source = QuestionSource(folder, "val", **PUBLISHED, seed=4)
+    sample = np.arange(10_000, 18_000)
+    drawn = source.start(sample)
+    assert drawn.min() == 0 and drawn.max() == 7
+    assert np.abs(np.bincount(drawn) / 1000 - 1).max() < 0.15
+    assert (source.start(sample[5:9]) == drawn[5:9]).all()
+    assert (QuestionSource(folder, "val", **PUBLISHED, seed=5).start(sample) != drawn).any()
+    one, two = source.gather([0, 5, 9], [20, 21, 22]), source.gather([5], [21])
+    assert torch.equal(one["slots"][1:2], two["slots"])
+
+
+@given(st.lists(st.integers(0, 14), min_size=1, max_size=12), st.integers(0, 2**40))
+def test_a_batch_is_its_questions(folder, ids, position):
+    source = shared_source(folder)
+    sample = position + np.arange(len(ids))
+    batch = source.gather(ids, sample)
+    row = 0
+    for i, q in enumerate(ids):
+        alone = source.gather([q], sample[i : i + 1])
+        count = len(alone["label"])
+        for name in ("tokens", "padding", "is_choice", "label"):
+            assert torch.equal(batch[name][row : row + count], alone[name])
+        assert (batch["row_question"][row : row + count] == i).all()
+        assert torch.equal(batch["slots"][i], alone["slots"][0])
+        row += count
+    assert row == len(batch["label"]) == sum(source.totals(ids).values())
+
+
+def shared_source(folder, cache={}):  # noqa: B006
+    return cache.setdefault(folder, QuestionSource(folder, "val", **PUBLISHED))
+
+
+def test_blind_shows_another_video(folder):
+    sighted = QuestionSource(folder, "val", **PUBLISHED, eval_start=0)
+    blind = QuestionSource(folder, "val", **PUBLISHED, eval_start=0, blind=True)
+    ids = np.arange(15)
+    seen, other = sighted.gather(ids, ids), blind.gather(ids, ids)
+    true, false = seen["slots"][:, 0, 0, 0].floor().long(), other["slots"][:, 0, 0, 0].floor().long()
+    assert (true != false).all()
+    assert len({(a, b) for a, b in zip(true.tolist(), false.tolist())}) == 3  # one video for each
+    assert torch.equal(seen["tokens"], other["tokens"]) and torch.equal(seen["label"], other["label"])
+
+
+def test_questions_without_answers(tmp_path):
+    def hide(content):
+        content["questions"] = [question(i, kind, answers=False) for i, kind in enumerate(TYPES)]
+        return content
+
+    source = QuestionSource(write(tmp_path / "data", change=hide), "val", **PUBLISHED)
+    assert not source.labelled
+    assert (source.gather([0, 1], [0, 1])["label"] == -1).all()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def refuse(tmp_path, change, *expected, **options):
+    folder = write(tmp_path / "data", change=change)
+    with pytest.raises(UserError) as caught:
+        QuestionSource(folder, "val", **{**PUBLISHED, **options})
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def edit(path, value):
+    """Sets a value in the questions of scene 101."""
+
+    def change(content):
+        if content["scene_index"] == 101:
+            place = content["questions"]
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = value
+        return content
+
+    return change
+
+
+def test_unknown_word_in_a_question(tmp_path):
+    refuse(tmp_path, edit([0, "question"], "How many unicorns happen?"), "'unicorns'", "question 0 of scene 101")
+
+
+def test_unknown_word_in_a_choice(tmp_path):
+    refuse(tmp_path, edit([1, "choices", 2, "choice"], "the cube's dance"), "'dance'", "question 1 of scene 101")
+
+
+def test_unknown_answer(tmp_path):
+    refuse(tmp_path, edit([0, "answer"], "seven"), "'seven'", "question 0 of scene 101")
+
+
+def test_padding_is_no_answer(tmp_path):
+    refuse(tmp_path, edit([0, "answer"], "PAD"), "'PAD'")
+
+
+def test_unknown_type(tmp_path):
+    refuse(tmp_path, edit([3, "question_type"], "rhetorical"), "'rhetorical'", "question 3 of scene 101")
+
+
+def test_missing_field(tmp_path):
+    def change(content):
+        content["questions"][2].pop("choices")
+        return content
+
+    refuse(tmp_path, change, "'choices'", "question 2 of scene 100")
+
+
+def test_no_choices(tmp_path):
+    refuse(tmp_path, edit([2, "choices"], []), "no choices", "question 2 of scene 101")
+
+
+def test_some_answers_missing(tmp_path):
+    refuse(tmp_path, edit([4, "answer"], None), "question 4 of scene 101", "all answers or none")
+
+
+def test_no_questions(tmp_path):
+    refuse(tmp_path, lambda content: None, "no questions")
+
+
+@pytest.mark.parametrize("options", [{"frames": 26}, {"stride": 6}, {"starts": 9}, {"eval_start": 8}, {"eval_start": -1}, {"frames": 0}])
+def test_frames_that_do_not_fit(folder, options):
+    with pytest.raises(UserError, match=r"frames 0\.\.127"):
+        QuestionSource(folder, "val", **{**PUBLISHED, **options})
+
+
+def test_blind_needs_two_videos(tmp_path):
+    with pytest.raises(UserError, match="only one"):
+        QuestionSource(write(tmp_path / "data", videos=1), "val", **PUBLISHED, blind=True)

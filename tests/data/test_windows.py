@@ -1,0 +1,148 @@
+"""Windows against a plain reading of their definition, frame by frame and pair by pair."""
+
+import numpy as np
+import pytest
+import torch
+
+from cjepa_dist.data.order import window_ids
+from cjepa_dist.data.shards import DatasetWriter, Sample
+from cjepa_dist.data.truth import load_truth
+from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.errors import UserError
+
+VIDEOS, FRAMES, TRUE_FRAMES, SLOTS, WIDTH, RADIUS, HORIZON = 4, 30, 40, 4, 5, 0.1, 4
+
+
+def write(folder, truth=True, horizon=HORIZON, radius=RADIUS):
+    random = np.random.default_rng(0)
+    truths = []
+    with DatasetWriter(folder, encoder="test", source={}, dtype="float32") as writer:
+        for video in range(VIDEOS):
+            pairs = [(i, j) for i in range(SLOTS) for j in range(i + 1, SLOTS)]
+            contacts = [(random.integers(TRUE_FRAMES), *pairs[random.integers(len(pairs))]) for _ in range(6)]
+            influence = [(random.integers(TRUE_FRAMES), *random.permutation(SLOTS)[:2]) for _ in range(30)]
+            known = {
+                "slot_object": np.arange(SLOTS, dtype=np.int8),
+                "present": random.random((TRUE_FRAMES, SLOTS)) < 0.9,
+                "position": random.uniform(-0.5, 0.5, (TRUE_FRAMES, SLOTS, 2)).astype(np.float32),
+                "radius": np.float32(radius),
+                "contacts": np.array(contacts + contacts[:1], np.int16),  # a row that is there twice counts once
+                "influence": np.array(influence, np.int16).reshape(-1, 3),
+                "influence_horizon": np.int64(horizon),
+                "future_slots": np.zeros((2, SLOTS, WIDTH), np.float32),
+            }
+            truths.append(known)
+            slots = random.standard_normal((FRAMES, SLOTS, WIDTH)).astype(np.float32)
+            writer.split("train").add(Sample(f"video_{video:05d}", slots, truth=known if truth else None))
+            known["slots"] = slots
+    return truths
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("windows") / "data"
+    return folder, write(folder)
+
+
+def expected(truth, start, history, pred, skip):
+    """One window's labels, straight from docs/design.md."""
+    last, end = start + (history - 1) * skip, start + (history + pred - 1) * skip
+    second = start + skip if history > 1 else start
+    pair = {name: np.zeros((SLOTS, SLOTS), bool) for name in ("contact", "contact_new", "near_miss", "influence")}
+    collides = np.zeros(SLOTS, bool)
+
+    def touch(i, j, after, until):
+        return any(after < f <= until and {i, j} == {a, b} for f, a, b in truth["contacts"])
+
+    for i in range(SLOTS):
+        for j in range(SLOTS):
+            if i == j:
+                continue
+            pair["contact"][i, j] = touch(i, j, second, end)
+            pair["contact_new"][i, j] = touch(i, j, last, end) and not touch(i, j, start, last)
+            collides[i] |= touch(i, j, last, end)
+            close = any(
+                truth["present"][f, i]
+                and truth["present"][f, j]
+                and np.linalg.norm(truth["position"][f, i] - truth["position"][f, j]) < 1.5 * 2 * truth["radius"]
+                for f in range(last + 1, end + 1)
+            )
+            pair["near_miss"][i, j] = close and not touch(i, j, start, end)
+            pair["influence"][i, j] = any((f, a, b) == (last, i, j) for f, a, b in truth["influence"])
+    frames = start + skip * np.arange(history + pred)
+    return {**pair, "collides": collides, "present": truth["present"][frames], "position": truth["position"][frames]}
+
+
+@pytest.mark.parametrize(("history", "pred", "skip"), [(3, 1, 4), (3, 2, 2), (1, 1, 4), (2, 3, 3)])
+def test_windows_are_as_defined(data, history, pred, skip):
+    folder, truths = data
+    source = ResidentWindows(folder, "train", history_frames=history, pred_frames=pred, frameskip=skip, truth=True)
+    starts = FRAMES - (history + pred) * skip + 1
+    assert len(source) == VIDEOS * starts
+    ids = np.random.default_rng(1).permutation(len(source))
+    batch = source.gather(ids, ids + 7)
+    assert batch["slots"].dtype == torch.float32 and batch["slots"].is_contiguous()
+    assert batch["sample"].tolist() == (ids + 7).tolist() and batch["sample"].dtype == torch.int64
+    assert ("influence" in batch) == (pred * skip == HORIZON)
+    seen = dict.fromkeys(("contact", "contact_new", "near_miss", "influence", "collides"), 0)
+    for row, window in enumerate(ids):
+        video, start = divmod(int(window), starts)
+        frames = start + skip * np.arange(history + pred)
+        assert np.array_equal(batch["slots"][row].numpy(), truths[video]["slots"][frames])
+        for name, value in expected(truths[video], start, history, pred, skip).items():
+            if name in batch:
+                assert np.array_equal(batch[name][row].numpy(), value), (name, video, start)
+                seen[name] = seen.get(name, 0) + int(value.sum())
+    assert all(seen[name] for name in seen if name in batch), "the data does not exercise every label"
+
+
+def test_without_truth_all_is_present(data):
+    source = ResidentWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2, videos=3)
+    batch = source.gather(np.arange(5), np.arange(5))
+    assert set(batch) == {"slots", "present", "sample"}
+    assert batch["present"].shape == (5, 3, SLOTS) and batch["present"].all()
+    assert source.totals(np.arange(5)) == {"windows": 5.0}
+    assert source.videos == 3 and source.shape == (FRAMES, SLOTS, WIDTH)
+
+
+def test_an_epoch_holds_each_window_once(data):
+    source = ResidentWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2)
+    first = source.gather(window_ids(3, 0, len(source), len(source)), np.arange(len(source)))["slots"]
+    rows = {row.numpy().tobytes() for row in first}
+    assert len(rows) == len(source)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_contact_share(data, share):
+    folder, _ = data
+    settings = dict(history_frames=3, pred_frames=1, frameskip=4, truth=True)
+    plain = ResidentWindows(folder, "train", **settings)
+    source = ResidentWindows(folder, "train", contact_share=share, **settings)
+    natural = plain.gather(np.arange(len(plain)), np.arange(len(plain)))["collides"].any(1).float().mean().item()
+    found = source.gather(np.arange(len(source)), np.arange(len(source)))["collides"].any(1).float().mean().item()
+    assert found == pytest.approx(max(share, natural), abs=0.01)
+    assert set(np.unique(source.table)) == set(range(len(plain)))
+    hidden = ResidentWindows(folder, "train", contact_share=share, **{**settings, "truth": False})
+    assert np.array_equal(hidden.table, source.table) and hidden.truth is None
+
+
+def test_clear_errors(data, tmp_path):
+    settings = dict(history_frames=3, pred_frames=1, frameskip=4)
+    with pytest.raises(UserError, match=r"= 32 frames, the videos in .* have 30"):
+        ResidentWindows(data[0], "train", history_frames=6, pred_frames=2, frameskip=4)
+    with pytest.raises(UserError, match="contact_share"):
+        ResidentWindows(data[0], "train", contact_share=1.0, **settings)
+    write(tmp_path / "bare", truth=False)
+    assert len(ResidentWindows(tmp_path / "bare", "train", **settings))
+    for wish in ({"truth": True}, {"contact_share": 0.5}):
+        with pytest.raises(UserError, match="video_00000: has no truth"):
+            ResidentWindows(tmp_path / "bare", "train", **settings, **wish)
+
+
+def test_load_truth_stacks_whole_videos(data):
+    folder, truths = data
+    loaded = load_truth(folder, "train", 3)
+    assert loaded["present"].shape == (3, TRUE_FRAMES, SLOTS) and loaded["position"].shape == (3, TRUE_FRAMES, SLOTS, 2)
+    assert loaded["future_slots"].shape == (3, 2, SLOTS, WIDTH) and loaded["slot_object"].shape == (3, SLOTS)
+    assert [rows.tolist() for rows in loaded["contacts"]] == [t["contacts"].tolist() for t in truths[:3]]
+    assert set(load_truth(folder, "train", names=("radius",))) == {"radius"}

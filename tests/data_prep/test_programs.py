@@ -1,0 +1,264 @@
+"""The program language: every real program is read, reproduced from its sentence, and executed on worlds made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cjepa_dist.data.vocabulary import CHOICE_WORDS, QUESTION_WORDS, encode
+from cjepa_dist.errors import UserError
+from data_prep.simulate.language import FORMS, Filler, Namer, at_event, described, fill, parse, phrase, plain
+from data_prep.simulate.programs import ATTRIBUTES, MOVING_SPEED, OPERATORS, WORDS, World, check
+from data_prep.simulate.scene import FRAMES, Collision, History, SceneObject
+
+OBJECTS = [
+    SceneObject(0, "red", "metal", "cube"),
+    SceneObject(1, "red", "rubber", "sphere"),
+    SceneObject(2, "blue", "metal", "cylinder"),
+    SceneObject(3, "gray", "rubber", "cube"),
+]
+
+
+def history(collisions=((20, 0, 1), (60, 1, 2), (140, 2, 3)), removed=None):
+    """Object 1 enters at 10 and hits 2 after 0 has hit it; 3 exits at 100 and is back in view at 120; 2 moves from frame 60 on."""
+    present = np.ones((FRAMES, 4), bool)
+    present[:10, 1] = False
+    present[100:120, 3] = False
+    velocity = np.zeros((FRAMES, 4, 2))
+    velocity[:20, 0, 0] = 10 * MOVING_SPEED
+    velocity[20:, 1, 1] = -10 * MOVING_SPEED
+    velocity[60:, 2, 0] = 2 * MOVING_SPEED
+    velocity[:, 3, 0] = 0.5 * MOVING_SPEED
+    if removed is not None:
+        present[:, removed] = False
+    return History(
+        objects=[o for o in OBJECTS if o.object_id != removed],
+        collisions=[Collision(*c) for c in collisions],
+        entries={1: 10},
+        exits={3: 100},
+        present=present,
+        position=np.zeros((FRAMES, 4, 2)),
+        velocity=velocity,
+    )
+
+
+def answer(sentence, choice=None, counterfactual=None):
+    world = World(history(), counterfactual)
+    return world.run(*([parse(choice)[1]] if choice else []), parse(sentence)[1])
+
+
+# --- real questions --------------------------------------------------------------------------------------------------
+
+
+def real(shared):
+    train = json.loads((shared / "clevrer" / "explanatory_train_sample.json").read_text())
+    test = json.loads((shared / "clevrer" / "test_sample.json").read_text())
+    return [q for scene in train.values() for q in scene["questions"]], [q for scene in test for q in scene["questions"]]
+
+
+def test_real_programs_type_check_and_follow_from_their_sentences(shared):
+    questions, _ = real(shared)
+    assert len(questions) == 564
+    for question in questions:
+        form, program = parse(question["question"])
+        assert form.kind == "explanatory" and program == question["program"]
+        assert form.family == ("exit" if "filter_out" in program else "collision")
+        for choice in question["choices"]:
+            form, program = parse(choice["choice"])
+            assert form.kind == "choice" and program == choice["program"]
+            assert check(program) in (("object",), ("event",))
+            assert check([*program, *question["program"]]) == ("answer",)
+
+
+def test_real_test_questions_are_understood(shared):
+    _, questions = real(shared)
+    families = set()
+    for question in questions:
+        form, program = parse(question["question"])
+        assert form.kind == question["question_type"]
+        families.add(form.family)
+        if form.kind == "descriptive":
+            asked = program[-1] if form.subtype == "query" else form.subtype
+            assert asked == question["question_subtype"]
+            assert check(program) == (("number",) if form.subtype == "count" else ("answer",))
+        for choice in question.get("choices", []):
+            assert check([*parse(choice["choice"])[1], *program]) == ("answer",)
+    assert len(families) >= 10
+
+
+def test_real_sentence_of_no_form():
+    with pytest.raises(UserError, match="no form"):
+        parse("Where is the red cube?")
+
+
+# --- types -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "program, message",
+    [
+        ("objects fly", "unknown operator 'fly'"),
+        ("count", "needs"),
+        ("objects red filter_shape", "needs"),
+        ("objects negate", "needs"),
+        ("events unique query_color", "needs"),
+        ("objects first filter_order", "needs"),
+    ],
+)
+def test_bad_program(program, message):
+    with pytest.raises(UserError, match=message):
+        check(program.split())
+
+
+@given(st.lists(st.sampled_from([*OPERATORS, *WORDS, "nonsense"]), max_size=8))
+def test_any_tokens_give_an_answer_or_a_user_error(program):
+    world = World(history(), lambda removed: history(removed=removed))
+    try:
+        kinds = check(program)
+    except UserError:
+        with pytest.raises(UserError):
+            world.run(program)
+        return
+    try:
+        result = world.run(program)
+    except UserError:
+        return
+    assert len(kinds) == 1 and isinstance(result, str)
+
+
+# --- meaning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sentence, expected",
+    [
+        ("How many objects are moving?", "3"),
+        ("How many objects are stationary?", "1"),
+        ("How many moving red objects are there?", "2"),
+        ("How many objects are moving when the video begins?", "1"),
+        ("How many objects are moving when the video ends?", "2"),
+        ("How many cubes are stationary when the red sphere enters the scene?", "1"),
+        ("How many objects are stationary when the gray object exits the scene?", "1"),  # the gray one itself is no longer in view
+        ("How many spheres enter the scene?", "1"),
+        ("How many cubes enter the scene?", "0"),
+        ("How many objects exit the scene after the sphere enters the scene?", "1"),
+        ("How many collisions happen?", "2"),  # the third is unseen
+        ("How many collisions happen before the gray cube exits the scene?", "2"),
+        ("Are there collisions before the sphere enters the scene?", "no"),
+        ("Are there any metal objects that enter the scene?", "no"),
+        ("Are there any stationary cylinders when the video begins?", "yes"),
+        ("What color is the first object that enters the scene?", "red"),
+        ("What is the shape of the last object that exits the scene?", "cube"),
+        ("What shape is the first object to collide with the sphere?", "cube"),
+        ("What shape is the second object to collide with the sphere?", "cylinder"),
+        ("What is the material of the object to collide with the cylinder?", "rubber"),
+        ("What material is the stationary cube?", "rubber"),
+        ("What color is the rubber object that is moving when the video ends?", "red"),
+    ],
+)
+def test_descriptive(sentence, expected):
+    assert answer(sentence) == expected
+
+
+@pytest.mark.parametrize(
+    "choice, expected",
+    [
+        ("the collision between the red cube and the sphere", "yes"),
+        ("the sphere's entrance", "yes"),
+        ("the presence of the red cube", "yes"),
+        ("the presence of the gray cube", "no"),
+    ],
+)
+def test_explanatory(choice, expected):
+    question = "Which of the following is {}responsible for the sphere's colliding with the cylinder?"
+    assert answer(question.format(""), choice) == expected
+    assert answer(question.format("not "), choice) == {"yes": "no", "no": "yes"}[expected]
+
+
+def test_a_later_event_is_no_cause():
+    question = "Which of the following is responsible for the collision between the red cube and the sphere?"
+    assert answer(question, "the cylinder's colliding with the sphere") == "no"
+    assert answer(question, "the presence of the cylinder") == "no"
+
+
+def test_predictive_and_counterfactual():
+    assert answer("What will happen next?", "The cylinder and the gray cube collide") == "yes"
+    assert answer("Which event will happen next?", "The sphere collides with the cylinder") == "no"
+    asked = []
+
+    def without(removed):
+        asked.append(removed)
+        return history(collisions=((30, 2, 3), (150, 1, 2)), removed=removed)
+
+    assert answer("What will happen without the red cube?", "The cylinder and the gray cube collide", without) == "yes"
+    assert answer("If the red cube is removed, what will happen?", "The sphere and the cylinder collide", without) == "no"  # not shown
+    assert answer("Without the red cube, which event will not happen?", "The red cube and the sphere collide", without) == "yes"
+    assert asked == [0, 0, 0]
+    with pytest.raises(UserError, match="no counterfactual"):
+        answer("What will happen without the red cube?", "The cylinder and the gray cube collide")
+
+
+def test_descriptions_that_do_not_fit():
+    with pytest.raises(UserError, match="unique finds 2"):
+        answer("What color is the first object to collide with the red object?")
+    with pytest.raises(UserError, match="second of 1"):
+        answer("What color is the second object to collide with the cylinder?")
+
+
+def test_what_is_out_of_view_is_not_told():
+    world = history()
+    world.present[60, 2] = False
+    assert World(world).run(parse("How many collisions happen?")[1]) == "1"
+    world.present[:128, 3] = False  # never shown: no object for questions
+    assert World(world).run(parse("How many objects are stationary?")[1]) == "0"
+
+
+# --- language --------------------------------------------------------------------------------------------------------
+
+descriptions = st.tuples(*(st.sampled_from(["", *values]) for values in ATTRIBUTES.values())).filter(any)
+
+
+@given(st.data())
+def test_every_form_reads_back(data):
+    form = data.draw(st.sampled_from(FORMS))
+    draw = data.draw
+    item = phrase(*draw(descriptions))
+    event = at_event("TIME", "when", phrase(*draw(descriptions)), draw(st.sampled_from(["enters", "exits"])))
+    order = at_event("ORD", draw(st.sampled_from(["before", "after"])), phrase(*draw(descriptions)), "exits")
+    queried = draw(descriptions)
+    blanks = {
+        "X": item,
+        "Y": phrase(*draw(descriptions)),
+        "D": phrase("", *queried[1:]),
+        "OBJS": phrase(*draw(descriptions), plural=True),
+        "TIME": draw(st.sampled_from([event, Filler("", "null"), Filler(" when the video ends", "end get_frame")])),
+        "ORD": draw(st.sampled_from([order, Filler("", "events")])),
+        "A": plain("A", "color"),
+        "STATE": plain("STATE", draw(st.sampled_from(["moving", "stationary"]))),
+        "DO": plain("DO", "exit"),
+        "DOES": plain("DOES", "enters"),
+        "ORDER": plain("ORDER", draw(st.sampled_from(["first", "second", "last"]))),
+        "NOT": plain("NOT", draw(st.sampled_from(["", "not "]))),
+    }
+    text, program = fill(form, blanks)
+    found, read = parse(text)
+    assert (found.kind, read) == (form.kind, program)
+    encode(text, CHOICE_WORDS if form.kind == "choice" else QUESTION_WORDS)
+
+
+@given(st.sets(st.tuples(*(st.sampled_from(v) for v in ATTRIBUTES.values())), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_descriptions_are_definite(triples, random):
+    objects = [SceneObject(i, *triple) for i, triple in enumerate(sorted(triples))]
+    namer = Namer(objects, random)
+    for item in objects:
+        filler = namer(item.object_id)
+        assert described(filler.program.split(), objects) == [item.object_id]
+        assert set(filler.text.split()) <= {item.color, item.material, item.shape, "object"}
+
+
+def test_twins_cannot_be_named():
+    twins = [SceneObject(0, "red", "metal", "cube"), SceneObject(1, "red", "metal", "cube")]
+    with pytest.raises(UserError, match="another object"):
+        Namer(twins, None)

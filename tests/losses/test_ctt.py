@@ -1,0 +1,232 @@
+"""The causal losses: the released ones number for number, the corrected ones by their properties."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cjepa_dist.causal.attention import attention_maps, published_adjacency
+from cjepa_dist.causal.graph import Graph
+from cjepa_dist.causal.intervention import without_dropout
+from cjepa_dist.config import PredictorConfig
+from cjepa_dist.losses import ctt
+from cjepa_dist.models.predictor import SlotPredictor
+
+B, T_H, T_P, S, D = 6, 3, 1, 5, 16
+
+
+@pytest.fixture
+def predictor() -> SlotPredictor:
+    torch.manual_seed(0)
+    config = PredictorConfig(slots=S, slot_dim=D, history_frames=T_H, pred_frames=T_P, depth=2, heads=4, mlp_dim=32, dropout=0.3)
+    return SlotPredictor(config).train()
+
+
+@pytest.fixture
+def window() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.rand(B, S, generator=generator) < 0.2
+    present = torch.rand(B, S, generator=generator) < 0.8
+    hidden[0], present[1] = True, False  # two samples without an eligible slot
+    adjacency = torch.rand(B, S, S, generator=generator)
+    adjacency.diagonal(dim1=1, dim2=2).fill_(1)
+    return {
+        "x": torch.randn(B, T_H + T_P, S, D, generator=generator),
+        "hidden": hidden,
+        "present": present,
+        "adjacency": adjacency,
+        "sigma2": torch.rand(D, generator=generator) + 0.5,
+        "sample": torch.arange(100, 100 + B),
+    }
+
+
+def terms(predictor: SlotPredictor, w: dict[str, Tensor], adjacency: Tensor | None = None, margin: float = 0.02, **more) -> ctt.CttTerms:
+    adjacency = w["adjacency"] if adjacency is None else adjacency
+    graph = Graph(adjacency, adjacency)
+    return ctt.per_sample(
+        predictor, w["x"], w["hidden"], w["present"], graph, w["sigma2"], margin=margin, seed=3, step=7, sample=w["sample"], **more
+    )
+
+
+# --- published -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["small", "long"])
+def test_published_equals_the_reference(shared: Path, name: str) -> None:
+    d = np.load(shared / "parity" / f"predictor_{name}.npz")
+    frames, slots = int(d["history_frames"]), d["x"].shape[2]
+    state = {key.removeprefix("param/"): torch.tensor(d[key]) for key in d.files if key.startswith("param/")}
+    model = SlotPredictor.from_reference(
+        state, history_frames=frames, pred_frames=int(d["pred_frames"]), heads=int(d["heads"]), dropout=0.0
+    )
+    x = torch.tensor(d["x"])
+    hidden = torch.zeros(len(x), slots, dtype=torch.bool)
+    hidden[:, d["mask_indices"]] = True
+    adjacency = published_adjacency(attention_maps(model, x[:, :frames], hidden)[-1], frames, slots)
+    torch.testing.assert_close(adjacency, torch.tensor(d["ctt/adjacency"]), atol=1e-5, rtol=0)
+
+    def run(clean: Tensor | None) -> ctt.CttTerms:
+        return ctt.published(
+            model,
+            x,
+            hidden,
+            clean,
+            threshold=float(d["ctt/threshold"]),
+            slot_invariance=int(d["ctt/inv_slot"]),
+            slot_sufficiency=int(d["ctt/suf_slot"]),
+        )
+
+    got = run(None)
+    invariance, sufficiency = got.invariance_sum / got.invariance_count, got.sufficiency_sum / got.sufficiency_count
+    assert abs(float(invariance) - float(d["ctt/loss_inv"])) < 1e-5
+    assert abs(float(sufficiency) - float(d["ctt/loss_suf"])) < 1e-5
+    assert got.invariance_count == len(x) * len(d["ctt/inv_non_neighbours"])
+    given = run(model(x[:, :frames], hidden).detach())
+    torch.testing.assert_close(given.invariance_sum, got.invariance_sum)
+
+    (0.2 * invariance + 0.1 * sufficiency).backward()
+    for theirs in (key for key in d.files if key.startswith("ctt/grad/")):
+        torch.testing.assert_close(
+            reference_gradient(model, theirs.removeprefix("ctt/grad/")), torch.tensor(d[theirs]), atol=1e-5, rtol=1e-4
+        )
+
+
+def reference_gradient(model: SlotPredictor, theirs: str) -> Tensor:
+    """The gradient by its released name: the parameters' `to_reference` applied to gradients."""
+    grads = SlotPredictor(model.config)
+    grads.load_state_dict({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()})
+    return grads.to_reference()[theirs]
+
+
+def test_published_terms_without_slots_are_zero(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+    hidden = torch.zeros(B, S, dtype=torch.bool)
+    got = ctt.published(predictor, window["x"], hidden, threshold=0.0, slot_invariance=0, slot_sufficiency=1)  # nothing is below 0
+    for value in (got.invariance_sum, got.invariance_count, got.sufficiency_sum, got.sufficiency_count):
+        assert value == 0
+    everybody = ctt.published(predictor, window["x"], hidden, threshold=1.0, slot_invariance=0, slot_sufficiency=1)
+    assert everybody.invariance_count == B * (S - 1)
+    assert everybody.metrics["non_neighbour_fraction"] == 1 and everybody.metrics["edges_per_slot"] == 0
+
+
+def test_draws_are_visible_and_vary_with_the_step() -> None:
+    hidden = torch.zeros(4, 7, dtype=torch.bool)
+    hidden[:, [1, 4]] = True
+    drawn = torch.tensor([ctt.draw_slots(hidden, seed=0, step=step) for step in range(200)])
+    assert set(drawn.flatten().tolist()) == {0, 2, 3, 5, 6}
+    assert (drawn[:, 0] != drawn[:, 1]).any()
+
+
+# --- per sample ------------------------------------------------------------------------------------------------------
+
+
+def test_equals_the_equations_written_as_loops(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+    predictor.eval()
+    margin, w = 0.02, window
+    got = terms(predictor, w, margin=margin)
+    eligible = w["present"] & ~w["hidden"]
+    i_of = ctt.draw(eligible, 3, 7, w["sample"], ctt.STREAM_INVARIANCE)
+    k_of = ctt.draw(eligible, 3, 7, w["sample"], ctt.STREAM_SUFFICIENCY)
+    inv, weights, suf, count = 0.0, 0.0, 0.0, 0
+    for b in range(B):
+        if not eligible[b].any():
+            continue
+        i, k, a = int(i_of[b]), int(k_of[b]), w["adjacency"][b]
+        more, rest = w["hidden"][b].clone(), torch.tensor([j != k and float(a[k, j]) <= 0.5 for j in range(S)])
+        more[i] = True
+        with torch.no_grad():
+            z0, z1, z2 = (predictor(w["x"][b : b + 1, :T_H], m[None])[0, T_H:] for m in (w["hidden"][b], more, rest))
+        truth = w["x"][b, T_H:]
+
+        def e(p: Tensor, q: Tensor, j: int) -> float:
+            return float(((p[:, j] - q[:, j]).square() / w["sigma2"]).mean())
+
+        for j in range(S):
+            if eligible[b, j] and j != i and e(z1, truth, j) - e(z0, truth, j) <= margin:
+                weight = 1 - float(a[j, i])
+                inv, weights = inv + weight * e(z1, z0, j), weights + weight
+        suf, count = suf + max(0.0, e(z2, truth, k) - e(z0, truth, k) - margin), count + 1
+    assert count == B - 2
+    np.testing.assert_allclose([float(got.invariance_sum), float(got.invariance_count)], [inv, weights], rtol=1e-4)
+    np.testing.assert_allclose([float(got.sufficiency_sum), float(got.sufficiency_count)], [suf, count], rtol=1e-4)
+
+
+def test_two_shards_add_up_to_the_whole(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+    whole = terms(predictor, window)
+    parts = [terms(predictor, {k: v if k == "sigma2" else v[a:b] for k, v in window.items()}) for a, b in ((0, 2), (2, B))]
+    for name in ("invariance_sum", "invariance_count", "sufficiency_sum", "sufficiency_count"):
+        torch.testing.assert_close(sum(getattr(p, name) for p in parts), getattr(whole, name), rtol=1e-5, atol=1e-6)
+
+
+def test_no_gradient_reaches_graph_or_clean_prediction(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+    adjacency = window["adjacency"].clone().requires_grad_()
+    z0 = torch.randn(B, T_H + T_P, S, D, requires_grad=True)
+    got = terms(predictor, window, adjacency, margin=100.0, z0=z0)
+    got.invariance_sum.backward()
+    assert adjacency.grad is None and z0.grad is None
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in predictor.parameters())
+    assert not got.invariance_count.requires_grad
+
+
+def test_given_clean_prediction_changes_nothing(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+    stacked = terms(predictor, window)
+    with torch.no_grad(), without_dropout(predictor):
+        z0 = predictor(window["x"][:, :T_H], window["hidden"])
+    given = terms(predictor, window, z0=z0)
+    assert stacked.clean is not None and stacked.clean.requires_grad
+    torch.testing.assert_close(stacked.clean, z0)
+    for name in ("invariance_sum", "invariance_count", "sufficiency_sum", "sufficiency_count"):
+        torch.testing.assert_close(getattr(given, name), getattr(stacked, name), rtol=1e-5, atol=1e-6)
+
+
+def test_limits_full_and_empty_graph(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+    window["hidden"] = torch.zeros(B, S, dtype=torch.bool)
+    full = terms(predictor, window, torch.ones(B, S, S))
+    assert full.invariance_count == 0 and full.invariance_sum == 0  # nobody is a non-neighbour
+    assert full.sufficiency_sum == 0  # nothing is hidden: e2 = e0
+    assert full.metrics["non_neighbour_fraction"] == 0
+    empty = terms(predictor, window, torch.eye(S).expand(B, S, S), margin=1e9)
+    present = window["present"]
+    drawn = ctt.draw(present, 3, 7, window["sample"], ctt.STREAM_INVARIANCE)
+    expected = present.sum() - present.any(1).sum()
+    assert empty.invariance_count == expected and present.gather(1, drawn[:, None]).sum() == present.any(1).sum()
+    assert empty.metrics["edges_per_slot"] == 0
+
+
+def test_slots_that_hiding_hurt_are_left_out(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+    """A very negative margin excludes every slot: none got that much better."""
+    got = terms(predictor, window, torch.eye(S).expand(B, S, S), margin=-1e9)
+    assert got.invariance_count == 0 and got.invariance_sum == 0
+
+
+def test_dropout_is_off_inside_and_restored(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+    predictor.blocks[0].eval()
+    before = [m.training for m in predictor.modules()]
+    first, second = terms(predictor, window), terms(predictor, window)
+    assert first.invariance_sum == second.invariance_sum
+    assert [m.training for m in predictor.modules()] == before
+    with pytest.raises(RuntimeError), without_dropout(predictor):
+        assert not any(m.training for m in predictor.modules())
+        raise RuntimeError
+    assert [m.training for m in predictor.modules()] == before
+
+
+@pytest.mark.parametrize("kind", ["published", "per_sample"])
+def test_reads_no_value_from_the_device(predictor: SlotPredictor, window: dict[str, Tensor], kind: str) -> None:
+    model = predictor.to("meta")
+    w = {name: value.to("meta") for name, value in window.items()}
+    if kind == "published":
+        i, k = ctt.draw_slots(w["hidden"], seed=0, step=0)
+        got = ctt.published(model, w["x"], w["hidden"], threshold=0.15, slot_invariance=i, slot_sufficiency=k)
+    else:
+        got = terms(model, w)
+    (got.invariance_sum + got.sufficiency_sum).backward()
+    assert got.invariance_sum.is_meta and got.invariance_sum.shape == ()
+
+
+def test_compiles_as_one_graph(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+    compiled = torch.compile(terms, backend="eager", fullgraph=True)
+    got, expected = compiled(predictor, window), terms(predictor, window)
+    torch.testing.assert_close(got.invariance_sum, expected.invariance_sum)
+    assert all(m.training for m in predictor.modules())

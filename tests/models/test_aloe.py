@@ -1,0 +1,107 @@
+"""ALOE: the released numbers and what a row may depend on."""
+
+import numpy as np
+import pytest
+import torch
+
+from cjepa_dist.config import AloeConfig
+from cjepa_dist.errors import UserError
+from cjepa_dist.losses.vqa import answer_loss, choice_loss
+from cjepa_dist.models.aloe import Aloe
+
+SMALL = AloeConfig(slots=3, slot_dim=8, frames=4, width=16, depth=2, heads=2, mlp_dim=32, word_dim=4, head_dim=16)
+
+
+def rows(count: int = 5) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "slots": torch.randn(count, 4, 3, 8, generator=generator),
+        "tokens": torch.randint(1, 82, (count, 32), generator=generator),
+        "padding": torch.rand(count, 32, generator=generator) < 0.3,
+        "is_choice": torch.arange(count) % 2 == 0,
+    }
+
+
+@pytest.fixture
+def released(shared):
+    arrays = np.load(shared / "parity" / "aloe_small.npz")
+    fixture = {key: torch.from_numpy(arrays[key]) for key in arrays}
+    state = {key.removeprefix("param/"): value for key, value in fixture.items() if key.startswith("param/")}
+    sizes = {name: int(fixture[name]) for name in ("heads", "frames", "slots")}
+    return fixture, state, sizes
+
+
+def test_released_logits_and_losses(released):
+    fixture, state, sizes = released
+    model = Aloe.from_reference(state, **sizes).eval()
+    words, choice_words = (fixture[f"in/{kind}_q_tokens"] for kind in ("cls", "mc"))
+    silent, choice_silent = (fixture[f"in/{kind}_q_pad_mask"] for kind in ("cls", "mc"))
+    with torch.no_grad():
+        answers = model.descriptive(fixture["in/cls_video_emb"], words, silent)
+        choices = model.choices(fixture["in/mc_video_emb"][fixture["in/mc_flag"]], choice_words, choice_silent)
+        both = model(  # all rows at once, slots one a question
+            torch.cat([fixture["in/cls_video_emb"], fixture["in/mc_video_emb"]]),
+            torch.cat([words, choice_words]),
+            torch.cat([silent, choice_silent]),
+            torch.arange(12) >= 3,
+            torch.cat([torch.arange(3), fixture["in/mc_flag"] + 3]),
+        )
+    for found in (answers, both[0][:3]):
+        torch.testing.assert_close(found, fixture["out/cls_answer_logits"], atol=1e-5, rtol=0)
+    for found in (choices, both[1][3:]):
+        torch.testing.assert_close(found, fixture["out/mc_answer_logits"], atol=1e-5, rtol=0)
+    answer_label = torch.cat([fixture["in/cls_label"], torch.full((9,), -1)])
+    choice_label = torch.cat([torch.full((3,), -1), fixture["in/mc_label"]])
+    assert abs(answer_loss(both[0], answer_label, 3).item() - float(fixture["loss/cls"])) < 1e-5
+    assert abs(choice_loss(both[1], choice_label, torch.tensor(9)).item() - float(fixture["loss/mc"])) < 1e-5
+
+
+def test_released_names_there_and_back(released):
+    _, state, sizes = released
+    back = Aloe.from_reference({f"model.{key}": value for key, value in state.items()}, **sizes).to_reference()
+    assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
+    with pytest.raises(UserError, match=r"pos_embedding.*frames and slots"):
+        Aloe.from_reference(state, **{**sizes, "frames": 6})
+    with pytest.raises(UserError, match=r"lacks CLS"):
+        Aloe.from_reference({key: value for key, value in state.items() if key != "CLS"}, **sizes)
+
+
+def test_published_size():
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Aloe(AloeConfig()).parameters()) == 2_879_427
+
+
+def test_row_question_is_a_repetition_of_slots():
+    model, inputs = Aloe(SMALL).eval(), rows()
+    index = torch.tensor([0, 0, 1, 2, 1])
+    repeated = model(**{**inputs, "slots": inputs["slots"][index]})
+    torch.testing.assert_close(model(**inputs, row_question=index), repeated)
+
+
+def test_padding_is_ignored_and_words_are_not():
+    model, inputs = Aloe(SMALL).eval(), rows()
+    other = torch.where(inputs["padding"], 0, inputs["tokens"])
+    torch.testing.assert_close(model(**{**inputs, "tokens": other}), model(**inputs))
+    assert not torch.allclose(model(**{**inputs, "tokens": inputs["tokens"].flip(1)})[0], model(**inputs)[0])
+    assert not torch.allclose(model(**{**inputs, "is_choice": ~inputs["is_choice"]})[1], model(**inputs)[1])
+
+
+def test_meta_bf16_and_one_graph():
+    torch._dynamo.reset()
+    model, inputs = Aloe(SMALL), rows()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    sum(logits.sum() for logits in compiled(**inputs)).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model(**inputs)
+    torch.testing.assert_close([x.float() for x in low], list(model(**inputs)), atol=0.1, rtol=0.05)
+    assert model.to("meta")(**{key: value.to("meta") for key, value in inputs.items()})[0].shape == (5, 22)
+
+
+def test_shapes_that_do_not_fit():
+    inputs = rows()
+    with pytest.raises(ValueError, match=r"slots are \(rows, 3, 3, 8\); this model takes \(rows, 4, 3, 8\)"):
+        Aloe(SMALL)(**{**inputs, "slots": inputs["slots"][:, 1:]})
+    with pytest.raises(UserError, match=r"aloe\.heads=5"):
+        Aloe(AloeConfig(heads=5, width=144))

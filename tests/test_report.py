@@ -1,0 +1,104 @@
+"""evaluate and report on real run folders, made by saving untrained tasks as the loop would."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cjepa_dist import config as schema
+from cjepa_dist import evaluate, report, tasks
+from cjepa_dist.data.shards import DatasetWriter, read_split
+from cjepa_dist.errors import UserError
+from cjepa_dist.evaluation import tables
+from cjepa_dist.training import checkpoint
+from tests.evaluation.world import DIM, SLOTS, make_world
+
+PREDICTOR = {"slots": SLOTS, "slot_dim": DIM, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
+ALOE = {"slots": SLOTS, "slot_dim": DIM, "frames": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "head_dim": 8}
+
+
+def save_run(config, done=True):
+    run = Path(config.run)
+    run.mkdir(parents=True)
+    schema.save(config, run / "config.yaml")
+    torch.manual_seed(config.seed)
+    task = tasks.build(config)
+    checkpoint.save(run / "checkpoints", task, [torch.optim.AdamW(task.parameters())], step=7, meta={}, keep=1)
+    if done:
+        (run / "done.json").write_text('{"step": 7}')
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    data = make_world(root / "data", train=6, val=6)
+    own = schema.TrainWorldModel(data=str(data), run=str(root / "own"), predictor=schema.PredictorConfig(**PREDICTOR, own_slot_only=True))
+    model = schema.TrainWorldModel(data=str(data), run=str(root / "model"), predictor=schema.PredictorConfig(**PREDICTOR))
+    save_run(own), save_run(model)
+    with DatasetWriter(
+        root / "rolled", encoder="toy", source={"kind": "rollout", "world_model": model.run, "step": 7, "data": str(data)}, dtype="float32"
+    ) as writer:
+        for split in ("train", "val"):
+            for sample in read_split(data, split):
+                writer.split(split).add(sample)
+    for seed, name in enumerate(("first", "second")):
+        save_run(
+            schema.TrainAloe(data=str(root / "rolled"), run=str(root / name), seed=seed, starts=4, aloe=schema.AloeConfig(**ALOE)),
+            done=name == "first",
+        )
+    return root
+
+
+def measure(root, name, **more):
+    assert evaluate.main(evaluate.Evaluate(run=str(root / name), draws=10, windows=64, videos=4, **more)) == 0
+
+
+def test_report_of_two_arms(runs, tmp_path, capsys):
+    measure(runs, "model", own_slot=str(runs / "own"))
+    for name in ("first", "second"):
+        measure(runs, name)
+    found = json.loads((runs / "first" / "eval" / "vqa_val.json").read_text())
+    assert found["step"] == 7 and found["start"] == 3 and found["starts"]["first_frames"] == [0, 1, 2, 3]
+    assert len(json.loads((runs / "first" / "eval" / "submission_val.json").read_text())) == 6
+    capsys.readouterr()
+
+    named = f"{runs / 'first'},{runs / 'second'}"
+    assert report.main(report.Report(runs=named, out=str(tmp_path), draws=10)) == 0
+    text = (tmp_path / "report.md").read_text()
+    wanted_lines = ("## World models", "own slot only", "## VQA", "Differences against first", "VideoSAUR, 4 hidden", "| majority |")
+    for wanted in wanted_lines:
+        assert wanted in text, wanted
+    assert "graphs_val.json is missing" in text and "second has not reached its end" in text
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("vqa.png", "world_model.png"))
+    with pytest.raises(UserError, match="incomplete"):
+        report.main(report.Report(runs=named, out=str(tmp_path), draws=10, strict=True))
+
+
+def test_what_is_missing_is_said(runs, tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    warnings: list[str] = []
+    vqa, world = report.collect([runs / "own"], "test", warnings)
+    assert not vqa and [arm.path for arm in world] == [runs / "own"]
+    assert any("world_model_test.json is missing; make it with: python -m cjepa_dist.evaluate run=" in line for line in warnings)
+    with pytest.raises(UserError, match="not a run folder"):
+        report.collect([runs / "nowhere"], "val", warnings)
+
+
+def test_evaluate_refuses_a_control_that_sees_others(runs):
+    with pytest.raises(UserError, match="own_slot_only"):
+        measure(runs, "own", own_slot=str(runs / "model"))
+
+
+def test_differences_are_paired_by_video():
+    def arm(correct):
+        counts = {group: [[c, 4] for c in correct] for group in tables.GROUPS}
+        accuracy = {group: {"count": 4 * len(correct)} for group in tables.GROUPS}
+        return {"videos": {"scenes": list(range(len(correct))), "counts": counts}, "accuracy": accuracy}
+
+    base = [1, 3, 2, 0, 1, 3, 2, 2]
+    lines = tables.differences({"a": arm(base), "b": arm([c + 1 for c in base])}, draws=50, seed=0)
+    # One more right in every video: the difference is the same whichever videos are drawn.
+    assert "| overall | +25.0 [+25.0, +25.0] * |" in lines
+    assert tables.difference(arm(base), arm(base[:4]), "overall.question", 5, 0) == "other videos"

@@ -1,0 +1,33 @@
+"""The learning rate is a function of the step."""
+
+import pytest
+import torch
+from torch import nn
+
+from cjepa_dist.config import OptimizerConfig
+from cjepa_dist.training.optimizer import learning_rate, optimizers
+
+
+def test_published_aloe_schedule():
+    config = OptimizerConfig(name="adam", lr=1e-3, schedule="cosine", warmup=0.1, final=0.01)
+    rates = [learning_rate(step, 1000, config) for step in range(1000)]
+    assert rates[0] == pytest.approx(1e-5 + (1e-3 - 1e-5) / 100)
+    assert max(rates) == pytest.approx(1e-3) and rates.index(max(rates)) in (99, 100)
+    assert rates[-1] == pytest.approx(1e-5, rel=0.01)
+    assert all(a >= b for a, b in zip(rates[100:], rates[101:]))
+
+
+def test_constant_without_warmup():
+    assert {learning_rate(step, 10, OptimizerConfig()) for step in range(10)} == {5e-4}
+
+
+def test_muon_takes_the_matrices_and_nothing_is_left_out():
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    parts = optimizers(model, OptimizerConfig(name="muon"))
+    sizes = [sum(p.numel() for group in part.param_groups for p in group["params"]) for part in parts]
+    assert sizes == [4 * 3 + 3 * 2, sum(p.numel() for p in model.parameters()) - 18]
+    model(torch.randn(5, 4)).sum().backward()
+    before = [p.clone() for p in model.parameters()]
+    for part in parts:
+        part.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
