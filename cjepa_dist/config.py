@@ -28,7 +28,7 @@ Schema = TypeVar("Schema")
 def option(default: Any, meaning: str, *, unit: str = "", choices: Sequence[str] = (), least: float | None = None) -> Any:
     """A config field: its default (a dataclass type for a section), what it means, its unit, what it may be."""
     metadata = {"meaning": meaning, "unit": unit, "choices": tuple(choices), "least": least}
-    if isinstance(default, type) or isinstance(default, (list, dict)):
+    if isinstance(default, (type, list, dict)):
         factory = default if isinstance(default, type) else (lambda: type(default)(default))
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -73,7 +73,18 @@ class GraphConfig:
     estimator: str = option(
         "interventional",
         "estimator of the graph",
-        choices=("published", "attention", "attention_rollout", "interventional", "distance", "oracle", "shuffled", "full", "empty"),
+        choices=(
+            "published",
+            "attention",
+            "attention_rollout",
+            "interventional",
+            "distance",
+            "extrapolated_distance",
+            "oracle",
+            "shuffled",
+            "full",
+            "empty",
+        ),
     )
     intervention: str = option("empty", "what do(j) does to slot j", choices=("hide", "empty", "swap"))
     threshold: float = option(0.15, "published: an entry below it is 'not interacting'", least=0.0)
@@ -141,7 +152,9 @@ class TrainWorldModel:
     train_split: str = option("train", "split to train on")
     val_split: str = option("val", "split to validate on")
     videos: int = option(0, "use the first so many videos of the train split; 0 = all", unit="videos", least=0)
-    contact_share: float = option(0.0, "share of windows with a contact in the predicted interval (needs truth); 0 = as they come", least=0.0)
+    contact_share: float = option(
+        0.0, "share of windows with a contact in the predicted interval (needs truth); 0 = as they come", least=0.0
+    )
     val_windows: int = option(2048, "windows of the validation split used in a validation", unit="windows", least=1)
     future_weight: float = option(1.0, "weight of the error on future slots", least=0.0)
     history_weight: float = option(1.0, "weight of the error on hidden history slots", least=0.0)
@@ -291,7 +304,7 @@ def usage(schema: type) -> str:
     name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).name
     lines = [(schema.__doc__ or "").strip(), "", f"usage: python -m {name} [CONFIG.yaml] key=value ...", ""]
     for key, field in walk(schema):
-        default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[misc]
+        default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[operator, misc]
         shown = "required" if default == MISSING else f"default {default!r}"
         notes = [shown, *([field.metadata["unit"]] if field.metadata["unit"] else [])]
         if field.metadata["choices"]:

@@ -1,14 +1,14 @@
 """Roll videos out from 128 to 160 frames: `python -m cjepa_dist.rollout world_model=RUN data=DIR out=DIR2`.
 
-    slot shards + a trained world model ──> slot shards with the observed frames copied and the predicted ones appended;
-    annotations, questions and truth are carried along.
+slot shards + a trained world model ──> slot shards with the observed frames copied and the predicted ones appended;
+annotations, questions and truth are carried along.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from cjepa_dist import config as schema
 from cjepa_dist.config import MISSING, option
 from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, read_split
 from cjepa_dist.errors import UserError
-from cjepa_dist.training.checkpoint import load_task
 from cjepa_dist.tasks import WorldModelTask
+from cjepa_dist.training.checkpoint import load_task
 
 
 @dataclass
@@ -43,7 +43,9 @@ def main(config: Rollout) -> int:
     manifest = Manifest.load(config.data)
     shape = (trained.predictor.slots, trained.predictor.slot_dim)
     if (manifest.slots, manifest.slot_dim) != shape:
-        raise UserError(f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, {config.world_model} was trained on {shape[0]} x {shape[1]}")
+        raise UserError(
+            f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, {config.world_model} was trained on {shape[0]} x {shape[1]}"
+        )
     needed = trained.predictor.history_frames * trained.frameskip
     if needed > manifest.frames:
         raise UserError(f"{config.data} has {manifest.frames} frames, a rollout needs {needed}")
@@ -59,17 +61,19 @@ def main(config: Rollout) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = task.predictor.to(device)
     done, began = 0, time.perf_counter()
-    with DatasetWriter(config.out, encoder=manifest.encoder, source=source, dtype=manifest.dtype, shard_mb=config.shard_mb) as writer:
+    with DatasetWriter(
+        config.out, encoder=manifest.encoder, source=source, dtype=manifest.dtype, shard_mb=config.shard_mb, empty_slot=manifest.empty_slot
+    ) as writer:
         for name in config.splits or manifest.splits:
-            with writer.split(name) as split:
-                for group in batched(read_split(config.data, name), config.videos):
-                    frames = torch.from_numpy(np.stack([sample.slots for sample in group])).to(device, torch.float32)
-                    with torch.no_grad():
-                        future = predictor.rollout(frames, config.count, trained.frameskip).cpu().numpy()
-                    for sample, predicted in zip(group, future):
-                        sample.slots = np.concatenate([sample.slots, predicted.astype(sample.slots.dtype)])
-                        split.add(sample)
-                    done += len(group)
+            split = writer.split(name)
+            for group in batched(read_split(config.data, name), config.videos):
+                frames = torch.from_numpy(np.stack([np.asarray(sample.slots) for sample in group])).to(device, torch.float32)
+                with torch.no_grad():
+                    future = predictor.rollout(frames, config.count, trained.frameskip).cpu().numpy()
+                for sample, predicted in zip(group, future):
+                    observed = np.asarray(sample.slots)
+                    split.add(replace(sample, slots=np.concatenate([observed, predicted.astype(observed.dtype)])))
+                done += len(group)
     print(f"{done} videos rolled out to {manifest.frames + config.count} frames: {done / (time.perf_counter() - began):.1f} videos/s")
     return 0
 

@@ -30,7 +30,9 @@ def accelerator(precision: str) -> Accelerator:
     handle = Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked != handle.num_processes:
-        raise UserError(f"asked for {asked} processes, Accelerate runs {handle.num_processes}: start with torchrun or accelerate launch --multi_gpu")
+        raise UserError(
+            f"asked for {asked} processes, Accelerate runs {handle.num_processes}: start with torchrun or accelerate launch --multi_gpu"
+        )
     if on_cpu:
         # accelerate launch sets OMP_NUM_THREADS=1 without being asked: share the cores between the local processes.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(handle.num_processes)))

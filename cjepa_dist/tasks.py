@@ -3,8 +3,8 @@
     batch, step ──> task(batch, step) ──> Outcome(loss, metrics, statistics)
                     task.update(statistics summed over ranks), after the step
 
-A task is wrapped whole (DDP synchronises gradients only of what runs inside its forward). Losses are exact under data parallelism: what they
-divide by is summed over ranks first, and the gradient average over ranks is undone by multiplying by their number.
+A task is wrapped whole (DDP synchronises gradients only of what runs inside its forward). Losses are exact under data parallelism:
+what they divide by is summed over ranks first, and the gradient average over ranks is undone by multiplying by their number.
 """
 
 from __future__ import annotations
@@ -67,25 +67,24 @@ class WorldModelTask(nn.Module):
         }
         z = self.predictor(history, hidden)
         future = jepa.future_loss(z, x, history_frames)
-        history_error = jepa.history_loss(z, x, hidden, history_frames)
         hidden_count = hidden.sum().float()
-        world = runtime.world_size()
-        share = hidden_count * world / runtime.all_reduce(hidden_count).clamp(min=1) if self.training else 1.0
-        loss = config.future_weight * future + config.history_weight * history_error * share
+        count = runtime.all_reduce(hidden_count) / runtime.world_size() if self.training else hidden_count
+        history_error = jepa.history_loss(z, x, hidden, history_frames, count)
+        loss = config.future_weight * future + config.history_weight * history_error
         rows = torch.full_like(future, float(len(x)))
         metrics = {
             "loss_future": (future.detach() * rows, rows),
-            "loss_masked_history": (history_error.detach() * hidden_count, hidden_count),
+            "loss_masked_history": (history_error.detach() * count.clamp(min=1), hidden_count),
         }
         if any(weights.values()):
-            loss = loss + self.causal_terms(batch, hidden, weights, step, metrics)
+            loss = loss + self.causal_terms(batch, hidden, z, weights, step, metrics)
         metrics["loss"] = (loss.detach() * rows, rows)
         with torch.no_grad():
             metrics["copy_last_frame"] = ((x[:, history_frames:] - x[:, history_frames - 1 : history_frames]).square().mean() * rows, rows)
             statistics = self.statistics(z, x, present)
         return Outcome(loss, metrics, statistics)
 
-    def causal_terms(self, batch: Batch, hidden: Tensor, weights: dict[str, float], step: int, metrics: dict) -> Tensor:
+    def causal_terms(self, batch: Batch, hidden: Tensor, z: Tensor, weights: dict[str, float], step: int, metrics: dict) -> Tensor:
         config, history_frames = self.config.ctt, self.config.predictor.history_frames
         count = max(1, round(config.fraction * len(hidden)))
         part = {name: value[:count] for name, value in batch.items() if value.ndim and len(value) == len(hidden)}
@@ -102,6 +101,7 @@ class WorldModelTask(nn.Module):
             terms = ctt.per_sample(
                 self.predictor, x, hidden, present, graph, self.sigma2,
                 margin=config.margin, seed=self.config.seed, step=step, sample=part["sample"],
+                z0=z[:count] if self.config.predictor.dropout == 0 else None,  # then the base pass is the clean one
             )  # fmt: skip
         counts = torch.stack([terms.invariance_count, terms.sufficiency_count]).float()
         scale = runtime.world_size() / runtime.all_reduce(counts).clamp(min=1e-6)
@@ -144,7 +144,9 @@ class VqaTask(nn.Module):
 
     def forward(self, batch: Batch, step: int, progress: float = 0.0) -> Outcome:
         """batch as from QuestionSource, with total_descriptive and total_choice: rows in the global batch."""
-        answers, choices = self.aloe(batch["slots"], batch["tokens"], batch["padding"], batch["is_choice"], row_question=batch["row_question"])
+        answers, choices = self.aloe(
+            batch["slots"], batch["tokens"], batch["padding"], batch["is_choice"], row_question=batch["row_question"]
+        )
         is_choice, label = batch["is_choice"], batch["label"]
         scale = runtime.world_size() * self.config.loop.accumulation if self.training else 1  # the totals are the global batch's
         answer_label, choice_label = torch.where(is_choice, -1, label), torch.where(is_choice, label, -1)

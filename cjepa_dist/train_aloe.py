@@ -1,6 +1,8 @@
-"""Train ALOE on rolled-out slots and questions: `accelerate launch -m cjepa_dist.train_aloe CONFIG.yaml data=DIR run=RUN [key=value ...]`."""
+"""Train ALOE on slots and questions: `accelerate launch -m cjepa_dist.train_aloe CONFIG.yaml data=DIR run=RUN [key=value ...]`."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,11 +19,12 @@ def main(config: schema.TrainAloe) -> int:
     model, manifest = config.aloe, Manifest.load(config.data)
     if (manifest.slots, manifest.slot_dim) != (model.slots, model.slot_dim):
         raise UserError(
-            f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, the config aloe.slots={model.slots} x aloe.slot_dim={model.slot_dim}"
+            f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, the config aloe.slots={model.slots} "
+            f"x aloe.slot_dim={model.slot_dim}"
         )
-    frames = {"frames": model.frames, "stride": config.stride, "blind": config.blind, "seed": config.seed}
-    source = QuestionSource(config.data, config.train_split, starts=config.starts, **frames)
-    validation = QuestionSource(config.data, config.val_split, eval_start=config.eval_start, **frames)
+    read = partial(QuestionSource, config.data, frames=model.frames, stride=config.stride, blind=config.blind, seed=config.seed)
+    source = read(config.train_split, starts=config.starts)
+    validation = read(config.val_split, eval_start=config.eval_start)
     torch.manual_seed(config.seed)
     return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))
 

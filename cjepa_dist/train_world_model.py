@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -13,6 +15,8 @@ from cjepa_dist.evaluation.pictures import graph_picture
 from cjepa_dist.tasks import WorldModelTask
 from cjepa_dist.training.loop import train
 
+NEEDS_TRUTH = ("oracle", "shuffled", "distance", "extrapolated_distance")
+
 
 def main(config: schema.TrainWorldModel) -> int:
     predictor, manifest = config.predictor, Manifest.load(config.data)
@@ -21,14 +25,16 @@ def main(config: schema.TrainWorldModel) -> int:
             f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, the config predictor.slots={predictor.slots} "
             f"x predictor.slot_dim={predictor.slot_dim}"
         )
-    shape = {"history_frames": predictor.history_frames, "pred_frames": predictor.pred_frames, "frameskip": config.frameskip}
-    needs_truth = config.ctt.graph.estimator in ("oracle", "shuffled", "distance") and (
-        config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0
+    read = partial(
+        ResidentWindows,
+        config.data,
+        history_frames=predictor.history_frames,
+        pred_frames=predictor.pred_frames,
+        frameskip=config.frameskip,
     )
-    source = ResidentWindows(
-        config.data, config.train_split, **shape, contact_share=config.contact_share, videos=config.videos, truth=needs_truth
-    )
-    validation = ResidentWindows(config.data, config.val_split, **shape)
+    labels = config.ctt.graph.estimator in NEEDS_TRUTH and (config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0)
+    source = read(config.train_split, contact_share=config.contact_share, videos=config.videos, truth=labels)
+    validation = read(config.val_split)
     torch.manual_seed(config.seed)
     task = WorldModelTask(config)
     if manifest.empty_slot is not None:

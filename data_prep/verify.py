@@ -1,6 +1,6 @@
 """Checks a folder of slot shards against its manifest.
 
-    DIR ──verify_folder──> faults, one line each ──> exit code 0 (none), 1 (some), 2 (there is no data set)
+DIR ──verify_folder──> faults, one line each ──> exit code 0 (none), 1 (some), 2 (there is no data set)
 """
 
 from __future__ import annotations

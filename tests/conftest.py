@@ -30,7 +30,12 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         if processes:
             start += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
         return subprocess.run(
-            [*start, module, *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=timeout, env={**os.environ, "TOKENIZERS_PARALLELISM": "0"}
+            [*start, module, *arguments],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "0"},
         )
 
     return run

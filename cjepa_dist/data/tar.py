@@ -1,7 +1,7 @@
 """Bytes of a shard: where a tar's members are, and arrays out of them without tarfile, which is slower and forgives too much.
 
-    tar:  header (512 bytes) | content, padded to 512 | header | ... | two zero blocks
-    npy:  magic, version, length | header: type, order, shape | data
+tar:  header (512 bytes) | content, padded to 512 | header | ... | two zero blocks
+npy:  magic, version, length | header: type, order, shape | data
 """
 
 from __future__ import annotations

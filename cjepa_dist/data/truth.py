@@ -51,6 +51,18 @@ def load_truth(folder: str | Path, split: str, videos: int = 0, names: Sequence[
     return {name: column if name in RAGGED else np.stack(column) for name, column in columns.items()}
 
 
+def load_presence(folder: str | Path, split: str, videos: int = 0) -> np.ndarray | None:
+    """(V, T, S) bool, T as in the slots: whether a slot holds an object in view; None where the first video has no truth."""
+    manifest = Manifest.load(folder)
+    for entry, keys in take(manifest, split, videos):
+        with Shard(folder, split, entry) as shard:
+            if not keys or "present" not in (shard.truth(keys[0], ("present",)) or {}):
+                return None
+        break
+    present = load_truth(folder, split, videos, ("present",))["present"]
+    return np.ascontiguousarray(present[:, : manifest.frames], bool)
+
+
 class WindowTruth:
     """Labels of windows: `first` .. `end` are the window's frames, the last history frame is `last`. Arrays by (video, start).
 

@@ -16,8 +16,10 @@ import torch
 
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.shards import load_slots
-from cjepa_dist.data.truth import WindowTruth
+from cjepa_dist.data.truth import WindowTruth, load_presence
 from cjepa_dist.errors import UserError
+
+PRESENT = 0.1  # mean square distance to the empty slot from which a slot holds something; slots have unit variance
 
 
 class ResidentWindows:
@@ -58,6 +60,8 @@ class ResidentWindows:
             raise UserError(f"split {split!r} in {folder} holds no videos")
         self.rows = torch.from_numpy(slots).view(self.videos * frames, -1)
         self.steps = np.arange(history_frames + pred_frames) * frameskip
+        self.present = load_presence(folder, split, videos)
+        self.empty = None if self.manifest.empty_slot is None else torch.tensor(self.manifest.empty_slot, dtype=torch.float32)
         self.truth: WindowTruth | None = None
         self.table: np.ndarray | None = None
         if truth or contact_share:
@@ -85,7 +89,8 @@ class ResidentWindows:
     def gather(self, ids: np.ndarray, sample: np.ndarray) -> dict[str, torch.Tensor]:
         """The windows `ids` (B,), with T = T_h + T_p; `sample` (B,) is handed on.
 
-        slots (B, T, S, D) float32; present (B, T, S) bool, all True without truth; sample (B,) int64. With truth also, bool unless said:
+        slots (B, T, S, D) float32; sample (B,) int64; present (B, T, S) bool: the slot holds an object in view, where the shards have truth;
+        else that it is not the empty slot, where the manifest knows that; else all True. With truth also, bool unless said:
         - contact (B, S, S): the pair touches after the second history frame, up to the last predicted one
         - contact_new (B, S, S): it touches after the last history frame and did not within the history
         - collides (B, S): the slot is in a contact after the last history frame
@@ -104,9 +109,13 @@ class ResidentWindows:
             "slots": self.rows.index_select(0, torch.from_numpy(rows.reshape(-1))).float().view(shape),
             "sample": torch.from_numpy(np.array(sample, np.int64)),
         }
-        if self.truth is None:
-            batch["present"] = torch.ones(shape[:3], dtype=torch.bool)
+        if self.present is not None:
+            batch["present"] = torch.from_numpy(self.present[video[:, None], start[:, None] + self.steps])
+        elif self.empty is not None:
+            batch["present"] = (batch["slots"] - self.empty).square().mean(-1) > PRESENT
         else:
+            batch["present"] = torch.ones(shape[:3], dtype=torch.bool)
+        if self.truth is not None:
             batch |= {name: torch.from_numpy(array) for name, array in self.truth.labels(video, start).items()}
         return batch
 

@@ -1,9 +1,9 @@
 """Checkpoints: everything the next step reads, written to a temporary folder, checksummed, then renamed.
 
-    RUN/checkpoints/step_00000500/   torch.distributed.checkpoint files (weights, statistics, optimizer)
-                                     model.safetensors   the task's weights and running statistics alone
-                                     meta.json           step, position, world size
-                                     checksums.json      xxh3 of every other file, written last
+RUN/checkpoints/step_00000500/   torch.distributed.checkpoint files (weights, statistics, optimizer)
+                                 model.safetensors   the task's weights and running statistics alone
+                                 meta.json           step, position, world size
+                                 checksums.json      xxh3 of every other file, written last
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def read_config(run: str | Path) -> schema.TrainWorldModel | schema.TrainAloe:
     if not path.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml")
     content = schema.read_yaml(path)
-    return schema.build(schema.TrainAloe if "aloe" in content else schema.TrainWorldModel, content)
+    return schema.build(schema.TrainAloe, content) if "aloe" in content else schema.build(schema.TrainWorldModel, content)
 
 
 def load_task(run: str | Path) -> tuple[WorldModelTask | VqaTask, Any, int]:

@@ -30,7 +30,17 @@ class Feed:
     """Iterates over (step, list of micro-batches) from `start` to `stop`; `waited` is the time spent waiting, in seconds."""
 
     def __init__(
-        self, source: Source, *, seed: int, start: int, stop: int, global_batch: int, accumulation: int, rank: int, world: int, device: torch.device
+        self,
+        source: Source,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        global_batch: int,
+        accumulation: int,
+        rank: int,
+        world: int,
+        device: torch.device,
     ) -> None:
         self.source, self.seed, self.range = source, seed, range(start, stop)
         self.global_batch, self.accumulation, self.rank, self.world, self.device = global_batch, accumulation, rank, world, device

@@ -3,7 +3,7 @@
     position ──> Feed ──> batch ──> task(batch, step) ──> loss ──> backward ──> update ──> next step
     every N steps: metrics, validation, checkpoint
 
-The order of samples, the masks, the dropout seed and the learning rate are functions of the step, so a run resumed from a checkpoint is the run.
+The order of samples, masks, the dropout seed and the learning rate are functions of the step: a run resumed from a checkpoint is the run.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def train(
             values["samples_per_second"] = (done - seen) * loop.global_batch / (now - began)
             values["data_wait_share"] = (feed.waited - waited) / (now - began)
             if not math.isfinite(values["loss"]):
-                raise UserError(f"loss is {values['loss']} within the {done - seen} steps up to {done} of {run}: lower the learning rate or check the data")
+                raise UserError(
+                    f"loss {values['loss']} within the {done - seen} steps up to {done} of {run}: lower the learning rate or check the data"
+                )
             telemetry.write(done, values)
             began, waited, seen = now, feed.waited, done
         if (loop.eval_every and done % loop.eval_every == 0) or done == steps:
@@ -172,7 +174,9 @@ def resume(run: Path, task: torch.nn.Module, optimizer: list[torch.optim.Optimiz
 def check_batch(loop: schema.LoopConfig, world: int) -> None:
     parts = world * loop.accumulation
     if loop.global_batch % parts:
-        raise UserError(f"loop.global_batch={loop.global_batch} is not divisible by {world} processes x loop.accumulation={loop.accumulation}")
+        raise UserError(
+            f"loop.global_batch={loop.global_batch} is not divisible by {world} processes x loop.accumulation={loop.accumulation}"
+        )
 
 
 def open_run(run: Path, config: Config, environment: dict[str, Any], *, first: bool) -> None:

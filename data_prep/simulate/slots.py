@@ -3,9 +3,11 @@
     position, angle, attributes, kind ──features──> 32 numbers ──frozen map──> 128, unit variance ──+ noise──> slot
 
 The 32 features of an object in view: 1.5 x, 1.5 y; sin and cos of w x and w y for w = pi/2, pi, 2 pi; shape (3), material (2),
-colour (8) and kind (object, background, empty: 3) one-hot; and sin and cos of 4 x angle, which are 0 unless it is a cube. A
-background slot and an empty slot have only their kind. The map has orthonormal columns, then each of the 128 numbers is
-shifted and scaled to unit variance over a fixed population of slots. Map and population depend on MAP_SEED and the slot width
+colour (8) and kind (object, background, empty: 3) one-hot; and TURN times sin and cos of 4 x angle, which are 0 unless it is a cube.
+TURN is small: a spin is as hard to extrapolate as a collision, and would otherwise be most of a predictor's error. A
+background slot and an empty slot have only their kind. An object that the edge of the view cuts is a mix of itself and the
+empty slot, half of each when its centre is on the edge: entries and exits announce themselves, as they do in an image.
+The map has orthonormal columns, then each of the 128 numbers is shifted and scaled to unit variance over a fixed population of slots. Map and population depend on MAP_SEED and the slot width
 alone, so data sets of any seed fit together. Nothing in a frame tells the velocity.
 
 Noise is one draw a (video, slot, frame): a slot that is not affected by an intervention is the same, to the bit, in both
@@ -23,7 +25,7 @@ import functools
 
 import numpy as np
 
-from data_prep.simulate.physics import RADIUS
+from data_prep.simulate.physics import RADIUS, VIEW
 from data_prep.simulate.scene import COLORS, MATERIALS, SHAPES, SceneObject
 
 MAP_VERSION = 1
@@ -31,6 +33,7 @@ MAP_SEED = 20_240_601
 FEATURES = 32
 NOISE = {"clean": 0.02, "noisy": 0.1, "occluded": 0.02}
 CAMERA = (0.0, -2.5)
+TURN = 0.25  # of the features of rotation, relative to all others
 _WAVES = np.array([0.5, 1.0, 2.0]) * np.pi
 _ATTRIBUTES, _KIND, _TURN = 14, 27, 30  # first feature of each group
 _OBJECT, _BACKGROUND, _EMPTY = range(3)
@@ -79,7 +82,9 @@ def encode(
     held = np.flatnonzero(slot_object >= 0)
     who = slot_object[held]
     filled = features(objects, position, angle)[:, who]
-    values[:, held] = np.where(seen[:, who, None], filled, values[:, held])
+    inside = VIEW - np.abs(position[:, who]).max(-1, keepdims=True)  # of the centre, to the nearest edge
+    shown = (np.clip(inside / RADIUS, 0.0, 1.0) * 0.5 + 0.5) * seen[:, who, None]
+    values[:, held] += shown.astype(np.float32) * (filled - values[:, held])
     matrix, shift = _map(slot_dim)
     # One product a slot: its bits then do not depend on what the other slots hold (rows of one big product may be blocked differently).
     slots_out = np.matmul(values.transpose(1, 0, 2), matrix).transpose(1, 0, 2)
@@ -99,7 +104,7 @@ def features(objects: list[SceneObject], position: np.ndarray, angle: np.ndarray
         values[:, i, _ATTRIBUTES + 3 + MATERIALS.index(o.material)] = 1.0
         values[:, i, _ATTRIBUTES + 5 + COLORS.index(o.color)] = 1.0
         if o.shape == "cube":
-            values[:, i, _TURN], values[:, i, _TURN + 1] = np.sin(4 * angle[:, i]), np.cos(4 * angle[:, i])
+            values[:, i, _TURN], values[:, i, _TURN + 1] = TURN * np.sin(4 * angle[:, i]), TURN * np.cos(4 * angle[:, i])
     values[..., _KIND + _OBJECT] = 1.0
     return values
 

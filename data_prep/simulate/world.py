@@ -21,7 +21,7 @@ from data_prep.simulate.scene import COLORS, FRAMES, MATERIALS, SHAPES, SHOWN, C
 OBJECTS = {3: 0.08, 4: 0.32, 5: 0.35, 6: 0.25}  # how many, and how often
 SPEED = (0.012, 0.042)  # of a moving object when it is meant to collide, units / frame
 REST = 0.35  # share of added objects that are placed at rest
-UNSEEN = 0.4  # share of added objects that are first aimed past the end of the video
+UNSEEN = 0.6  # share of added objects that are first aimed past the end of the video
 EPISODE = 8  # touches of a pair at most so many frames apart are one collision
 LONG = 0.5  # share of added objects for which the candidate that is longest in view is taken
 TRIES = 8  # simulations an added object gets

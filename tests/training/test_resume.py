@@ -47,7 +47,10 @@ def test_killed_and_resumed_is_bit_identical(module, command, small_data, tmp_pa
 
     # kill -9 as soon as the first checkpoint is there, wherever the step then is
     process = subprocess.Popen(
-        [sys.executable, "-m", module, f"data={small_data}", f"run={broken}", *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", module, f"data={small_data}", f"run={broken}", *arguments],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not list((broken / "checkpoints").glob("step_????????")) and process.poll() is None:
         time.sleep(0.02)
@@ -112,5 +115,7 @@ def test_weights_of_zero_are_the_baseline(command, small_data, tmp_path):
     module, base, zero = "cjepa_dist.train_world_model", tmp_path / "base", tmp_path / "zero"
     off = ("ctt.invariance.weight=0", "ctt.sufficiency.weight=0", "loop.steps=4")
     assert command(module, f"data={small_data}", f"run={base}", *TINY_WORLD, *off).returncode == 0
-    assert command(module, f"data={small_data}", f"run={zero}", *TINY_WORLD, *off, "ctt.kind=published", "ctt.fraction=0.25").returncode == 0
+    assert (
+        command(module, f"data={small_data}", f"run={zero}", *TINY_WORLD, *off, "ctt.kind=published", "ctt.fraction=0.25").returncode == 0
+    )
     assert same(weights(base, 4), weights(zero, 4))
