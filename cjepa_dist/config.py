@@ -178,6 +178,8 @@ class AloeConfig:
     mlp_dim: int = option(512, "hidden width of the feed-forward blocks", least=1)
     word_dim: int = option(14, "width of the word embedding", least=1)
     head_dim: int = option(128, "hidden width of the two answer heads", least=1)
+    shared_vision: bool = option(False, "slots do not attend to words, so that a video is computed once for all of its questions")
+    factored_position: bool = option(False, "add embeddings of frame and of slot number, drawn at random, to the table of positions")
     dropout: float = option(0.1, "dropout probability in training", least=0.0)
 
 
@@ -193,6 +195,7 @@ class TrainAloe:
     stride: int = option(5, "video frames between sampled frames", unit="frames", least=1)
     starts: int = option(8, "the first frame is drawn from 0 .. starts-1 in training", unit="frames", least=1)
     eval_start: int = option(3, "first frame in validation", unit="frames", least=0)
+    by_video: bool = option(False, "a sample is a video with all of its questions (loop.global_batch counts videos), not a question")
     blind: bool = option(False, "control: every question sees the slots of another video")
     descriptive_weight: float = option(1.0, "weight of the cross-entropy of descriptive questions", least=0.0)
     choice_weight: float = option(1.0, "weight of the binary cross-entropy of choices", least=0.0)

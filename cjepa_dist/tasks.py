@@ -144,9 +144,7 @@ class VqaTask(nn.Module):
 
     def forward(self, batch: Batch, step: int, progress: float = 0.0) -> Outcome:
         """batch as from QuestionSource, with total_descriptive and total_choice: rows in the global batch."""
-        answers, choices = self.aloe(
-            batch["slots"], batch["tokens"], batch["padding"], batch["is_choice"], row_question=batch["row_question"]
-        )
+        answers, choices = self.aloe(batch["slots"], batch["tokens"], batch["padding"], batch["is_choice"], row_view=batch["row_view"])
         is_choice, label = batch["is_choice"], batch["label"]
         scale = runtime.world_size() * self.config.loop.accumulation if self.training else 1  # the totals are the global batch's
         answer_label, choice_label = torch.where(is_choice, -1, label), torch.where(is_choice, label, -1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cjepa_dist import config as schema
-from cjepa_dist.data.questions import QuestionSource
+from cjepa_dist.data.questions import QuestionSource, VideoQuestions
 from cjepa_dist.data.shards import Manifest
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import VqaTask
@@ -23,8 +23,8 @@ def main(config: schema.TrainAloe) -> int:
             f"x aloe.slot_dim={model.slot_dim}"
         )
     read = partial(QuestionSource, config.data, frames=model.frames, stride=config.stride, blind=config.blind, seed=config.seed)
-    source = read(config.train_split, starts=config.starts)
-    validation = read(config.val_split, eval_start=config.eval_start)
+    questions = read(config.train_split, starts=config.starts), read(config.val_split, eval_start=config.eval_start)
+    source, validation = (VideoQuestions(each) if config.by_video else each for each in questions)
     torch.manual_seed(config.seed)
     return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))
 

@@ -94,22 +94,23 @@ class QuestionSource:
     def gather(self, ids: Any, sample: Any) -> dict[str, torch.Tensor]:
         """The batch of questions `ids` (Q,), with `sample` (Q,) the global sample indices that key the random draws.
 
-        slots (Q, F, S, D) float32; tokens (R, 32) int64; padding (R, 32) bool, True at padding; is_choice (R,) bool;
-        row_question (R,) int64, an index into slots; label (R,) int64; question, sample (Q,) int64.
+        slots (U, F, S, D) float32, each pair of video and first frame once; tokens (R, 32) int64; padding (R, 32) bool, True at
+        padding; is_choice (R,) bool; row_view (R,) int64, an index into slots; label (R,) int64; question, sample (Q,) int64.
         """
         ids, sample = np.asarray(ids, np.int64), np.asarray(sample, np.int64)
         begin, count = self.first_row[ids], np.diff(self.first_row)[ids]
         row_question = np.repeat(np.arange(len(ids)), count)
         rows = np.arange(len(row_question)) + np.repeat(begin - (np.cumsum(count) - count), count)
         start = self.start(sample) + np.where(self.type[ids] == "predictive", self.shift, 0)
-        frames = start[:, None] + self.stride * np.arange(self.frames)
+        views, question_view = np.unique(np.stack([self.shown_video[ids], start], axis=1), axis=0, return_inverse=True)
+        frames = views[:, 1:] + self.stride * np.arange(self.frames)
         words = self.words[rows].astype(np.int64)
         batch = {
-            "slots": self.slots[self.shown_video[ids][:, None], frames].astype(np.float32),
+            "slots": self.slots[views[:, :1], frames].astype(np.float32),
             "tokens": words,
             "padding": words == 0,
             "is_choice": self.is_choice[self.row_question[rows]],
-            "row_question": row_question,
+            "row_view": question_view.reshape(-1)[row_question],
             "label": self.label[rows],
             "question": ids,
             "sample": sample,
@@ -121,6 +122,32 @@ class QuestionSource:
         ids = np.asarray(ids, np.int64)
         count, choice = np.diff(self.first_row)[ids], self.is_choice[ids]
         return {"descriptive": float(count[~choice].sum()), "choice": float(count[choice].sum())}
+
+
+class VideoQuestions:
+    """The same questions, a sample being a video with all of its own: `len()` counts videos. They share the video's first frame."""
+
+    def __init__(self, source: QuestionSource) -> None:
+        self.source = source
+        change = np.flatnonzero(np.diff(source.video, prepend=-1))  # the questions of a video stand together
+        self.first = np.append(change, len(source))
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def questions(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The questions of videos `ids` (V,), and for each its video's place in `ids`; both (Q,)."""
+        ids = np.asarray(ids, np.int64)
+        ranges = [np.arange(self.first[i], self.first[i + 1]) for i in ids]
+        return np.concatenate(ranges), np.repeat(np.arange(len(ids)), [len(r) for r in ranges])
+
+    def gather(self, ids: Any, sample: Any) -> dict[str, torch.Tensor]:
+        """As `QuestionSource.gather`, of all questions of the videos; `sample` (V,) are the global indices of the videos."""
+        questions, owner = self.questions(ids)
+        return self.source.gather(questions, np.asarray(sample, np.int64)[owner])
+
+    def totals(self, ids: Any) -> dict[str, float]:
+        return self.source.totals(self.questions(ids)[0])
 
 
 class _Rows:

@@ -89,8 +89,8 @@ class ResidentWindows:
     def gather(self, ids: np.ndarray, sample: np.ndarray) -> dict[str, torch.Tensor]:
         """The windows `ids` (B,), with T = T_h + T_p; `sample` (B,) is handed on.
 
-        slots (B, T, S, D) float32; sample (B,) int64; present (B, T, S) bool: the slot holds an object in view, where the shards have truth;
-        else that it is not the empty slot, where the manifest knows that; else all True. With truth also, bool unless said:
+        slots (B, T, S, D) float32; sample (B,) int64; present (B, T, S) bool: the slot holds an object in view, where the shards have
+        truth; else that it is not the empty slot, where the manifest knows that; else all True. With truth also, bool unless said:
         - contact (B, S, S): the pair touches after the second history frame, up to the last predicted one
         - contact_new (B, S, S): it touches after the last history frame and did not within the history
         - collides (B, S): the slot is in a contact after the last history frame

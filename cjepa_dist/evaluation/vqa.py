@@ -82,16 +82,14 @@ def answer(aloe: Aloe, source: QuestionSource, *, batch: int = 64, progress: Cal
     for begin in range(0, len(source), batch):
         ids = np.arange(begin, min(begin + batch, len(source)), dtype=np.int64)
         sample = source.gather(ids, ids)
-        inputs = ("slots", "tokens", "padding", "is_choice", "row_question")
-        slots, tokens, padding, is_choice, owner = (sample[name].to(device) for name in inputs)
-        answers, choices = aloe(slots, tokens, padding, is_choice, row_question=owner)
+        inputs = ("slots", "tokens", "padding", "is_choice", "row_view")
+        slots, tokens, padding, is_choice, view = (sample[name].to(device) for name in inputs)
+        answers, choices = aloe(slots, tokens, padding, is_choice, row_view=view)
         best, positive = answers.argmax(-1).tolist(), (choices > 0).tolist()
-        rows = defaultdict(list)
-        for r, q in enumerate(owner.tolist()):
-            rows[q].append(r)
-        for q, i in enumerate(ids.tolist()):
-            question = question_of(source, i)
-            given = [positive[r] for r in rows[q]] if "choices" in question else WORDS[best[rows[q][0]]]
+        first = int(source.rows(begin)[0])
+        for i in ids.tolist():
+            question, rows = question_of(source, i), source.rows(i) - first
+            given = [positive[r] for r in rows] if "choices" in question else WORDS[best[rows[0]]]
             verdicts.append(Verdict(int(source.scene[i]), question, given))
         if progress is not None:
             progress(len(ids))

@@ -35,6 +35,9 @@ class Aloe(nn.Module):
             raise UserError(f"aloe.heads={config.heads} must divide aloe.width={width}")
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         self.position = nn.Parameter(torch.zeros(1, 1 + config.frames * config.slots + QUESTION_WORDS + CHOICE_WORDS, width))
+        if config.factored_position:  # "same frame" and "same slot" are then there from the start, and need not be learned pair by pair
+            self.frame = nn.Parameter(torch.randn(config.frames, 1, width))
+            self.slot = nn.Parameter(torch.randn(1, config.slots, width))
         self.word = nn.Embedding(WORDS, config.word_dim)
         self.word_in = nn.Linear(config.word_dim + 4, width)
         self.slot_in = nn.Linear(config.slot_dim + 2, width)
@@ -46,14 +49,14 @@ class Aloe(nn.Module):
         self.choice = nn.Sequential(nn.Linear(width, config.head_dim), nn.ReLU(), nn.Linear(config.head_dim, 1))
 
     def forward(
-        self, slots: Tensor, tokens: Tensor, padding: Tensor, is_choice: Tensor, row_question: Tensor | None = None
+        self, slots: Tensor, tokens: Tensor, padding: Tensor, is_choice: Tensor, row_view: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits of both heads for every row: (R, 22) and (R,).
 
-        slots (R, F, S, D), or (Q, F, S, D) one a question with `row_question` (R,) int64 saying which a row reads;
+        slots (R, F, S, D), or (U, F, S, D) with `row_view` (R,) int64 saying which of them a row reads;
         tokens (R, 32) int64; padding (R, 32) bool, True at padding; is_choice (R,) bool, the kind of the row.
         """
-        summary = self.encode(slots, tokens, padding, is_choice, row_question)
+        summary = self.encode(slots, tokens, padding, is_choice, row_view)
         return self.answer(summary), self.choice(summary)[:, 0]
 
     def descriptive(self, slots: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
@@ -66,24 +69,39 @@ class Aloe(nn.Module):
         is_choice = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
         return self(slots, tokens, padding, is_choice)[1]
 
-    def encode(self, slots: Tensor, tokens: Tensor, padding: Tensor, is_choice: Tensor, row_question: Tensor | None) -> Tensor:
+    def encode(self, slots: Tensor, tokens: Tensor, padding: Tensor, is_choice: Tensor, row_view: Tensor | None) -> Tensor:
         """What [CLS] has gathered, (R, W); arguments as in `forward`."""
         seen, expected = tuple(slots.shape[1:]), (self.config.frames, self.config.slots, self.config.slot_dim)
         if seen != expected:
             raise ValueError(f"slots are (rows, {', '.join(map(str, seen))}); this model takes (rows, {', '.join(map(str, expected))})")
-        vision = self.see(slots)
-        vision = vision if row_question is None else vision[row_question]
-        text = self.read(tokens, is_choice)
-        x = torch.cat([self.cls.expand(len(tokens), -1, -1).to(text.dtype), vision, text], dim=1) + self.position
-        ignored = torch.cat([torch.zeros_like(padding[:, :1]).expand(-1, 1 + vision.shape[1]), padding], dim=1)
-        for block in self.blocks:
+        vision, text = self.see(slots), self.read(tokens, is_choice)
+        cls = self.cls.expand(len(tokens), -1, -1).to(text.dtype)
+        seen_tokens, nothing = vision.shape[1], torch.zeros_like(padding[:, :1])
+        if self.config.shared_vision:
+            row = torch.arange(len(tokens), device=tokens.device) if row_view is None else row_view
+            at_cls, at_vision, at_text = self.position.split([1, seen_tokens, tokens.shape[1]], dim=1)
+            vision, x = vision + at_vision, torch.cat([cls + at_cls, text + at_text], dim=1)
+            ignored = torch.cat([nothing.expand(-1, seen_tokens), nothing, padding], dim=1)
+            for block in self.blocks[:-1]:
+                k, v = block.keys(vision)
+                x, _ = block(x, ignored, memory=(k[row], v[row]))
+                vision, _ = block(vision)
+            k, v = self.blocks[-1].keys(vision)
+            summary, _ = self.blocks[-1](x, ignored, first=1, memory=(k[row], v[row]))
+            return summary[:, 0]
+        vision = vision if row_view is None else vision[row_view]
+        x = torch.cat([cls, vision, text], dim=1) + self.position
+        ignored = torch.cat([nothing.expand(-1, 1 + seen_tokens), padding], dim=1)
+        for block in self.blocks[:-1]:
             x, _ = block(x, ignored)
-        return x[:, 0]
+        summary, _ = self.blocks[-1](x, ignored, first=1)  # nothing else of the last block is read
+        return summary[:, 0]
 
     def see(self, slots: Tensor) -> Tensor:
-        """(Q, F, S, D) -> (Q, F * S, W). The modality of slots is (0, 1) always, so its second column is a bias and the first is unused."""
+        """(U, F, S, D) -> (U, F * S, W). The modality of slots is (0, 1) always, so its second column is a bias and the first is unused."""
         slot, modality = self.slot_in.weight[:, :-2], self.slot_in.weight[:, -1]
-        return F.linear(slots.flatten(1, 2), slot, self.slot_in.bias + modality)
+        vision = F.linear(slots.flatten(1, 2), slot, self.slot_in.bias + modality)
+        return vision + (self.frame + self.slot).flatten(0, 1) if self.config.factored_position else vision
 
     def read(self, tokens: Tensor, is_choice: Tensor) -> Tensor:
         """(R, 32) -> (R, 32, W). Role: the question of a choice (1, 0), a choice or a descriptive question (0, 1); modality (1, 0)."""

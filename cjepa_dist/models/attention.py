@@ -55,10 +55,28 @@ class Attention(nn.Module):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, padding: Tensor | None = None, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(B, N, W) -> (B, N, W) and, if asked, the weights (B, heads, N, N) before dropout. `padding` (B, N) bool: keys to ignore."""
-        batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+    def forward(
+        self,
+        x: Tensor,
+        padding: Tensor | None = None,
+        need_weights: bool = False,
+        first: int | None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, N, W) -> (B, N, W) and, if asked, the weights (B, heads, N, N) before dropout. `padding` (B, N) bool: keys to ignore.
+
+        With `first`, only the first so many tokens ask, so N of the results (and of the weights' rows) is that. `memory` are keys and
+        values of M more tokens that are seen and do not ask (see `keys`), which come first: `padding` is then (B, M + N).
+        """
+        batch, width = x.shape[0], x.shape[2]
+        asked = x.shape[1] if first is None else first
+        if first is None:
+            q, k, v = self.qkv(x).view(batch, asked, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            q = F.linear(x[:, :first], self.qkv.weight[:width], self.qkv.bias[:width]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            k, v = self.keys(x)
+        if memory is not None:
+            k, v = torch.cat([memory[0], k], dim=2), torch.cat([memory[1], v], dim=2)
         dropout = self.dropout if self.training else 0.0
         ignored = None if padding is None else padding[:, None, None, :]
         weights = None
@@ -66,7 +84,13 @@ class Attention(nn.Module):
             mixed, weights = written_out(q, k, v, ignored, dropout)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, None if ignored is None else ~ignored, dropout)
-        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width)), weights if need_weights else None
+        return self.out(mixed.transpose(1, 2).reshape(batch, asked, width)), weights if need_weights else None
+
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, N, d) of tokens (B, N, W)."""
+        width = x.shape[2]
+        k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return k, v
 
 
 class Block(nn.Module):
@@ -94,11 +118,22 @@ class Block(nn.Module):
         self.up = nn.Linear(width, mlp_dim)
         self.down = nn.Linear(mlp_dim, width)
 
-    def forward(self, x: Tensor, padding: Tensor | None = None, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(B, N, W) -> (B, N, W) and, if asked, the attention weights (B, heads, N, N)."""
+    def forward(
+        self,
+        x: Tensor,
+        padding: Tensor | None = None,
+        need_weights: bool = False,
+        first: int | None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, N, W) -> (B, N, W) and, if asked, the attention weights (B, heads, N, N). `padding`, `first`, `memory` as in Attention."""
         p = self.dropout if self.training else 0.0
-        mixed, weights = self.attention(self.attention_norm(x), padding, need_weights)
-        x = x + (drop(mixed, p) if self.drop_attention_output else mixed)
+        mixed, weights = self.attention(self.attention_norm(x), padding, need_weights, first, memory)
+        x = x[:, :first] + (drop(mixed, p) if self.drop_attention_output else mixed)
         wide = self.up(self.norm(x))
         wide = F.relu(wide) if self.relu else F.gelu(wide)
         return x + drop(self.down(drop(wide, p)), p), weights
+
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What tokens (B, N, W) offer to others that see them as `memory`: two of (B, heads, N, d)."""
+        return self.attention.keys(self.attention_norm(x))

@@ -2,7 +2,7 @@
 
     explanatory     why an effect (a collision, an exit) happened: presences, collisions, entrances that truly took place, causes or not
     predictive      two pairs in view at the end or just before: one will collide, the other might
-    counterfactual  pairs of the remaining objects: collisions that stay, that vanish, that are new, and pairs that come near
+    counterfactual  pairs of the remaining objects: collisions that stay, that vanish, that are new, and pairs that never meet
 
 A question has about as many true as false statements: `_split` takes (a, b) of them, (b, a) as often, so that neither the number
 of options nor a negation says which are right. The removed object is never in an option, nor are the objects of an effect in an option
@@ -30,8 +30,9 @@ CAUSES = {
     False: {"presence": 0.48, "cause_collision": 0.45, "entrance": 0.1},
 }
 LATELY = 16  # an object in view in the last so many frames may be in an option of a predictive question
-CHANGED = 8.0  # weight of a pair that collides in only one of the two worlds; a collision in both has 1
-UNCHANGED = 0.4  # share kept of the questions in which nothing changes: the factual video would answer them
+# Weights of pairs as options of counterfactual questions. CLEVRER draws among all pairs, so that most of its answers are those of the video
+# as it was; a pair that collides in only one of the two worlds says more about a model, and is drawn somewhat more often here.
+CHANGED, COLLIDES, NEITHER = 2.0, 1.0, 0.5
 SPLITS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
 SPLIT_WEIGHTS = (1, 4, 4, 6, 2, 2)
 
@@ -77,7 +78,7 @@ def predictive(world: World, namer: Namer, random: Random) -> list[Question]:
         return []
     right = random.choice(will)
     met = {e.objects for e in world.happened}  # they seldom meet again: too easy a "wrong"
-    near = [(0.2 if pair in met else 1.0) * (1e-3 + math.exp(-closest[pair] / 0.3)) for pair in wont]
+    near = [(0.5 if pair in met else 1.0) * (0.3 + math.exp(-closest[pair] / 0.3)) for pair in wont]
     wrong = random.choices(wont, near)[0]
     chosen: list[Option] = [("pair", right, True), ("pair", wrong, False)]
     random.shuffle(chosen)
@@ -96,7 +97,6 @@ def counterfactual(world: World, namer: Namer, random: Random, most: int = 2) ->
         for o in event.objects:
             weights[o] += 0.3
     questions: list[Question] = []
-    distance = _nearest(world)
     factual = {e.objects for e in collisions}
     for _ in range(most):
         removed = random.choices(list(weights), list(weights.values()))[0]
@@ -110,9 +110,7 @@ def counterfactual(world: World, namer: Namer, random: Random, most: int = 2) ->
                 continue
             collides, before = pair in pairs, pair in factual
             options.append(("pair", pair, collides))
-            likely.append(CHANGED if collides != before else 1.0 if collides else 0.02 + math.exp(-distance.get(pair, 9.0) / 0.3))
-        if max(likely, default=0.0) < CHANGED and random.random() > UNCHANGED:
-            continue
+            likely.append(CHANGED if collides != before else COLLIDES if collides else NEITHER)
         chosen = _split(options, likely, random)
         if chosen:
             questions.append(_ask(world, namer, random, "counterfactual", (removed,), chosen))
@@ -172,14 +170,3 @@ def _approach(world: World, frame: int, ahead: int) -> dict[tuple[int, ...], flo
             time = min(max(-(x * u + y * v) / (u * u + v * v + 1e-9), 0.0), ahead)
             found[a, b] = math.hypot(x + u * time, y + v * time)
     return found
-
-
-def _nearest(world: World) -> dict[tuple[int, ...], float]:
-    """Pair -> smallest centre distance over every fourth shown frame in which both are in view; absent if there is none."""
-    present, place = world.history.present[:SHOWN:4], world.history.position[:SHOWN:4]
-    gap = place[:, :, None] - place[:, None]
-    both = present[:, :, None] & present[:, None]
-    squared = (gap * gap).sum(-1)
-    squared[~both] = 1e6
-    least = squared.min(0).tolist()
-    return {e.objects: math.sqrt(least[e.objects[0]][e.objects[1]]) for e in world.pairs if least[e.objects[0]][e.objects[1]] < 1e5}

@@ -7,8 +7,9 @@ colour (8) and kind (object, background, empty: 3) one-hot; and TURN times sin a
 TURN is small: a spin is as hard to extrapolate as a collision, and would otherwise be most of a predictor's error. A
 background slot and an empty slot have only their kind. An object that the edge of the view cuts is a mix of itself and the
 empty slot, half of each when its centre is on the edge: entries and exits announce themselves, as they do in an image.
-The map has orthonormal columns, then each of the 128 numbers is shifted and scaled to unit variance over a fixed population of slots. Map and population depend on MAP_SEED and the slot width
-alone, so data sets of any seed fit together. Nothing in a frame tells the velocity.
+The map has orthonormal columns, then each of the 128 numbers is shifted and scaled to unit variance over a fixed population
+of slots. Map and population depend on MAP_SEED and the slot width alone, so data sets of any seed fit together. Nothing in a
+frame tells the velocity.
 
 Noise is one draw a (video, slot, frame): a slot that is not affected by an intervention is the same, to the bit, in both
 worlds (tiers clean and noisy).

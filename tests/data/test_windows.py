@@ -96,11 +96,17 @@ def test_windows_are_as_defined(data, history, pred, skip):
     assert all(seen[name] for name in seen if name in batch), "the data does not exercise every label"
 
 
-def test_without_truth_all_is_present(data):
+def test_presence_needs_no_labels(data, tmp_path):
     source = ResidentWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2, videos=3)
+    labelled = ResidentWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2, videos=3, truth=True)
     batch = source.gather(np.arange(5), np.arange(5))
     assert set(batch) == {"slots", "present", "sample"}
-    assert batch["present"].shape == (5, 3, SLOTS) and batch["present"].all()
+    assert torch.equal(batch["present"], labelled.gather(np.arange(5), np.arange(5))["present"]) and not batch["present"].all()
+    write(tmp_path / "plain", truth=False)
+    plain = ResidentWindows(tmp_path / "plain", "train", history_frames=2, pred_frames=1, frameskip=2)
+    assert plain.gather(np.arange(5), np.arange(5))["present"].all()  # neither truth nor an empty slot to compare with
+    plain.empty = plain.gather(np.arange(1), np.arange(1))["slots"][0, 0, 2]
+    assert not plain.gather(np.arange(1), np.arange(1))["present"][0, 0, 2]
     assert source.totals(np.arange(5)) == {"windows": 5.0}
     assert source.videos == 3 and source.shape == (FRAMES, SLOTS, WIDTH)
 

@@ -8,7 +8,7 @@ from cjepa_dist.config import PredictorConfig, TrainWorldModel
 from cjepa_dist.data.shards import DatasetWriter, Sample, read_split
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.probe import fit_probe
-from cjepa_dist.evaluation.world_model import Table, copy, evaluate_world_model, linear, settled
+from cjepa_dist.evaluation.world_model import Table, copy, evaluate_world_model, linear, observed
 from cjepa_dist.models.predictor import SlotPredictor
 from tests.evaluation.world import DIM, SLOTS, make_world
 
@@ -30,10 +30,11 @@ def test_linear_extrapolation_follows_a_straight_line():
     assert torch.equal(linear(line[:, :1], 2), copy(line[:, :1], 2))
 
 
-def test_an_object_that_has_just_entered_is_not_extrapolated_from_the_empty_slot():
-    frames = torch.tensor([0.0, 5.0, 6.0])[None, :, None, None].expand(1, 3, 2, 1)
-    past = settled(frames, torch.tensor([[True, False]]), 1)
-    assert linear(past, 1).flatten().tolist() == [7.0, 6.0]
+def test_an_object_that_has_just_entered_does_not_count():
+    present = torch.tensor([[[True, False, True], [True, True, True], [True, True, False]]])
+    assert observed(present, 1, 1).tolist() == [[[True, False, True]]]
+    assert observed(present, 2, 1).tolist() == [[[True, True, False]]]
+    assert observed(present, 0, 5).tolist() == [[[True, False, True]]]
 
 
 def test_probe_reads_positions_off_a_linear_embedding(world):

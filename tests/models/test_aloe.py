@@ -1,5 +1,7 @@
 """ALOE: the released numbers and what a row may depend on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,11 +73,33 @@ def test_published_size():
         assert sum(p.numel() for p in Aloe(AloeConfig()).parameters()) == 2_879_427
 
 
-def test_row_question_is_a_repetition_of_slots():
-    model, inputs = Aloe(SMALL).eval(), rows()
+@pytest.mark.parametrize("options", [{}, {"shared_vision": True}, {"shared_vision": True, "factored_position": True}])
+def test_row_view_is_a_repetition_of_slots(options):
+    model, inputs = Aloe(replace(SMALL, **options)).eval(), rows()
     index = torch.tensor([0, 0, 1, 2, 1])
     repeated = model(**{**inputs, "slots": inputs["slots"][index]})
-    torch.testing.assert_close(model(**inputs, row_question=index), repeated)
+    torch.testing.assert_close(model(**inputs, row_view=index), repeated)
+
+
+def test_shared_vision_is_a_mask():
+    """Computing a video once is the same as full attention in which slots may not look at [CLS] and the words."""
+    model, inputs = Aloe(replace(SMALL, shared_vision=True)).eval(), rows()
+    with torch.no_grad():
+        model.position.normal_()
+        x = torch.cat([model.cls.expand(5, -1, -1), model.see(inputs["slots"]), model.read(inputs["tokens"], inputs["is_choice"])], 1)
+        x = x + model.position
+        vision = slice(1, 1 + SMALL.frames * SMALL.slots)
+        blind = torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
+        blind[vision] = True
+        blind[vision, vision] = False
+        padding = torch.cat([torch.zeros(5, vision.stop, dtype=torch.bool), inputs["padding"]], 1)
+        for block in model.blocks:
+            q, k, v = block.attention.qkv(block.attention_norm(x)).unflatten(-1, (3, SMALL.heads, -1)).permute(2, 0, 3, 1, 4)
+            logits = q @ k.mT / q.shape[-1] ** 0.5
+            weights = logits.masked_fill(blind | padding[:, None, None], -torch.inf).softmax(-1)
+            x = x + block.attention.out((weights @ v).transpose(1, 2).flatten(2))
+            x = x + block.down(torch.relu(block.up(block.norm(x))))
+        torch.testing.assert_close(model(**inputs)[0], model.answer(x[:, 0]), atol=1e-5, rtol=1e-4)
 
 
 def test_padding_is_ignored_and_words_are_not():
