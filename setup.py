@@ -19,9 +19,9 @@ CORE = [
     "psutil>=5.9,<8",
 ]
 EXTRAS = {
-    "sim": ["pymunk>=7.0,<8"],
     "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],
     "test": [
+        "pymunk>=7.0,<8",  # the simulator's impulses are compared with an independent engine's
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",
         "hypothesis>=6.100,<7",

@@ -66,15 +66,14 @@ def main(config: Report) -> int:
         *tables.vqa(measured),
         *tables.differences(measured, draws=config.draws, seed=config.seed),
         *tables.published(measured),
-        *provenance(vqa + world, config),
     ]
     if measured:
         figures.vqa(measured, out / "vqa.png")
-        sections.insert(-1, "![VQA accuracy by question type](vqa.png)\n")
+        sections.append("![VQA accuracy by question type](vqa.png)\n")
     if models:
         figures.world_models(models, out / "world_model.png")
-        sections.insert(-1, "![Errors of the world models](world_model.png)\n")
-    text = "\n".join(sections)
+        sections.append("![Errors of the world models](world_model.png)\n")
+    text = "\n".join([*sections, *provenance(vqa + world, config)])
     temporary = out / "report.md.partial"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(out / "report.md")

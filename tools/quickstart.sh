@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/venv.sh
-make_venv sim,report
+make_venv report
 
 if [[ ${FULL:-0} == 1 ]]; then SIZE=full RUNS=${RUNS:-runs/full}; else SIZE=quickstart RUNS=${RUNS:-runs/quickstart}; fi
 if [[ -z ${ACCELERATE:-} ]]; then

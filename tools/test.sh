@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/venv.sh
-make_venv sim,report,test
+make_venv report,test
 
 ruff check .
 mypy

@@ -75,6 +75,7 @@ class Aloe(nn.Module):
         if seen != expected:
             raise ValueError(f"slots are (rows, {', '.join(map(str, seen))}); this model takes (rows, {', '.join(map(str, expected))})")
         vision, text = self.see(slots), self.read(tokens, is_choice)
+        blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
         cls = self.cls.expand(len(tokens), -1, -1).to(text.dtype)
         seen_tokens, nothing = vision.shape[1], torch.zeros_like(padding[:, :1])
         if self.config.shared_vision:
@@ -82,19 +83,19 @@ class Aloe(nn.Module):
             at_cls, at_vision, at_text = self.position.split([1, seen_tokens, tokens.shape[1]], dim=1)
             vision, x = vision + at_vision, torch.cat([cls + at_cls, text + at_text], dim=1)
             ignored = torch.cat([nothing.expand(-1, seen_tokens), nothing, padding], dim=1)
-            for block in self.blocks[:-1]:
+            for block in blocks[:-1]:
                 k, v = block.keys(vision)
                 x, _ = block(x, ignored, memory=(k[row], v[row]))
                 vision, _ = block(vision)
-            k, v = self.blocks[-1].keys(vision)
-            summary, _ = self.blocks[-1](x, ignored, first=1, memory=(k[row], v[row]))
+            k, v = blocks[-1].keys(vision)
+            summary, _ = blocks[-1](x, ignored, first=1, memory=(k[row], v[row]))
             return summary[:, 0]
         vision = vision if row_view is None else vision[row_view]
         x = torch.cat([cls, vision, text], dim=1) + self.position
         ignored = torch.cat([nothing.expand(-1, 1 + seen_tokens), padding], dim=1)
-        for block in self.blocks[:-1]:
+        for block in blocks[:-1]:
             x, _ = block(x, ignored)
-        summary, _ = self.blocks[-1](x, ignored, first=1)  # nothing else of the last block is read
+        summary, _ = blocks[-1](x, ignored, first=1)  # nothing else of the last block is read
         return summary[:, 0]
 
     def see(self, slots: Tensor) -> Tensor:
