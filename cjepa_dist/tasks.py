@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cjepa_dist import runtime
 from cjepa_dist.causal.graph import GraphContext, estimate, residual
 from cjepa_dist.config import TermConfig, TrainAloe, TrainWorldModel
+from cjepa_dist.data.vocabulary import TYPES
 from cjepa_dist.losses import ctt, jepa, vqa
 from cjepa_dist.models.aloe import Aloe
 from cjepa_dist.models.masking import hidden_slots
@@ -25,6 +26,7 @@ from cjepa_dist.models.predictor import SlotPredictor
 
 Batch = dict[str, Tensor]
 STATISTICS_DECAY = 0.98
+BINS, LOG_NATS = 512, (-7.0, 14.0)  # of the histogram of residuals: each bin is 4 % wide
 
 
 @dataclass
@@ -68,13 +70,15 @@ class WorldModelTask(nn.Module):
         z = self.predictor(history, hidden)
         future = jepa.future_loss(z, x, history_frames)
         hidden_count = hidden.sum().float()
-        count = runtime.all_reduce(hidden_count) / runtime.world_size() if self.training else hidden_count
+        count = hidden_count.clamp(min=1)
+        if self.training:
+            count = runtime.all_reduce(hidden_count).clamp(min=1) / runtime.world_size()
         history_error = jepa.history_loss(z, x, hidden, history_frames, count)
         loss = config.future_weight * future + config.history_weight * history_error
         rows = torch.full_like(future, float(len(x)))
         metrics = {
             "loss_future": (future.detach() * rows, rows),
-            "loss_masked_history": (history_error.detach() * count.clamp(min=1), hidden_count),
+            "loss_masked_history": (history_error.detach() * count, hidden_count),
         }
         if any(weights.values()):
             loss = loss + self.causal_terms(batch, hidden, z, weights, step, metrics)
@@ -83,6 +87,11 @@ class WorldModelTask(nn.Module):
             metrics["copy_last_frame"] = ((x[:, history_frames:] - x[:, history_frames - 1 : history_frames]).square().mean() * rows, rows)
             statistics = self.statistics(z, x, present)
         return Outcome(loss, metrics, statistics)
+
+    def combine(self, means: dict[str, float]) -> float:
+        """The validation loss from the means of its parts: a mean of batches' losses would depend on how samples fall into batches."""
+        parts = ((self.config.future_weight, "loss_future"), (self.config.history_weight, "loss_masked_history"))
+        return sum(weight * means.get(name, 0.0) for weight, name in parts)
 
     def causal_terms(self, batch: Batch, hidden: Tensor, z: Tensor, weights: dict[str, float], step: int, metrics: dict) -> Tensor:
         config, history_frames = self.config.ctt, self.config.predictor.history_frames
@@ -111,15 +120,15 @@ class WorldModelTask(nn.Module):
         return weights["invariance"] * terms.invariance_sum * scale[0] + weights["sufficiency"] * terms.sufficiency_sum * scale[1]
 
     def statistics(self, z: Tensor, x: Tensor, present: Tensor) -> Tensor:
-        """(2 D + 2,): sum of squared residuals (D), their count, the median residual in nats, 1."""
+        """(D + 1 + BINS,): squared residuals summed, their count, a histogram of residuals in nats: sums, so exact over ranks."""
         history_frames = self.config.predictor.history_frames
         seen = (present[:, history_frames - 1 : history_frames] & present[:, history_frames:]).float()
         error = (z[:, history_frames:] - x[:, history_frames:]).float()
         squares = (error.square() * seen[..., None]).sum((0, 1, 2))
         nats = residual(z[:, history_frames:].float(), x[:, history_frames:], self.sigma2)
-        visible = seen.amin(1).bool()
-        median = torch.where(visible, nats, torch.nan).nanmedian().nan_to_num(nan=1.0)
-        return torch.cat([squares, seen.sum()[None], median[None], torch.ones_like(median)[None]])
+        place = ((nats.clamp(min=1e-30).log() - LOG_NATS[0]) / (LOG_NATS[1] - LOG_NATS[0]) * BINS).long().clamp(0, BINS - 1)
+        histogram = torch.zeros_like(squares[:1]).expand(BINS).scatter_add(0, place.flatten(), seen.amin(1).flatten())
+        return torch.cat([squares, seen.sum()[None], histogram])
 
     @torch.no_grad()
     def update(self, statistics: Tensor) -> None:
@@ -127,7 +136,7 @@ class WorldModelTask(nn.Module):
         dim = len(self.sigma2)
         decay = STATISTICS_DECAY * (self.updates > 0)
         self.sigma2.lerp_((statistics[:dim] / statistics[dim].clamp(min=1)).clamp(min=1e-8), 1 - decay)
-        self.tau.lerp_(statistics[dim + 1] / statistics[dim + 2], 1 - STATISTICS_DECAY * (self.updates > 1))
+        self.tau.lerp_(median(statistics[dim + 1 :]), 1 - STATISTICS_DECAY * (self.updates > 1))
         self.updates += 1
 
     def graph_context(self, sample: Tensor, step: int = 0) -> GraphContext:
@@ -142,6 +151,11 @@ class VqaTask(nn.Module):
         self.config = config
         self.aloe = Aloe(config.aloe)
 
+    def combine(self, means: dict[str, float]) -> float:
+        """The validation loss from the means of its parts."""
+        parts = ((self.config.descriptive_weight, "loss_descriptive"), (self.config.choice_weight, "loss_choice"))
+        return sum(weight * means.get(name, 0.0) for weight, name in parts)
+
     def forward(self, batch: Batch, step: int, progress: float = 0.0) -> Outcome:
         """batch as from QuestionSource, with total_descriptive and total_choice: rows in the global batch."""
         answers, choices = self.aloe(batch["slots"], batch["tokens"], batch["padding"], batch["is_choice"], row_view=batch["row_view"])
@@ -151,17 +165,26 @@ class VqaTask(nn.Module):
         answer = vqa.answer_loss(answers, answer_label, batch["total_descriptive"])
         choice = vqa.choice_loss(choices, choice_label, batch["total_choice"])
         loss = (self.config.descriptive_weight * answer + self.config.choice_weight * choice) * scale
-        n_answer, n_choice = (answer_label >= 0).sum().float(), (choice_label >= 0).sum().float()
-        right_answer = ((answers.argmax(-1) == label) & (answer_label >= 0)).sum().float()
-        right_choice = (((choices > 0) == (label > 0)) & (choice_label >= 0)).sum().float()
+        known = label >= 0
         metrics = {
             "loss": (loss.detach(), torch.ones_like(loss)),
-            "loss_descriptive": (answer.detach() * batch["total_descriptive"], n_answer),
-            "loss_choice": (choice.detach() * batch["total_choice"], n_choice),
-            "accuracy_descriptive": (right_answer, n_answer),
-            "accuracy_option": (right_choice, n_choice),
+            "loss_descriptive": (answer.detach() * batch["total_descriptive"], (known & ~is_choice).sum().float()),
+            "loss_choice": (choice.detach() * batch["total_choice"], (known & is_choice).sum().float()),
         }
+        right = known & torch.where(is_choice, (choices > 0) == (label > 0), answers.argmax(-1) == label)
+        for index, name in enumerate(TYPES):  # of answers, or of options
+            of_kind = batch["kind"] == index
+            metrics[f"accuracy_{name}"] = ((right & of_kind).sum().float(), (known & of_kind).sum().float())
         return Outcome(loss, metrics)
+
+
+def median(histogram: Tensor) -> Tensor:
+    """() nats: the median of a histogram over LOG_NATS, interpolated within its bin."""
+    below = histogram.cumsum(0)
+    half = below[-1] / 2
+    bin = (below < half).sum().clamp(max=BINS - 1)
+    part = (half - (below[bin] - histogram[bin])) / histogram[bin].clamp(min=1)
+    return (LOG_NATS[0] + (LOG_NATS[1] - LOG_NATS[0]) / BINS * (bin + part)).exp()
 
 
 def build(config: TrainWorldModel | TrainAloe) -> WorldModelTask | VqaTask:

@@ -74,6 +74,7 @@ class QuestionSource:
         self.words = np.frombuffer(bytes(rows.words), np.uint8).reshape(-1, ROW_WORDS)
         self.labelled = rows.labelled()
         self.is_choice = self.type != "descriptive"
+        self.kind = np.array([TYPES.index(name) for name in rows.type], np.int64)
         self.slots = load_slots(folder, split)
         self.shown_video = _other_videos(len(self.slots), seed)[self.video] if blind else self.video
 
@@ -95,7 +96,8 @@ class QuestionSource:
         """The batch of questions `ids` (Q,), with `sample` (Q,) the global sample indices that key the random draws.
 
         slots (U, F, S, D) float32, each pair of video and first frame once; tokens (R, 32) int64; padding (R, 32) bool, True at
-        padding; is_choice (R,) bool; row_view (R,) int64, an index into slots; label (R,) int64; question, sample (Q,) int64.
+        padding; is_choice (R,) bool; kind (R,) int64, an index into TYPES; row_view (R,) int64, an index into slots; label (R,) int64;
+        question, sample (Q,) int64.
         """
         ids, sample = np.asarray(ids, np.int64), np.asarray(sample, np.int64)
         begin, count = self.first_row[ids], np.diff(self.first_row)[ids]
@@ -110,6 +112,7 @@ class QuestionSource:
             "tokens": words,
             "padding": words == 0,
             "is_choice": self.is_choice[self.row_question[rows]],
+            "kind": self.kind[self.row_question[rows]],
             "row_view": question_view.reshape(-1)[row_question],
             "label": self.label[rows],
             "question": ids,

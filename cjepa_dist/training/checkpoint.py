@@ -37,7 +37,8 @@ def save(folder: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer],
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     barrier()
-    dcp.save({"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}, checkpoint_id=temporary)
+    state = {"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}
+    dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
     barrier()
     if first:
         save_file({name: value.detach().cpu().contiguous() for name, value in task.state_dict().items()}, temporary / "model.safetensors")
@@ -58,7 +59,7 @@ def save(folder: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer],
 def load(path: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
     """Restore task and optimizers in place; returns the meta data."""
     state = {"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}
-    dcp.load(state, checkpoint_id=path)
+    dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     task.load_state_dict(state["task"])
     set_optimizer_state_dict(task, optimizers, state["optimizer"])
     return json.loads((path / "meta.json").read_text())

@@ -144,7 +144,7 @@ class Sums:
 
 
 @torch.no_grad()
-def validate(task: torch.nn.Module, source: Source, ids: np.ndarray, handle: Any, batch: int) -> dict[str, float]:
+def validate(task: WorldModelTask | VqaTask, source: Source, ids: np.ndarray, handle: Any, batch: int) -> dict[str, float]:
     """Metrics over `ids`, each counted once: ranks take interleaved shares, uneven ones included, and no forward waits for another rank."""
     task.eval()
     mine, sums = ids[handle.process_index :: handle.num_processes], Sums()
@@ -158,7 +158,8 @@ def validate(task: torch.nn.Module, source: Source, ids: np.ndarray, handle: Any
             outcome = task(content, 0)
         sums.add(outcome.metrics)
     task.train()
-    return sums.read()
+    means = sums.read()
+    return {**means, "loss": task.combine(means)}
 
 
 def resume(run: Path, task: torch.nn.Module, optimizer: list[torch.optim.Optimizer]) -> int:

@@ -129,7 +129,7 @@ def test_batch(folder):
     batch = source.gather(np.array([13, 1, 0]), np.array([7, 8, 9]))
     shapes = {name: tuple(value.shape) for name, value in batch.items()}
     assert shapes == {
-        "slots": (2, 25, S, D), "tokens": (8, 32), "padding": (8, 32), "is_choice": (8,), "row_view": (8,), "label": (8,),
+        "slots": (2, 25, S, D), "tokens": (8, 32), "padding": (8, 32), "is_choice": (8,), "kind": (8,), "row_view": (8,), "label": (8,),
         "question": (3,), "sample": (3,),
     }  # fmt: skip
     assert batch["row_view"].tolist() == [2, 2, 2, 1, 1, 1, 1, 0] or len(set(batch["row_view"].tolist())) < 3
