@@ -20,11 +20,12 @@ class Telemetry:
         if not active:
             return
         self.lines = run / "metrics.jsonl"
-        if self.lines.exists():  # points after the checkpoint we resume from never happened
+        begun = self.lines.exists()
+        if begun:  # points after the checkpoint we resume from never happened
             kept = [line for line in self.lines.read_text().splitlines() if json.loads(line)["step"] <= start]
             self.lines.write_text("".join(line + "\n" for line in kept))
-        self.writer = SummaryWriter(str(run), purge_step=start + 1 if start else None)
-        if not start:
+        self.writer = SummaryWriter(str(run), purge_step=start + 1 if begun else None)
+        if not begun:
             # SummaryWriter.add_hparams would make a sub-run of its own.
             flat = {key: value for key, value in flatten(dataclasses.asdict(config)) if isinstance(value, (int, float, str, bool))}
             for summary in hparams(flat, {"val/loss": 0.0}):
