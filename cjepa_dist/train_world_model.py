@@ -32,7 +32,11 @@ def main(config: schema.TrainWorldModel) -> int:
         pred_frames=predictor.pred_frames,
         frameskip=config.frameskip,
     )
-    labels = config.ctt.graph.estimator in NEEDS_TRUTH and (config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0)
+    graph, causal = config.ctt.graph, config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0
+    interventional = causal and config.ctt.kind == "per_sample" and graph.estimator == "interventional"
+    if interventional and graph.intervention == "empty" and manifest.empty_slot is None:
+        raise UserError(f"{config.data} does not say what its empty slot is: take ctt.graph.intervention=swap or hide")
+    labels = causal and graph.estimator in NEEDS_TRUTH
     source = read(config.train_split, contact_share=config.contact_share, videos=config.videos, truth=labels)
     validation = read(config.val_split)
     torch.manual_seed(config.seed)
