@@ -34,7 +34,9 @@ def world_models(models: Measured) -> list[str]:
         return []
     lines = [
         "## World models\n",
-        "Slot MSE [95 % interval over videos], position RMSE in brackets (world units).",
+        "Slot MSE [95 % interval over videos], position RMSE in brackets (world units; the probe that reads positions off slots errs by "
+        + ", ".join(f"{rmse:.3f}" for rmse in {result.get("probe_rmse"): 0 for result in models.values()} if rmse is not None)
+        + ").",
         "Objects in contact within the predicted interval, close to another without contact, and free.\n",
         "### One step\n",
     ]
