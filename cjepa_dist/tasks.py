@@ -70,9 +70,7 @@ class WorldModelTask(nn.Module):
         z = self.predictor(history, hidden)
         future = jepa.future_loss(z, x, history_frames)
         hidden_count = hidden.sum().float()
-        count = hidden_count.clamp(min=1)
-        if self.training:
-            count = runtime.all_reduce(hidden_count).clamp(min=1) / runtime.world_size()
+        count = self.hidden_share(step, x.device) if self.training else hidden_count.clamp(min=1)
         history_error = jepa.history_loss(z, x, hidden, history_frames, count)
         loss = config.future_weight * future + config.history_weight * history_error
         rows = torch.full_like(future, float(len(x)))
@@ -87,6 +85,13 @@ class WorldModelTask(nn.Module):
             metrics["copy_last_frame"] = ((x[:, history_frames:] - x[:, history_frames - 1 : history_frames]).square().mean() * rows, rows)
             statistics = self.statistics(z, x, present)
         return Outcome(loss, metrics, statistics)
+
+    def hidden_share(self, step: int, device: torch.device) -> Tensor:
+        """() hidden slots of the global batch / (processes x accumulation). Masks are functions of the sample: nothing is communicated."""
+        loop = self.config.loop
+        sample = step * loop.global_batch + torch.arange(loop.global_batch, device=device)
+        hidden = hidden_slots(self.config.mask, self.config.seed, step, sample, self.config.predictor.slots)
+        return hidden.sum().float().clamp(min=1) / (runtime.world_size() * loop.accumulation)
 
     def combine(self, means: dict[str, float]) -> float:
         """The validation loss from the means of its parts: a mean of batches' losses would depend on how samples fall into batches."""

@@ -33,6 +33,8 @@ def main(config: schema.TrainWorldModel) -> int:
         frameskip=config.frameskip,
     )
     graph, causal = config.ctt.graph, config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0
+    if causal and config.loop.accumulation > 1:
+        raise UserError(f"loop.accumulation={config.loop.accumulation}: causal terms divide by counts over the whole batch; take 1")
     interventional = causal and config.ctt.kind == "per_sample" and graph.estimator == "interventional"
     if interventional and graph.intervention == "empty" and manifest.empty_slot is None:
         raise UserError(f"{config.data} does not say what its empty slot is: take ctt.graph.intervention=swap or hide")

@@ -22,7 +22,8 @@ TINY_ALOE = (
     "aloe.frames=6", "stride=20", "aloe.width=32", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=64", "loop.steps=9", "loop.global_batch=8",
     "loop.checkpoint_every=3", "loop.log_every=3", "loop.keep=9",
 )  # fmt: skip
-CASES = {"cjepa_dist.train_world_model": TINY_WORLD, "cjepa_dist.train_aloe": TINY_ALOE}
+WORLD, ALOE = "cjepa_dist.train_world_model", "cjepa_dist.train_aloe"
+CASES = {WORLD: TINY_WORLD, ALOE: TINY_ALOE}
 
 
 def weights(run, step):
@@ -90,15 +91,17 @@ def test_run_of_another_config_is_refused(command, small_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", CASES)
-def test_two_processes_equal_one(module, command, small_data, tmp_path):
+@pytest.mark.parametrize(("module", "terms"), [(WORLD, "terms"), (WORLD, "no terms"), (ALOE, "no terms")])
+def test_two_processes_equal_one(module, terms, command, small_data, tmp_path):
     """Float32, dropout 0: the global batch, its losses and the weights do not depend on the number of processes or on accumulation."""
     dropout = "predictor.dropout=0" if "world" in module else "aloe.dropout=0"
     arguments = (*CASES[module], dropout, "loop.precision=fp32", "optimizer.name=adamw")
     one, two, parts = tmp_path / "one", tmp_path / "two", tmp_path / "parts"
+    if "world" in module and terms == "no terms":
+        arguments += ("ctt.invariance.weight=0", "ctt.sufficiency.weight=0")
     for run, processes, extra in ((one, 0, ()), (two, 2, ()), (parts, 0, ("loop.accumulation=2",))):
-        if run == parts and "world" in module:
-            continue  # the CTT terms divide by counts of one forward pass
+        if run == parts and terms == "terms":
+            continue  # refused: causal terms divide by counts over the whole batch
         done = command(module, f"data={small_data}", f"run={run}", *arguments, *extra, processes=processes)
         assert done.returncode == 0, done.stderr
     steps = max(step for step, _, _ in losses(one))
