@@ -120,15 +120,14 @@ def counterfactual(world: World, namer: Namer, random: Random, most: int = 2) ->
 def _split(options: Sequence[Option], weights: Sequence[float], random: Random) -> list[Option]:
     """Two to four options, true and false ones about equal in number; [] if there are none of one side.
 
-    A split (a, b) whose mirror (b, a) is out of reach is drawn less often, or the rarer side would be rarer among the options too.
+    A split (a, b) whose mirror (b, a) is out of reach is not drawn: the rarer side would be rarer among the options too, and the text would tell.
     """
     pools = [[(o, w) for o, w in zip(options, weights) if o[2] == side] for side in (True, False)]
     have = [len(pool) for pool in pools]
     if not all(have):
         return []
-    reach = [(a, b) for a, b in SPLITS if a <= have[0] and b <= have[1]]
-    fair = [w * (1.0 if (b, a) in reach else 0.3) for (a, b), w in zip(SPLITS, SPLIT_WEIGHTS) if (a, b) in reach]
-    counts = random.choices(reach, fair)[0]
+    fair = {(a, b): w for (a, b), w in zip(SPLITS, SPLIT_WEIGHTS) if max(a, b) <= min(have)}
+    counts = random.choices(list(fair), list(fair.values()))[0]
     chosen: list[Option] = []
     for pool, count in zip(pools, counts):
         for _ in range(count):
