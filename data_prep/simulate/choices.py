@@ -120,7 +120,8 @@ def counterfactual(world: World, namer: Namer, random: Random, most: int = 2) ->
 def _split(options: Sequence[Option], weights: Sequence[float], random: Random) -> list[Option]:
     """Two to four options, true and false ones about equal in number; [] if there are none of one side.
 
-    A split (a, b) whose mirror (b, a) is out of reach is not drawn: the rarer side would be rarer among the options too, and the text would tell.
+    A split (a, b) whose mirror (b, a) is out of reach is not drawn: the rarer side would be rarer among the options too, and a model
+    that reads only the text would profit.
     """
     pools = [[(o, w) for o, w in zip(options, weights) if o[2] == side] for side in (True, False)]
     have = [len(pool) for pool in pools]
