@@ -58,7 +58,7 @@ class ResidentWindows:
         self.videos = len(slots)
         if not self.videos:
             raise UserError(f"split {split!r} in {folder} holds no videos")
-        self.rows = torch.from_numpy(slots).view(self.videos * frames, -1)
+        self.rows = slots.reshape(self.videos * frames, -1)
         self.steps = np.arange(history_frames + pred_frames) * frameskip
         self.present = load_presence(folder, split, videos)
         self.empty = None if self.manifest.empty_slot is None else torch.tensor(self.manifest.empty_slot, dtype=torch.float32)
@@ -105,8 +105,9 @@ class ResidentWindows:
         frames, slots, width = self.shape
         rows = (video * frames + start)[:, None] + self.steps
         shape = (len(ids), len(self.steps), slots, width)
+        # numpy, so one thread: this runs beside the training step, whose threads a second OpenMP team would stall.
         batch = {
-            "slots": self.rows.index_select(0, torch.from_numpy(rows.reshape(-1))).float().view(shape),
+            "slots": torch.from_numpy(self.rows[rows.reshape(-1)].astype(np.float32).reshape(shape)),
             "sample": torch.from_numpy(np.array(sample, np.int64)),
         }
         if self.present is not None:
