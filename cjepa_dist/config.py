@@ -133,6 +133,7 @@ class LoopConfig:
     steps: int = option(0, "length of the run; 0 takes epochs", unit="steps", least=0)
     global_batch: int = option(256, "samples a step over all processes and accumulation", unit="samples", least=1)
     accumulation: int = option(1, "forward passes a step", least=1)
+    processes: int = option(0, "processes that must be running, else an error; 0 = as many as the launcher starts", least=0)
     precision: str = option("bf16", "autocast of the forward pass", choices=("bf16", "fp32"))
     log_every: int = option(50, "steps between lines of metrics", unit="steps", least=1)
     eval_every: int = option(0, "steps between validations; 0 = only at the end", unit="steps", least=0)

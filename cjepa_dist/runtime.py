@@ -20,18 +20,18 @@ from cjepa_dist.errors import UserError
 PACKAGES = ("torch", "accelerate", "deepspeed", "webdataset", "numpy", "tensorboard", "submitit", "cjepa_dist")
 
 
-def accelerator(precision: str) -> Accelerator:
-    """The Accelerate handle of this process. Raises UserError when the launcher's world and Accelerate's differ.
+def accelerator(precision: str, processes: int = 0) -> Accelerator:
+    """The Accelerate handle of this process. Raises UserError when `processes` > 0 were asked for and another number runs.
 
-    `accelerate launch --cpu --num_processes 2` starts one process and says nothing: then WORLD_SIZE is what was asked for,
-    and a silent fallback would train on a part of the batch.
+    `accelerate launch --cpu --num_processes 2` starts one process, says nothing, and leaves no trace in its environment (Accelerate 1.15):
+    only a number in the config can tell.
     """
     on_cpu = not torch.cuda.is_available()
     handle = Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != handle.num_processes:
+    if processes and processes != handle.num_processes:
         raise UserError(
-            f"asked for {asked} processes, Accelerate runs {handle.num_processes}: start with torchrun or accelerate launch --multi_gpu"
+            f"loop.processes={processes}, but {handle.num_processes} run: start with torchrun --nproc_per_node {processes}; "
+            "accelerate launch --cpu starts one process whatever its --num_processes"
         )
     if on_cpu:
         # accelerate launch sets OMP_NUM_THREADS=1 without being asked: share the cores between the local processes.

@@ -33,7 +33,7 @@ from cjepa_dist.training.telemetry import Telemetry
 Config = schema.TrainWorldModel | schema.TrainAloe
 Metrics = dict[str, tuple[Tensor, Tensor]]
 # Fields that may differ when a run goes on: they change what is written and when, not what is learned.
-FREE = ("data", "run", "loop.log_every", "loop.eval_every", "loop.checkpoint_every", "loop.keep", "loop.stop_at")
+FREE = ("data", "run", "loop.processes", "loop.log_every", "loop.eval_every", "loop.checkpoint_every", "loop.keep", "loop.stop_at")
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     Raises UserError when the run folder belongs to another config or the batch does not divide.
     """
     loop, run = config.loop, Path(config.run)
-    handle = runtime.accelerator(loop.precision)
+    handle = runtime.accelerator(loop.precision, loop.processes)
     check_batch(loop, handle.num_processes)
     steps = loop.steps or math.ceil(loop.epochs * len(source) / loop.global_batch)
     open_run(run, config, runtime.environment(handle), first=handle.is_main_process)
