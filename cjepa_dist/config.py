@@ -55,6 +55,7 @@ class PredictorConfig:
     predict_change: bool = option(False, "output = last visible slot + change, head initialised to zero")
     last_anchor: bool = option(False, "future queries also get Linear(last visible slot)")
     anchor_all: bool = option(False, "every token, not only queries, gets Linear(slot at t = 0)")
+    rotary: bool = option(False, "rotary embedding of the frame number in queries and keys too")
     own_slot_only: bool = option(False, "attention within a slot only: the baseline that sees no other object")
 
 
@@ -101,14 +102,22 @@ class TermConfig:
 
 
 @dataclass
+class ConsistencyConfig(TermConfig):
+    """Several predictions in a row against the truth. The k of `steps` join one after another, each over `ramp`."""
+
+    steps: list[int] = option([1, 2, 4, 6], "numbers of predictions in a row that are compared, weighted 1/k", unit="predictions")
+
+
+@dataclass
 class CttConfig:
-    """Causal Transformation Theory: invariance and sufficiency."""
+    """Causal Transformation Theory: invariance, sufficiency, consistency over several steps."""
 
     kind: str = option("per_sample", "the released losses, or the corrected ones", choices=("published", "per_sample"))
     invariance: TermConfig = option(TermConfig, "hiding a slot that does not interact changes nothing for the others")
     sufficiency: TermConfig = option(TermConfig, "a slot's causal neighbourhood alone predicts it")
-    graph: GraphConfig = option(GraphConfig, "the graph that both terms use")
-    fraction: float = option(1.0, "part of each batch on which the terms are computed", unit="share", least=0.0)
+    consistency: ConsistencyConfig = option(ConsistencyConfig, "predictions from predictions stay true; needs horizon >= its last step")
+    graph: GraphConfig = option(GraphConfig, "the graph that invariance and sufficiency use")
+    fraction: float = option(1.0, "part of each batch on which the terms are computed, spread evenly over it", unit="share", least=0.0)
     margin: float = option(0.02, "slack of both per_sample terms", unit="residual variances", least=0.0)
 
 
@@ -157,6 +166,9 @@ class TrainWorldModel:
         0.0, "share of windows with a contact in the predicted interval (needs truth); 0 = as they come", least=0.0
     )
     val_windows: int = option(2048, "windows of the validation split used in a validation", unit="windows", least=1)
+    horizon: int = option(
+        1, "predictions (of T_p frames each) that a training window has room for; runs that are compared need the same", least=1
+    )
     future_weight: float = option(1.0, "weight of the error on future slots", least=0.0)
     history_weight: float = option(1.0, "weight of the error on hidden history slots", least=0.0)
     predictor: PredictorConfig = option(PredictorConfig, "the model")

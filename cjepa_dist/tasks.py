@@ -9,6 +9,7 @@ what they divide by is summed over ranks first, and the gradient average over ra
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cjepa_dist import runtime
+from cjepa_dist.causal.attention import published_adjacency
 from cjepa_dist.causal.graph import GraphContext, estimate, residual
+from cjepa_dist.causal.intervention import without_dropout
 from cjepa_dist.config import TermConfig, TrainAloe, TrainWorldModel
 from cjepa_dist.data.vocabulary import TYPES
 from cjepa_dist.losses import ctt, jepa, vqa
+from cjepa_dist.losses.ctt import CttTerms
 from cjepa_dist.models.aloe import Aloe
 from cjepa_dist.models.masking import hidden_slots
 from cjepa_dist.models.predictor import SlotPredictor
@@ -37,6 +41,14 @@ class Outcome:
     metrics: dict[str, tuple[Tensor, Tensor]]
     statistics: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Of the whole batch of a step, all passes and ranks: what the causal terms divide by, (2,), and the released graph (S, S)."""
+
+    counts: Tensor
+    adjacency: Tensor | None
 
 
 class WorldModelTask(nn.Module):
@@ -57,17 +69,22 @@ class WorldModelTask(nn.Module):
         self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("empty", torch.zeros(dim))
 
-    def forward(self, batch: Batch, step: int, progress: float = 0.0) -> Outcome:
-        """batch slots (B, T, S, D), present (B, T, S), sample (B,); progress in [0, 1) is the part of the run behind us."""
+    def forward(self, batch: Batch, step: int, progress: float = 0.0, survey: Survey | None = None) -> Outcome:
+        """batch slots (B, T, S, D), present (B, T, S), sample (B,); progress in [0, 1) is the part of the run behind us.
+
+        T is T_h + horizon T_p. `survey` as from `survey`, where the batch of this step is more than one pass.
+        """
         config, history_frames = self.config, self.config.predictor.history_frames
-        x, present, sample = batch["slots"], batch["present"], batch["sample"]
+        window = history_frames + config.predictor.pred_frames
+        x, present, sample = batch["slots"][:, :window], batch["present"][:, :window], batch["sample"]
         history = x[:, :history_frames]
         hidden = hidden_slots(config.mask, config.seed, step, sample, x.shape[2])
-        weights = {
-            "invariance": ramp(config.ctt.invariance, progress) if self.training else 0.0,
-            "sufficiency": ramp(config.ctt.sufficiency, progress) if self.training else 0.0,
-        }
-        z = self.predictor(history, hidden)
+        weights = self.weights(progress)
+        maps = None
+        if weights and config.ctt.kind == "published":  # its graph is this very pass
+            z, maps = self.predictor(history, hidden, need_attention=True)
+        else:
+            z = self.predictor(history, hidden)
         future = jepa.future_loss(z, x, history_frames)
         hidden_count = hidden.sum().float()
         count = self.hidden_share(step, x.device) if self.training else hidden_count.clamp(min=1)
@@ -78,51 +95,128 @@ class WorldModelTask(nn.Module):
             "loss_future": (future.detach() * rows, rows),
             "loss_masked_history": (history_error.detach() * count, hidden_count),
         }
-        if any(weights.values()):
-            loss = loss + self.causal_terms(batch, hidden, z, weights, step, metrics)
+        if weights:
+            adjacency = None if maps is None else self.mean_adjacency(maps[-1])
+            terms = self.causal_terms(self.part(batch), self.chosen(z), adjacency if survey is None else survey.adjacency, step)
+            loss = loss + self.weighted(terms, weights, survey, metrics)
+        if steps := self.consistency_weights(progress):
+            term = ctt.consistency(self.predictor, self.chosen(batch["slots"]), self.sigma2, steps)
+            metrics["loss_consistency"] = (term.detach() * rows, rows)
+            loss = loss + config.ctt.consistency.weight * term
         metrics["loss"] = (loss.detach() * rows, rows)
         with torch.no_grad():
             metrics["copy_last_frame"] = ((x[:, history_frames:] - x[:, history_frames - 1 : history_frames]).square().mean() * rows, rows)
             statistics = self.statistics(z, x, present)
         return Outcome(loss, metrics, statistics)
 
+    def weights(self, progress: float) -> dict[str, float]:
+        """Weights of the terms that need a graph, {} when all are 0 or in evaluation."""
+        found = {name: ramp(getattr(self.config.ctt, name), progress) for name in ("invariance", "sufficiency")}
+        return found if self.training and any(found.values()) else {}
+
+    def consistency_weights(self, progress: float) -> dict[int, float]:
+        """How far each number of predictions in a row counts at this point of the run, 0 to 1; {} when none does or in evaluation."""
+        term = self.config.ctt.consistency
+        found = {k: ramp(TermConfig(1.0, term.start + i * term.ramp, term.ramp), progress) for i, k in enumerate(sorted(term.steps))}
+        return found if self.training and term.weight and any(found.values()) else {}
+
     def hidden_share(self, step: int, device: torch.device) -> Tensor:
         """() hidden slots of the global batch / (processes x accumulation). Masks are functions of the sample: nothing is communicated."""
-        loop = self.config.loop
-        sample = step * loop.global_batch + torch.arange(loop.global_batch, device=device)
-        hidden = hidden_slots(self.config.mask, self.config.seed, step, sample, self.config.predictor.slots)
-        return hidden.sum().float().clamp(min=1) / (runtime.world_size() * loop.accumulation)
+        parts = runtime.world_size() * self.config.loop.accumulation
+        return self.global_hidden(step, device).sum().float().clamp(min=1) / parts
+
+    def global_hidden(self, step: int, device: torch.device) -> Tensor:
+        """(global batch, S) bool: the masks of all ranks."""
+        batch = self.config.loop.global_batch
+        sample = step * batch + torch.arange(batch, device=device)
+        return hidden_slots(self.config.mask, self.config.seed, step, sample, self.config.predictor.slots)
 
     def combine(self, means: dict[str, float]) -> float:
         """The validation loss from the means of its parts: a mean of batches' losses would depend on how samples fall into batches."""
         parts = ((self.config.future_weight, "loss_future"), (self.config.history_weight, "loss_masked_history"))
         return sum(weight * means.get(name, 0.0) for weight, name in parts)
 
-    def causal_terms(self, batch: Batch, hidden: Tensor, z: Tensor, weights: dict[str, float], step: int, metrics: dict) -> Tensor:
-        config, history_frames = self.config.ctt, self.config.predictor.history_frames
-        count = max(1, round(config.fraction * len(hidden)))
-        part = {name: value[:count] for name, value in batch.items() if value.ndim and len(value) == len(hidden)}
-        x, hidden = part["slots"], hidden[:count]
-        present = part["present"][:, history_frames - 1]
+    def chosen(self, values: Tensor) -> Tensor:
+        """The rows (b, ...) of values (B, ...) on which causal terms are computed: `fraction` of them, spread evenly."""
+        if (fraction := self.config.ctt.fraction) >= 1:
+            return values
+        edges = [math.floor(round(fraction * row, 6)) for row in range(len(values) + 1)]
+        rows = [row for row in range(len(values)) if edges[row + 1] > edges[row]] or [0]
+        stride = rows[1] - rows[0] if len(rows) > 1 else len(values)
+        if rows == list(range(rows[0], len(values), stride)):
+            return values[rows[0] :: stride]
+        return values[torch.tensor(rows, device=values.device)]
+
+    def part(self, batch: Batch) -> Batch:
+        return {name: self.chosen(value) for name, value in batch.items() if value.ndim and len(value) == len(batch["sample"])}
+
+    def mean_adjacency(self, last: Tensor) -> Tensor:
+        """The released graph (S, S): of attention (B, heads, N, N), a mean over the batch of all ranks."""
+        frames, slots = self.config.predictor.history_frames, self.config.predictor.slots
+        mean = published_adjacency(self.chosen(last), frames, slots).detach().float().mean(dim=0)
+        return runtime.all_reduce(mean) / runtime.world_size()
+
+    def drawn_slots(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The slots i and k of the released losses: from the masks of the global batch, so every rank and pass draws the same."""
+        return ctt.draw_slots(self.global_hidden(step, device), seed=self.config.seed, step=step)
+
+    def causal_terms(self, part: Batch, z: Tensor, adjacency: Tensor | None, step: int) -> CttTerms:
+        """Invariance and sufficiency on `part` of a batch; z (b, T, S, D) its prediction, `adjacency` (S, S) for the released losses."""
+        config, frames = self.config.ctt, self.config.predictor.history_frames
+        x, sample = part["slots"][:, : frames + self.config.predictor.pred_frames], part["sample"]
+        hidden = hidden_slots(self.config.mask, self.config.seed, step, sample, x.shape[2])
         if config.kind == "published":
-            slots = ctt.draw_slots(hidden, seed=self.config.seed, step=step)
-            terms = ctt.published(
-                self.predictor, x, hidden, threshold=config.graph.threshold, slot_invariance=slots[0], slot_sufficiency=slots[1]
-            )
-        else:
-            context = self.graph_context(part["sample"], step)
-            graph = estimate(config.graph, self.predictor, x[:, :history_frames], present, context=context, truth=part)
-            terms = ctt.per_sample(
-                self.predictor, x, hidden, present, graph, self.sigma2,
-                margin=config.margin, seed=self.config.seed, step=step, sample=part["sample"],
-                z0=z[:count] if self.config.predictor.dropout == 0 else None,  # then the base pass is the clean one
-            )  # fmt: skip
+            i, k = self.drawn_slots(step, x.device)
+            threshold = config.graph.threshold
+            return ctt.published(self.predictor, x, hidden, z, threshold=threshold, slot_invariance=i, slot_sufficiency=k, mean=adjacency)
+        present = part["present"][:, frames - 1]
+        context = self.graph_context(sample, step)
+        graph = estimate(config.graph, self.predictor, x[:, :frames], present, context=context, truth=part)
+        return ctt.per_sample(
+            self.predictor, x, hidden, present, graph, self.sigma2,
+            margin=config.margin, seed=self.config.seed, step=step, sample=sample,
+            z0=z if self.config.predictor.dropout == 0 else None,  # then the base pass is the clean one
+        )  # fmt: skip
+
+    def weighted(self, terms: CttTerms, weights: dict[str, float], survey: Survey | None, metrics: dict) -> Tensor:
+        """The terms as part of the loss: what they divide by is of the global batch, from `survey` or summed here over ranks."""
         counts = torch.stack([terms.invariance_count, terms.sufficiency_count]).float()
-        scale = runtime.world_size() / runtime.all_reduce(counts).clamp(min=1e-6)
-        for name, total, n in (("invariance", terms.invariance_sum, counts[0]), ("sufficiency", terms.sufficiency_sum, counts[1])):
-            metrics[f"loss_{name}"] = (total.detach(), n)
-        metrics.update({name: (value.detach() * count, torch.full_like(counts[0], float(count))) for name, value in terms.metrics.items()})
+        total = runtime.all_reduce(counts) if survey is None else survey.counts
+        scale = runtime.world_size() * self.config.loop.accumulation / total.clamp(min=1e-6)
+        for name, value, n in (("invariance", terms.invariance_sum, counts[0]), ("sufficiency", terms.sufficiency_sum, counts[1])):
+            metrics[f"loss_{name}"] = (value.detach(), n)
+        count = torch.ones_like(counts[0])
+        metrics.update({name: (value.detach(), count) for name, value in terms.metrics.items()})
         return weights["invariance"] * terms.invariance_sum * scale[0] + weights["sufficiency"] * terms.sufficiency_sum * scale[1]
+
+    @torch.no_grad()
+    def survey(self, batches: list[Batch], step: int, progress: float) -> Survey | None:
+        """What the causal terms divide by, over all passes of a step and all ranks; None where no term needs it or there is one pass.
+
+        A count depends on predictions, so it takes one more forward of everything, without gradient: the price of accumulation.
+        """
+        if len(batches) == 1 or not self.weights(progress):
+            return None
+        config, frames = self.config.ctt, self.config.predictor.history_frames
+        parts = [self.part(batch) for batch in batches]
+        hidden = [hidden_slots(self.config.mask, self.config.seed, step, part["sample"], part["slots"].shape[2]) for part in parts]
+        if config.kind == "published":
+            maps = [self.predictor(part["slots"][:, :frames], mask, need_attention=True)[1][-1] for part, mask in zip(parts, hidden)]
+            adjacency = torch.stack(
+                [published_adjacency(last, frames, last.shape[-1] // (frames + self.config.predictor.pred_frames)) for last in maps]
+            )
+            mean = runtime.all_reduce(adjacency.float().mean(dim=(0, 1))) / runtime.world_size()
+            i, k = self.drawn_slots(step, mean.device)
+            choices = [ctt.published_choice(mean, mask, config.graph.threshold, i, k) for mask in hidden]
+            counts = torch.stack([torch.stack([weight.sum(), far.any() * float(len(weight))]) for weight, far in choices]).sum(0)
+            return Survey(runtime.all_reduce(counts), mean)
+        counts = torch.zeros(2, device=self.sigma2.device)
+        for part, mask in zip(parts, hidden):
+            with without_dropout(self.predictor):
+                z = self.predictor(part["slots"][:, :frames], mask)
+            terms = self.causal_terms(part, z, None, step)
+            counts += torch.stack([terms.invariance_count, terms.sufficiency_count])
+        return Survey(runtime.all_reduce(counts), None)
 
     def statistics(self, z: Tensor, x: Tensor, present: Tensor) -> Tensor:
         """(D + 1 + BINS,): squared residuals summed, their count, a histogram of residuals in nats: sums, so exact over ranks."""
@@ -161,7 +255,10 @@ class VqaTask(nn.Module):
         parts = ((self.config.descriptive_weight, "loss_descriptive"), (self.config.choice_weight, "loss_choice"))
         return sum(weight * means.get(name, 0.0) for weight, name in parts)
 
-    def forward(self, batch: Batch, step: int, progress: float = 0.0) -> Outcome:
+    def survey(self, batches: list[Batch], step: int, progress: float) -> None:
+        """Nothing: the totals come with the batches."""
+
+    def forward(self, batch: Batch, step: int, progress: float = 0.0, survey: None = None) -> Outcome:
         """batch as from QuestionSource, with total_descriptive and total_choice: rows in the global batch."""
         answers, choices = self.aloe(batch["slots"], batch["tokens"], batch["padding"], batch["is_choice"], row_view=batch["row_view"])
         is_choice, label = batch["is_choice"], batch["label"]

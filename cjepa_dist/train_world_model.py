@@ -32,14 +32,15 @@ def main(config: schema.TrainWorldModel) -> int:
         pred_frames=predictor.pred_frames,
         frameskip=config.frameskip,
     )
+    steps = config.ctt.consistency.steps
+    if config.ctt.consistency.weight and (not steps or min(steps) < 1 or max(steps) > config.horizon):
+        raise UserError(f"ctt.consistency.steps={steps}: must be from 1 to horizon={config.horizon}, what a training window has room for")
     graph, causal = config.ctt.graph, config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0
-    if causal and config.loop.accumulation > 1:
-        raise UserError(f"loop.accumulation={config.loop.accumulation}: causal terms divide by counts over the whole batch; take 1")
     interventional = causal and config.ctt.kind == "per_sample" and graph.estimator == "interventional"
     if interventional and graph.intervention == "empty" and manifest.empty_slot is None:
         raise UserError(f"{config.data} does not say what its empty slot is: take ctt.graph.intervention=swap or hide")
     labels = causal and graph.estimator in NEEDS_TRUTH
-    source = read(config.train_split, contact_share=config.contact_share, videos=config.videos, truth=labels)
+    source = read(config.train_split, horizon=config.horizon, contact_share=config.contact_share, videos=config.videos, truth=labels)
     validation = read(config.val_split)
     torch.manual_seed(config.seed)
     task = WorldModelTask(config)

@@ -38,7 +38,8 @@ def copy(small_data, tmp_path):
     [
         ("cjepa_dist.train_world_model", (*TINY_WORLD, "predictor.slots=5"), ("7 slots", "predictor.slots=5")),
         ("cjepa_dist.train_world_model", (*TINY_WORLD, "loop.global_batch=9", "loop.accumulation=2", *OFF), ("loop.global_batch=9",)),
-        ("cjepa_dist.train_world_model", (*TINY_WORLD, "loop.accumulation=2"), ("loop.accumulation=2",)),
+        ("cjepa_dist.train_world_model", (*TINY_WORLD, "ctt.fraction=0.3"), ("ctt.fraction=0.3 of the",)),
+        ("cjepa_dist.train_world_model", (*TINY_WORLD, "ctt.consistency.weight=1"), ("ctt.consistency.steps", "horizon=1")),
         ("cjepa_dist.train_world_model", (*TINY_WORLD, "loop.processes=2"), ("loop.processes=2, but 1 run",)),
         ("cjepa_dist.train_world_model", (*TINY_WORLD, "train_split=tran"), ("tran", "train")),
         ("cjepa_dist.train_aloe", (*TINY_ALOE, "stride=60"), ("6 frames, stride 60",)),

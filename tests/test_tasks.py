@@ -55,3 +55,18 @@ def test_terms_begin_and_grow():
 def test_mask_and_loss_are_functions_of_step_and_sample():
     task, data = WorldModelTask(schema.parse(schema.TrainWorldModel, SMALL)), batch(8)
     assert task(data, 5).loss.item() == task(data, 5).loss.item() != task(data, 6).loss.item()
+
+
+def test_consistency_takes_longer_rollouts_one_after_another():
+    task = WorldModelTask(schema.parse(schema.TrainWorldModel, [*SMALL, "ctt.consistency.weight=2", "ctt.consistency.start=0.2"]))
+    assert task.consistency_weights(0.1) == {}
+    assert task.consistency_weights(0.225) == pytest.approx({1: 0.5, 2: 0.0, 4: 0.0, 6: 0.0})
+    assert task.consistency_weights(0.275) == pytest.approx({1: 1.0, 2: 0.5, 4: 0.0, 6: 0.0})
+    assert task.consistency_weights(0.9) == {1: 1.0, 2: 1.0, 4: 1.0, 6: 1.0}
+    assert task.eval().consistency_weights(0.9) == {}
+
+
+@pytest.mark.parametrize(("fraction", "size", "rows"), [(0.25, 8, [3, 7]), (0.5, 4, [1, 3]), (0.75, 4, [1, 2, 3]), (1.0, 3, [0, 1, 2])])
+def test_a_fraction_of_the_batch_is_spread_over_it(fraction, size, rows):
+    task = WorldModelTask(schema.parse(schema.TrainWorldModel, [*SMALL, f"ctt.fraction={fraction}"]))
+    assert task.chosen(torch.arange(size)).tolist() == rows

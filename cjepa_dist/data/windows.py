@@ -27,7 +27,7 @@ class ResidentWindows:
 
     `contact_share` > 0 repeats windows with a contact in the predicted interval within the epoch until they make up that share (nothing
     changes where they already do); needs truth in the shards. `truth` adds labels to each batch. UserError if the videos are too short
-    for a window, or if truth is needed and absent.
+    for a window, or if truth is needed and absent. With a `horizon` T is T_h + horizon * T_p; labels are for the first T_h + T_p frames.
 
     `shape` (T, S, D) is that of a video, `videos` their number, `manifest` the data set's: what a caller checks a model against.
     Window w is start w % `starts` of video w // `starts`; id i is window `table[i]`, or i itself where `table` is None.
@@ -41,16 +41,19 @@ class ResidentWindows:
         history_frames: int,
         pred_frames: int,
         frameskip: int,
+        horizon: int = 1,
         contact_share: float = 0.0,
         videos: int = 0,
         truth: bool = False,
     ) -> None:
         self.manifest = Manifest.load(folder)
         self.shape = self.manifest.shape
-        frames, span = self.shape[0], (history_frames + pred_frames) * frameskip
+        length = history_frames + horizon * pred_frames
+        frames, span = self.shape[0], length * frameskip
         self.starts = frames - span + 1
         if self.starts < 1:
-            need = f"(history_frames {history_frames} + pred_frames {pred_frames}) * frameskip {frameskip} = {span} frames"
+            times = f"horizon {horizon} * " if horizon > 1 else ""
+            need = f"(history_frames {history_frames} + {times}pred_frames {pred_frames}) * frameskip {frameskip} = {span} frames"
             raise UserError(f"a window takes {need}, the videos in {folder} have {frames}; choose a shorter window")
         if not 0.0 <= contact_share < 1.0:
             raise UserError(f"contact_share={contact_share}: must be at least 0 and below 1")
@@ -59,7 +62,7 @@ class ResidentWindows:
         if not self.videos:
             raise UserError(f"split {split!r} in {folder} holds no videos")
         self.rows = slots.reshape(self.videos * frames, -1)
-        self.steps = np.arange(history_frames + pred_frames) * frameskip
+        self.steps = np.arange(length) * frameskip
         self.present = load_presence(folder, split, videos)
         self.empty = None if self.manifest.empty_slot is None else torch.tensor(self.manifest.empty_slot, dtype=torch.float32)
         self.truth: WindowTruth | None = None

@@ -2,15 +2,17 @@
 
     published    batch-mean graph, threshold;  [M0 and i; non-neighbours of k] as one forward of 2B    ──> raw MSE
     per_sample   a graph for each sample;      [M0; M0 and I_b; all but the neighbours of k_b], 3B     ──> error in residual variances
+    consistency  f(f(...f(history)))           K forwards of B, one after another                      ──> error in residual variances
 
 Axiom 2: a slot's causal neighbourhood is what its future depends on. So hiding a slot that does not interact changes nothing for the others
 (invariance), and the neighbourhood alone predicts the slot as well as everything does (sufficiency).
-M0 is the base mask of the step. Both functions return sums and counts: the caller reduces the counts over ranks and divides, so N ranks
+M0 is the base mask of the step. The first two return sums and counts: the caller reduces the counts over ranks and divides, so N ranks
 equal one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -62,38 +64,50 @@ def published(
     threshold: float,
     slot_invariance: int | Tensor,
     slot_sufficiency: int | Tensor,
+    mean: Tensor | None = None,
 ) -> CttTerms:
     """The released losses, number for number: `x` (B, T, S, D), `hidden` (B, S) bool (M0), `clean` (B, T, S, D) the prediction under M0.
 
-    Graph: `published_adjacency` under M0, mean over the batch THIS process holds (so this one term depends on the number of processes).
+    Graph: `mean` (S, S), `published_adjacency` under M0 averaged over the whole batch, all ranks and passes; without it, over `x` alone.
     Invariance: visible j != i with A[j, i] < threshold are held to their clean future while i is hidden too. Sufficiency: every j != k
     with A[k, j] < threshold is hidden, k's future is compared with the truth. A term without such j counts nothing.
-    Dropout stays as the caller has it (released: on, different in the passes that are compared). Without `clean` the graph's own pass
+    Dropout stays as the caller has it (released: on, different in the passes that are compared). Without `clean` or `mean` one more pass
     gives it. Kept for comparison: rows of A sum to 1 / T_total, so at 4 frames the usual threshold 0.15 makes every pair a non-neighbour.
     """
     frames, slots = predictor.config.history_frames, x.shape[2]
     history, truth = x[:, :frames], x[:, frames:].float()
-    with torch.no_grad():
-        z0, maps = predictor(history, hidden, need_attention=True)
-        mean = published_adjacency(maps[-1], frames, slots).mean(dim=0)
-        target = (z0 if clean is None else clean)[:, frames:].float()
+    if clean is None or mean is None:
+        with torch.no_grad():
+            z0, maps = predictor(history, hidden, need_attention=True)
+        clean = z0 if clean is None else clean
+        mean = published_adjacency(maps[-1], frames, slots).mean(dim=0) if mean is None else mean
+    target = clean[:, frames:].detach().float()
+    weight, far_from_k = published_choice(mean, hidden, threshold, slot_invariance, slot_sufficiency)
     index = torch.arange(slots, device=x.device)
     is_i, is_k = index == slot_invariance, index == slot_sufficiency
-    far_from_i = ((mean < threshold) & is_i).any(dim=1) & ~is_i  # j with A[j, i] < threshold
-    far_from_k = ((mean < threshold) & is_k[:, None]).any(dim=0) & ~is_k  # j with A[k, j] < threshold
     masks = torch.cat([hidden | is_i, far_from_k.expand_as(hidden)])
     z1, z2 = predictor(torch.cat([history, history]), masks)[:, frames:].float().chunk(2)
 
-    drawn_visible = ~(hidden & is_i).any(dim=1, keepdim=True)
-    weight = (far_from_i & ~hidden & drawn_visible).float()  # (B, S)
     moved = (z1 - target).square().mean(dim=(1, 3))
     missed = ((z2 - truth).square().mean(dim=(1, 3)) * is_k).sum(dim=1)  # (B,)
     some = far_from_k.any().float()
     with torch.no_grad():
         edges = (mean >= threshold) & ~torch.eye(slots, dtype=torch.bool, device=x.device)
-        candidates = (~is_i & ~hidden & drawn_visible).float().sum().clamp_min(1)
+        candidates = (~is_i & ~hidden & ~(hidden & is_i).any(dim=1, keepdim=True)).float().sum().clamp_min(1)
         metrics = {"non_neighbour_fraction": weight.sum() / candidates, "edges_per_slot": edges.float().sum() / slots}
     return CttTerms((weight * moved).sum(), weight.sum(), some * missed.sum(), some * len(x), metrics)
+
+
+def published_choice(
+    mean: Tensor, hidden: Tensor, threshold: float, slot_invariance: int | Tensor, slot_sufficiency: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights (B, S) float of the slots that invariance compares, and the slots (S,) bool that sufficiency hides; `mean` (S, S)."""
+    index = torch.arange(len(mean), device=mean.device)
+    is_i, is_k = index == slot_invariance, index == slot_sufficiency
+    far_from_i = ((mean < threshold) & is_i).any(dim=1) & ~is_i  # j with A[j, i] < threshold
+    far_from_k = ((mean < threshold) & is_k[:, None]).any(dim=0) & ~is_k  # j with A[k, j] < threshold
+    drawn_visible = ~(hidden & is_i).any(dim=1, keepdim=True)
+    return (far_from_i & ~hidden & drawn_visible).float(), far_from_k
 
 
 # --- corrected -------------------------------------------------------------------------------------------------------
@@ -158,6 +172,24 @@ def per_sample(
     excess = torch.relu(e2 - e0 - margin) * is_k * some[:, None]
     metrics = {name: value.detach() for name, value in describe(adjacency, present).items()}
     return CttTerms(invariance.sum(), weight.sum(), excess.sum(), some.float().sum(), metrics, clean)
+
+
+def consistency(predictor: SlotPredictor, x: Tensor, sigma2: Tensor, weights: Mapping[int, float]) -> Tensor:
+    """Axioms 2 and 5 over several steps: sum over k of weights[k] / k * e(f^k(history), truth k predictions ahead), a mean over slots, ().
+
+    `x` (B, T_h + K T_p, S, D) with K the largest k of a weight above 0; f predicts T_p frames with nothing hidden and reads its own
+    predictions from then on, with gradients through all of them. e in residual variances as `error`; dropout is off, as in a rollout.
+    """
+    frames, ahead = predictor.config.history_frames, predictor.config.pred_frames
+    sequence, total = x[:, :frames], torch.zeros((), device=x.device)
+    with without_dropout(predictor):
+        for k in range(1, max(k for k, weight in weights.items() if weight) + 1):
+            following = predictor.predict(sequence[:, -frames:]).to(x.dtype)
+            sequence = torch.cat([sequence, following], dim=1)
+            if weight := weights.get(k, 0.0):
+                begin = frames + (k - 1) * ahead
+                total = total + weight / k * error(following.float(), x[:, begin : begin + ahead].float(), sigma2).mean()
+    return total
 
 
 def error(a: Tensor, b: Tensor, sigma2: Tensor) -> Tensor:

@@ -15,14 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Pair = tuple[Tensor, Tensor]
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
-    """softmax(q k' / sqrt(d)) v and the weights before dropout, for q, k, v (B, heads, N, d); `padding` (B, 1, 1, N), True = ignore."""
-    logits = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, dropout: float, memory: Pair | None = None) -> Pair:
+    """softmax(q k' / sqrt(d)) v and the weights before dropout, for q, k, v (B, heads, N, d); `padding` (B, 1, 1, N), True = ignore.
+
+    `memory`: keys and values (B, heads, M, d) that come first. They are not copied beside the others: the weights are, which are smaller.
+    """
+    q = q * (1 / math.sqrt(q.shape[-1]))
+    logits = q @ k.transpose(-2, -1)
     if padding is not None:
         logits = logits.masked_fill(padding, -math.inf)
-    weights = logits.softmax(-1)
-    return drop(weights, dropout) @ v, weights
+    if memory is None:
+        weights = logits.softmax(-1)
+        return drop(weights, dropout) @ v, weights
+    weights = torch.cat([q @ memory[0].transpose(-2, -1), logits], dim=-1).softmax(-1)
+    first, second = drop(weights, dropout).split([memory[0].shape[2], k.shape[2]], dim=-1)
+    return first @ memory[1] + second @ v, weights
 
 
 def drop(x: Tensor, p: float) -> Tensor:
@@ -39,6 +49,22 @@ def drop(x: Tensor, p: float) -> Tensor:
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
     keep = (draws[: x.numel()] >= dropped - 32768).view(x.shape)
     return x * keep.to(x.dtype).mul_(65536 / (65536 - dropped))
+
+
+def rotation(place: Tensor, head_width: int) -> Pair:
+    """Cosines and sines (N, d / 2) of rotary positions (arXiv 2104.09864) for places (N,), such as frame numbers.
+
+    The slowest pair turns 1/100 radian a place: windows are some tens of frames, not thousands of words.
+    """
+    speed = 100.0 ** -torch.linspace(0, 1, head_width // 2, device=place.device)
+    angle = place[:, None] * speed
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, turn: Pair) -> Tensor:
+    """x (B, heads, N, d) with the pairs (m, m + d / 2) of its numbers rotated."""
+    (cos, sin), (a, b) = (part.to(x.dtype) for part in turn), x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class Attention(nn.Module):
@@ -61,12 +87,14 @@ class Attention(nn.Module):
         padding: Tensor | None = None,
         need_weights: bool = False,
         first: int | None = None,
-        memory: tuple[Tensor, Tensor] | None = None,
+        memory: Pair | None = None,
+        turn: Pair | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, N, W) -> (B, N, W) and, if asked, the weights (B, heads, N, N) before dropout. `padding` (B, N) bool: keys to ignore.
 
         With `first`, only the first so many tokens ask, so N of the results (and of the weights' rows) is that. `memory` are keys and
-        values of M more tokens that are seen and do not ask (see `keys`), which come first: `padding` is then (B, M + N).
+        values of M more tokens that are all seen and do not ask (see `keys`); in the weights they come first. `turn`: cosines and sines
+        (N, d / 2) by which queries and keys are rotated (see `rotation`).
         """
         batch, width = x.shape[0], x.shape[2]
         asked = x.shape[1] if first is None else first
@@ -75,18 +103,21 @@ class Attention(nn.Module):
         else:
             q = F.linear(x[:, :first], self.qkv.weight[:width], self.qkv.bias[:width]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             k, v = self.keys(x)
-        if memory is not None:
-            k, v = torch.cat([memory[0], k], dim=2), torch.cat([memory[1], v], dim=2)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
         dropout = self.dropout if self.training else 0.0
         ignored = None if padding is None else padding[:, None, None, :]
         weights = None
         if need_weights or not x.is_cuda:
-            mixed, weights = written_out(q, k, v, ignored, dropout)
+            mixed, weights = written_out(q, k, v, ignored, dropout, memory)
         else:
+            if memory is not None:
+                k, v = torch.cat([memory[0], k], dim=2), torch.cat([memory[1], v], dim=2)
+                ignored = None if ignored is None else F.pad(ignored, (memory[0].shape[2], 0))
             mixed = F.scaled_dot_product_attention(q, k, v, None if ignored is None else ~ignored, dropout)
         return self.out(mixed.transpose(1, 2).reshape(batch, asked, width)), weights if need_weights else None
 
-    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def keys(self, x: Tensor) -> Pair:
         """Keys and values (B, heads, N, d) of tokens (B, N, W)."""
         width = x.shape[2]
         k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -124,16 +155,17 @@ class Block(nn.Module):
         padding: Tensor | None = None,
         need_weights: bool = False,
         first: int | None = None,
-        memory: tuple[Tensor, Tensor] | None = None,
+        memory: Pair | None = None,
+        turn: Pair | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, N, W) -> (B, N, W) and, if asked, the attention weights (B, heads, N, N). `padding`, `first`, `memory` as in Attention."""
+        """(B, N, W) -> (B, N, W) and, if asked, the attention weights (B, heads, N, N). The other arguments as in Attention."""
         p = self.dropout if self.training else 0.0
-        mixed, weights = self.attention(self.attention_norm(x), padding, need_weights, first, memory)
+        mixed, weights = self.attention(self.attention_norm(x), padding, need_weights, first, memory, turn)
         x = x[:, :first] + (drop(mixed, p) if self.drop_attention_output else mixed)
         wide = self.up(self.norm(x))
         wide = F.relu(wide) if self.relu else F.gelu(wide)
         return x + drop(self.down(drop(wide, p)), p), weights
 
-    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def keys(self, x: Tensor) -> Pair:
         """What tokens (B, N, W) offer to others that see them as `memory`: two of (B, heads, N, d)."""
         return self.attention.keys(self.attention_norm(x))

@@ -12,13 +12,14 @@ shapes are static, so nothing here depends on the value of a tensor. Names of re
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cjepa_dist.config import PredictorConfig
 from cjepa_dist.errors import UserError
-from cjepa_dist.models.attention import Block
+from cjepa_dist.models.attention import Block, Pair, rotate, rotation
 
 
 class SlotPredictor(nn.Module):
@@ -31,6 +32,8 @@ class SlotPredictor(nn.Module):
         slot_dim, width = config.slot_dim, config.width or config.slot_dim
         if width % config.heads:
             raise UserError(f"predictor.heads={config.heads} must divide predictor.width or, where that is 0, slot_dim: {width}")
+        if config.rotary and width // config.heads % 2:
+            raise UserError(f"predictor.rotary turns pairs of numbers: a head's width, {width} / {config.heads}, must be even")
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
         self.time = nn.Parameter(torch.randn(1, config.history_frames + config.pred_frames, 1, width))
         self.slot_in = nn.Linear(slot_dim, width) if config.width else nn.Identity()
@@ -45,27 +48,45 @@ class SlotPredictor(nn.Module):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
-    def forward(self, history: Tensor, hidden: Tensor, *, need_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, history: Tensor, hidden: Tensor, *, need_attention: bool | Literal["last"] = False, future_only: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Predict every slot of every frame, those that were given included.
 
         history (B, T, S, D), T <= T_h; hidden (B, S) bool: slots of which only t = 0 is shown -> z (B, T + T_p, S, D),
-        and if `need_attention` the weights of each layer, (B, heads, N, N) with N = (T + T_p) * S tokens, frame-major.
+        and if `need_attention` the weights of each layer ("last": of the last alone), (B, heads, N, N) with N = (T + T_p) * S tokens,
+        frame-major. `future_only`: z (B, T_p, S, D), and the last layer's weights have rows for the future's tokens alone; the same
+        numbers for less work, since the last layer has nothing to do for other tokens.
         """
         last_visible = torch.where(hidden[..., None], history[:, 0], history[:, -1])
         tokens = self.embed(history, hidden, last_visible)
         batch, frames, slots, width = tokens.shape
         own = self.config.own_slot_only
         x = tokens.transpose(1, 2).flatten(0, 1) if own else tokens.flatten(1, 2)
+        turn = self.turn(frames, 1 if own else slots, x.device)
         attention = []
         for block in self.blocks:
-            x, weights = block(x, need_weights=need_attention)
-            if need_attention:
+            last = block is self.blocks[-1]
+            wanted = need_attention is True or (last and need_attention == "last")
+            if last and future_only:
+                frames = self.config.pred_frames
+                x, weights = ahead(block, x, frames * (1 if own else slots), turn, wanted)
+            else:
+                x, weights = block(x, need_weights=wanted, turn=turn)
+            if wanted:
                 attention.append(spread(weights, batch, slots) if own else weights)
         x = x.view(batch, slots, frames, width).transpose(1, 2) if own else x.view(batch, frames, slots, width)
         z = self.head(self.norm(x))
         if self.config.predict_change:
             z = last_visible[:, None] + z
         return (z, attention) if need_attention else z
+
+    def turn(self, frames: int, slots: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Rotary positions of frame-major tokens where the config asks for them."""
+        if not self.config.rotary:
+            return None
+        width = self.config.width or self.config.slot_dim
+        return rotation(torch.arange(frames, device=device).repeat_interleave(slots), width // self.config.heads)
 
     def embed(self, history: Tensor, hidden: Tensor, last_visible: Tensor) -> Tensor:
         """Tokens (B, T + T_p, S, W) of history (B, T, S, D), with hidden (B, S) and last_visible (B, S, D)."""
@@ -83,8 +104,8 @@ class SlotPredictor(nn.Module):
     def predict(self, history: Tensor) -> Tensor:
         """The next T_p frames, nothing hidden: (B, T, S, D), T <= T_h -> (B, T_p, S, D)."""
         hidden = torch.zeros(history.shape[0], history.shape[2], dtype=torch.bool, device=history.device)
-        z: Tensor = self(history, hidden)
-        return z[:, -self.config.pred_frames :]
+        z: Tensor = self(history, hidden, future_only=True)
+        return z
 
     def rollout(self, frames: Tensor, count: int, frameskip: int) -> Tensor:
         """The `count` video frames that follow: (V, T, S, D) -> (V, count, S, D), in steps of `frameskip`.
@@ -141,19 +162,30 @@ class SlotPredictor(nn.Module):
     def to_reference(self) -> dict[str, Tensor]:
         """The weights by the released names: the inverse of `from_reference`. Raises UserError if options make it another model."""
         config, released = self.config, PredictorConfig()
-        options = ("width", "norm_first", "predict_change", "last_anchor", "anchor_all", "own_slot_only")
+        options = ("width", "norm_first", "predict_change", "last_anchor", "anchor_all", "rotary", "own_slot_only")
         if added := [name for name in options if getattr(config, name) != getattr(released, name)]:
             raise UserError(f"the released layout has no {', '.join(added)}: a predictor trained with it cannot be exported")
         state = self.state_dict()
         return {theirs: state[ours].clone() for ours, theirs in reference_names(config.depth).items()}
 
 
+def ahead(block: Block, x: Tensor, count: int, turn: Pair | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """A layer's result for the last `count` of the tokens x (B, N, W), (B, count, W), and its weights (B, heads, count, N) if needed."""
+    sizes = [x.shape[1] - count, count]
+    past, future = x.split(sizes, dim=1)
+    k, v = block.keys(past)
+    if turn is not None:
+        before, turn = zip(*(part.split(sizes) for part in turn))
+        k = rotate(k, before)
+    return block(future, need_weights=need_weights, memory=(k, v), turn=turn)
+
+
 def spread(weights: Tensor, batch: int, slots: int) -> Tensor:
-    """Attention within each slot, (B * S, heads, T, T), as attention over all tokens, (B, heads, T * S, T * S)."""
-    _, heads, frames, _ = weights.shape
+    """Attention within each slot, (B * S, heads, Q, T), as attention over all tokens, (B, heads, Q * S, T * S)."""
+    _, heads, asked, frames = weights.shape
     same_slot = torch.eye(slots, dtype=weights.dtype, device=weights.device)
-    full = torch.einsum("bshtu,sr->bhtsur", weights.view(batch, slots, heads, frames, frames), same_slot)
-    return full.reshape(batch, heads, frames * slots, frames * slots)
+    full = torch.einsum("bshtu,sr->bhtsur", weights.view(batch, slots, heads, asked, frames), same_slot)
+    return full.reshape(batch, heads, asked * slots, frames * slots)
 
 
 def reference_names(depth: int) -> dict[str, str]:

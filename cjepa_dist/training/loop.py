@@ -52,7 +52,7 @@ def train(
     """
     loop, run = config.loop, Path(config.run)
     handle = runtime.accelerator(loop.precision, loop.processes)
-    check_batch(loop, handle.num_processes)
+    check_batch(config, handle.num_processes)
     steps = loop.steps or math.ceil(loop.epochs * len(source) / loop.global_batch)
     open_run(run, config, runtime.environment(handle), first=handle.is_main_process)
 
@@ -74,12 +74,15 @@ def train(
         for part in optimizer:
             for group in part.param_groups:
                 group["lr"] = rate
-        torch.manual_seed(runtime.mix(config.seed, step, handle.process_index))
         statistics = None
+        with handle.autocast():
+            torch.manual_seed(runtime.mix(config.seed, step, handle.process_index))
+            survey = task.survey(batches, step, step / steps)
         for index, batch in enumerate(batches):
             last = index + 1 == len(batches)
             with nullcontext() if last else handle.no_sync(model), handle.autocast():
-                outcome: Outcome = model(batch, step, step / steps)
+                torch.manual_seed(runtime.mix(config.seed, step, handle.process_index, *([index] if index else [])))
+                outcome: Outcome = model(batch, step, step / steps, survey)
                 (outcome.loss / len(batches)).backward()
             since.add(outcome.metrics)
             if outcome.statistics is not None:
@@ -172,12 +175,20 @@ def resume(run: Path, task: torch.nn.Module, optimizer: list[torch.optim.Optimiz
     return step
 
 
-def check_batch(loop: schema.LoopConfig, world: int) -> None:
+def check_batch(config: Config, world: int) -> None:
+    loop = config.loop
     parts = world * loop.accumulation
     if loop.global_batch % parts:
         raise UserError(
             f"loop.global_batch={loop.global_batch} is not divisible by {world} processes x loop.accumulation={loop.accumulation}"
         )
+    if isinstance(config, schema.TrainWorldModel) and (fraction := config.ctt.fraction) < 1:
+        share = fraction * loop.global_batch / parts
+        if share < 1 or abs(share - round(share)) > 1e-6:
+            raise UserError(
+                f"ctt.fraction={fraction} of the {loop.global_batch // parts} windows of a pass is {share:g}: take a fraction that gives a "
+                "whole number, so that the windows chosen do not depend on the number of processes"
+            )
 
 
 def open_run(run: Path, config: Config, environment: dict[str, Any], *, first: bool) -> None:

@@ -230,3 +230,20 @@ def test_compiles_as_one_graph(predictor: SlotPredictor, window: dict[str, Tenso
     got, expected = compiled(predictor, window), terms(predictor, window)
     torch.testing.assert_close(got.invariance_sum, expected.invariance_sum)
     assert all(m.training for m in predictor.modules())
+
+
+# --- several steps ---------------------------------------------------------------------------------------------------
+
+
+def test_consistency_is_the_error_of_the_rollout(predictor: SlotPredictor) -> None:
+    """Against the predictor's own `rollout`, one window frame a video frame; gradients reach the first of several predictions."""
+    generator = torch.Generator().manual_seed(2)
+    x, sigma2 = torch.randn(B, T_H + 3 * T_P, S, D, generator=generator), torch.rand(D, generator=generator) + 0.5
+    got = ctt.consistency(predictor, x, sigma2, {1: 1.0, 2: 0.5, 3: 0.25, 4: 0.0})
+    predictor.eval()
+    rolled = predictor.rollout(x[:, :T_H], 3, 1)
+    errors = ((rolled - x[:, T_H:]).square() / sigma2).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(got, errors[0] + 0.5 / 2 * errors[1] + 0.25 / 3 * errors[2])
+    predictor.train()
+    ctt.consistency(predictor, x, sigma2, {3: 1.0}).backward()
+    assert predictor.first_anchor.weight.grad.abs().sum() > 0 and predictor.training

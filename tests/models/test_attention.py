@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cjepa_dist.models.attention import Attention, Block, drop
+from cjepa_dist.models.attention import Attention, Block, drop, rotate, rotation
 
 
 def test_attention_is_multihead_attention():
@@ -68,3 +68,28 @@ def test_dropout_is_off_in_eval():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="width 24 is not a multiple of heads 5"):
         Attention(24, 5, 0.0)
+
+
+def test_rotated_scores_depend_on_the_distance_in_time_only() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 3, 1, 8).unbind(0)
+    scores = [
+        rotate(q, rotation(torch.tensor([a]), 8)) @ rotate(k, rotation(torch.tensor([b]), 8)).transpose(-2, -1)
+        for a, b in ((0, 2), (5, 7), (0, 3))
+    ]
+    torch.testing.assert_close(scores[0], scores[1])
+    assert not torch.allclose(scores[0], scores[2], atol=1e-3)
+    torch.testing.assert_close(rotate(q, rotation(torch.tensor([4]), 8)).norm(dim=-1), q.norm(dim=-1))
+
+
+def test_memory_is_attended_to_as_any_other_token() -> None:
+    """Text that reads a video's keys and values gets what it would get with the video's tokens beside it."""
+    torch.manual_seed(0)
+    attention = Attention(32, 4, 0.0).eval()
+    seen, asks = torch.randn(3, 6, 32), torch.randn(3, 5, 32)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    whole, weights = attention(torch.cat([seen, asks], 1), torch.cat([torch.zeros(3, 6, dtype=torch.bool), padding], 1), True)
+    got, some = attention(asks, padding, True, memory=attention.keys(seen))
+    torch.testing.assert_close(got, whole[:, 6:])
+    torch.testing.assert_close(some, weights[:, :, 6:])

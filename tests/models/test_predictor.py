@@ -218,3 +218,16 @@ def test_bad_widths_and_exports_are_refused():
         SlotPredictor(replace(SMALL, heads=5))
     with pytest.raises(UserError, match="width, norm_first"):
         SlotPredictor(OWN).to_reference()
+
+
+def test_rotary_changes_the_order_of_frames_and_nothing_else() -> None:
+    config = PredictorConfig(slots=3, slot_dim=8, history_frames=3, pred_frames=1, depth=1, heads=2, mlp_dim=16, dropout=0.0)
+    torch.manual_seed(0)
+    plain, turned = SlotPredictor(config), SlotPredictor(replace(config, rotary=True))
+    turned.load_state_dict(plain.state_dict())
+    history, hidden = torch.randn(2, 3, 3, 8), torch.zeros(2, 3, dtype=torch.bool)
+    assert not torch.allclose(plain(history, hidden), turned(history, hidden), atol=1e-3)
+    other = torch.tensor([2, 0, 1])  # slots have no order, with rotary positions as without
+    torch.testing.assert_close(turned(history[:, :, other], hidden), turned(history, hidden)[:, :, other])
+    with pytest.raises(UserError, match="rotary"):
+        SlotPredictor(replace(config, slot_dim=6, rotary=True))
