@@ -279,8 +279,12 @@ def save(config: Any, path: str | Path) -> None:
 
 def check_keys(schema: type, layer: Any) -> None:
     """Raises UserError for a key that the schema does not have, naming the nearest one that it has."""
-    known = [name for name, _ in walk(schema)]
+    fields = walk(schema)
+    known = [name for name, _ in fields]
+    tables = tuple(f"{name}." for name, field in fields if isinstance(initial(field), dict))
     for key in leaves(OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer):
+        if key.startswith(tables):  # a table's keys are the user's
+            continue
         if key not in known and not any(name.startswith(key + ".") for name in known):
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise UserError(f"unknown config key {key}; the nearest is {near[0]}")
@@ -315,12 +319,17 @@ def walk(schema: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[An
     return found
 
 
+def initial(field: dataclasses.Field[Any]) -> Any:
+    """A field's default."""
+    return field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[operator, misc]
+
+
 def usage(schema: type) -> str:
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).name
     lines = [(schema.__doc__ or "").strip(), "", f"usage: python -m {name} [CONFIG.yaml] key=value ...", ""]
     for key, field in walk(schema):
-        default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[operator, misc]
+        default = initial(field)
         shown = "required" if default == MISSING else f"default {default!r}"
         notes = [shown, *([field.metadata["unit"]] if field.metadata["unit"] else [])]
         if field.metadata["choices"]:

@@ -6,7 +6,7 @@
 #
 #   VENV=DIR      another environment than .venv
 #   RUNS=DIR      another folder for data and runs than runs/quickstart (runs/full with FULL=1)
-#   ACCELERATE=F  another configs/accelerate/*.yaml than cpu.yaml (one_gpu.yaml where torch sees a GPU)
+#   ACCELERATE=F  another configs/accelerate/*.yaml than cpu_2.yaml (one_gpu.yaml where torch sees a GPU, cpu.yaml on a single core)
 #
 # A stage whose output is complete and whose command and settings have not changed is not done again; one that was interrupted goes on.
 # Sizes are in configs/, not here. Exit code 0 only if every stage did its work.
@@ -16,11 +16,13 @@ source tools/venv.sh
 make_venv report
 
 if [[ ${FULL:-0} == 1 ]]; then SIZE=full RUNS=${RUNS:-runs/full}; else SIZE=quickstart RUNS=${RUNS:-runs/quickstart}; fi
+CORES=$(nproc)
 if [[ -z ${ACCELERATE:-} ]]; then
-    ACCELERATE=configs/accelerate/cpu.yaml
+    ACCELERATE=configs/accelerate/cpu_2.yaml
+    if ((CORES == 1)); then ACCELERATE=configs/accelerate/cpu.yaml; fi
     if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then ACCELERATE=configs/accelerate/one_gpu.yaml; fi
 fi
-CORES=$(nproc)
+PROCESSES=$(sed -n 's/^num_processes: *//p' "$ACCELERATE")
 # Freed memory stays with the process: without this each step asks the kernel for the same pages again.
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-1073741824} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-4294967296}
 mkdir -p "$RUNS/.stages"
@@ -57,7 +59,11 @@ stage() {
     echo "$key" >"$stamp"
     echo "== $name: $((SECONDS - began)) s"
 }
-launch() { accelerate launch --config_file "$ACCELERATE" --num_cpu_threads_per_process "$CORES" -m "$@"; }
+# The loop checks that so many processes run: some launchers start one, whatever they were told, in silence.
+launch() {
+    accelerate launch --config_file "$ACCELERATE" --num_cpu_threads_per_process "$(((CORES + PROCESSES - 1) / PROCESSES))" \
+        -m "$@" loop.processes="$PROCESSES"
+}
 
 stage "simulate" "$RUNS/data/manifest.json" python -m data_prep.simulate "configs/simulate/$SIZE.yaml" out="$RUNS/data"
 

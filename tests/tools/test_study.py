@@ -1,0 +1,46 @@
+"""tools.study: arms x seeds from one YAML, compared with the first arm, nothing done twice."""
+
+import pytest
+import yaml
+
+from tests.conftest import PROJECT
+from tests.training.test_resume import TINY_WORLD
+from tools.study import Study, table
+
+
+@pytest.mark.slow
+def test_arms_are_trained_measured_and_compared(command, small_data, tmp_path):
+    small = [*TINY_WORLD, "loop.steps=2", "ctt.invariance.weight=0", "ctt.sufficiency.weight=0"]
+    study = {"base": "configs/world_model/quickstart.yaml", "seeds": [0], "arms": {"a": small, "b": [*small, "optimizer.lr=0"]}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    arguments = (str(tmp_path / "study.yaml"), f"data={small_data}", f"out={tmp_path / 'out'}", "windows=64")
+    done = command("tools.study", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "table.md").read_text() in done.stdout
+    again = command("tools.study", *arguments)
+    assert again.returncode == 0 and "train_world_model" not in again.stdout
+
+    study["arms"]["b"] = ["optimizer.rl=0"]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    wrong = command("tools.study", str(tmp_path / "study.yaml"), f"data={small_data}", f"out={tmp_path / 'other'}")
+    assert wrong.returncode == 2 and "optimizer.rl" in wrong.stderr and not (tmp_path / "other").exists()
+
+
+def test_differences_are_paired_by_seed():
+    def run(error: float) -> dict[str, float]:
+        return {"one step, colliding": error, "one step, free": 1.0, "rollout, colliding": 1.0}
+
+    lines = table({"base": [run(1.0), run(2.0)], "arm": [run(1.1), run(1.8)]}, [0, 1]).splitlines()
+    assert lines[2].startswith("| base | 1.5000 |  |")
+    assert lines[3].startswith("| arm | 1.4500 | +0.0 (+10.0, -10.0) |")
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "configs" / "study").glob("*.yaml")), ids=lambda path: path.stem)
+def test_studies_in_configs_parse(path):
+    from cjepa_dist import config as schema
+
+    study = schema.parse(Study, [str(path), "data=d", "out=o"])
+    assert study is not None and len(study.seeds) >= 3
+    for settings in study.arms.values():
+        schema.parse(schema.TrainWorldModel, [study.base, *settings, "data=d", "run=r"])
+    assert "# Cost: " in path.read_text() and "# Should reach: " in path.read_text()

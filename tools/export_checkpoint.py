@@ -1,0 +1,72 @@
+"""A run's weights by the released names: `python -m tools.export_checkpoint run=RUN out=FILE.ckpt`.
+
+    RUN ──load_task──> model ──to_reference──> torch.save({"state_dict": {name: tensor}})
+
+Weights alone: optimizer and statistics stay behind, and so do the sizes that leave no trace in shapes; the line printed names them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cjepa_dist import config as schema
+from cjepa_dist.config import MISSING, TrainAloe, option
+from cjepa_dist.data.manifest import partial
+from cjepa_dist.errors import UserError
+from cjepa_dist.tasks import VqaTask
+from cjepa_dist.training.checkpoint import load_task
+
+COMMON = {"slots", "slot_dim", "depth", "heads", "mlp_dim", "dropout"}
+SIZES = {
+    "predictor": COMMON | {"history_frames", "pred_frames"},
+    "aloe": COMMON | {"frames", "width", "word_dim", "head_dim"},
+}  # what may differ in the released layout; any other field makes another model
+
+
+@dataclass
+class ExportCheckpoint:
+    """Write a run's newest checkpoint as a released one: {"state_dict": weights by their released names}."""
+
+    run: str = option(MISSING, "run folder of a world model or ALOE")
+    out: str = option(MISSING, "file to write; must not exist")
+
+
+def main(config: ExportCheckpoint) -> int:
+    """Write the file. Raises UserError if `out` exists or the run's model is none of the released layout."""
+    out = Path(config.out)
+    if out.exists():
+        raise UserError(f"out={out} exists already: choose another file or remove it")
+    task, trained, step = load_task(config.run)
+    name, model = ("aloe", task.aloe) if isinstance(task, VqaTask) else ("predictor", task.predictor)
+    released = type(model.config)()
+    added = [
+        f"{name}.{key}={value}" for key, value in vars(model.config).items() if key not in SIZES[name] and value != getattr(released, key)
+    ]
+    if added:
+        raise UserError(f"{config.run} cannot be exported: the released layout has no {', '.join(added)}")
+    state = {key: value.contiguous() for key, value in model.to_reference().items()}
+    temporary = partial(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": state}, temporary)
+        os.replace(temporary, out)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"out={out} cannot be written: {' '.join(str(error).split())}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    if isinstance(trained, TrainAloe):
+        sizes = {"heads": trained.aloe.heads, "frames": trained.aloe.frames, "slots": trained.aloe.slots, "stride": trained.stride}
+    else:
+        size = trained.predictor
+        sizes = {"heads": size.heads, "slots": size.slots, "history_frames": size.history_frames, "frameskip": trained.frameskip}
+    unseen = " ".join(f"{key}={value}" for key, value in sizes.items())
+    print(f"{out}: {len(state)} tensors of {config.run}, step {step}; import_checkpoint cannot read off them: {unseen}")
+    return 0
+
+
+if __name__ == "__main__":
+    schema.launch(ExportCheckpoint, main)
