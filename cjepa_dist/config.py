@@ -67,29 +67,33 @@ class MaskConfig:
     counts: list[float] = option([0.7, 0.2, 0.1], "probability of hiding 0, 1, 2, ... slots; 0,0,1 hides two always")
 
 
+# The names of `causal.graph.ESTIMATORS`, and rows of `evaluate_graph`, in this order. First those that read the predictor, then distances
+# and controls, which read the simulator's truth.
+GRAPH_ESTIMATORS = (
+    "published",
+    "attention",
+    "attention_rollout",
+    "gradient",
+    "interventional",
+    "distance",
+    "extrapolated_distance",
+    "oracle",
+    "shuffled",
+    "full",
+    "empty",
+)
+INTERVENTIONS = ("hide", "empty", "swap")
+
+
 @dataclass
 class GraphConfig:
     """Who influences whom: the estimator of the adjacency."""
 
-    estimator: str = option(
-        "interventional",
-        "estimator of the graph",
-        choices=(
-            "published",
-            "attention",
-            "attention_rollout",
-            "interventional",
-            "distance",
-            "extrapolated_distance",
-            "oracle",
-            "shuffled",
-            "full",
-            "empty",
-        ),
-    )
-    intervention: str = option("empty", "what do(j) does to slot j", choices=("hide", "empty", "swap"))
+    estimator: str = option("interventional", "estimator of the graph", choices=GRAPH_ESTIMATORS)
+    intervention: str = option("empty", "what do(j) does to slot j", choices=INTERVENTIONS)
+    directions: int = option(4, "gradient: random directions in which a slot's history is moved", least=1)
     threshold: float = option(0.15, "published: an entry below it is 'not interacting'", least=0.0)
-    tau: float = option(0.0, "score at which A = 0.5; 0 = the predictor's running median residual (interventional)", least=0.0)
+    tau: float = option(0.0, "score at which A = 0.5; 0 = the predictor's running median residual (interventional, gradient)", least=0.0)
 
 
 @dataclass
@@ -209,6 +213,7 @@ class TrainAloe:
     starts: int = option(8, "the first frame is drawn from 0 .. starts-1 in training", unit="frames", least=1)
     eval_start: int = option(3, "first frame in validation", unit="frames", least=0)
     by_video: bool = option(False, "a sample is a video with all of its questions (loop.global_batch counts videos), not a question")
+    shuffle_slots: bool = option(False, "training shows the slots of a video in another order each time")
     blind: bool = option(False, "control: every question sees the slots of another video")
     descriptive_weight: float = option(1.0, "weight of the cross-entropy of descriptive questions", least=0.0)
     choice_weight: float = option(1.0, "weight of the binary cross-entropy of choices", least=0.0)

@@ -45,9 +45,13 @@ class QuestionSource:
         starts: int = 8,
         eval_start: int | None = None,
         blind: bool = False,
+        shuffle: bool = False,
         seed: int = 0,
     ) -> None:
-        """`eval_start` None draws the first frame from 0 .. starts-1; `blind` gives each question the slots of another video."""
+        """`eval_start` None draws the first frame from 0 .. starts-1; `blind` gives each question the slots of another video.
+
+        `shuffle` puts the slots of a video in another order each time (one order for all its frames): the order says nothing anyway.
+        """
         manifest = Manifest.load(folder)
         total = manifest.frames
         last = (starts - 1 if eval_start is None else eval_start) + stride * (frames - 1)
@@ -59,6 +63,7 @@ class QuestionSource:
                 "take fewer frames, a smaller stride or an earlier start"
             )
         self.frames, self.stride, self.starts, self.eval_start, self.seed = frames, stride, starts, eval_start, seed
+        self.shuffle = shuffle
         self.shift = max(0, total - VIDEO_FRAMES)
         rows = _Rows(str(folder), split)
         for video, sample in enumerate(read_split(folder, split, members=("json", "questions.json"))):
@@ -95,7 +100,7 @@ class QuestionSource:
     def gather(self, ids: Any, sample: Any) -> dict[str, torch.Tensor]:
         """The batch of questions `ids` (Q,), with `sample` (Q,) the global sample indices that key the random draws.
 
-        slots (U, F, S, D) float32, each pair of video and first frame once; tokens (R, 32) int64; padding (R, 32) bool, True at
+        slots (U, F, S, D) float32, each pair of video and first frame once (each order of slots apart); tokens (R, 32) int64; padding (R, 32) bool, True at
         padding; is_choice (R,) bool; kind (R,) int64, an index into TYPES; row_view (R,) int64, an index into slots; label (R,) int64;
         question, sample (Q,) int64.
         """
@@ -104,11 +109,16 @@ class QuestionSource:
         row_question = np.repeat(np.arange(len(ids)), count)
         rows = np.arange(len(row_question)) + np.repeat(begin - (np.cumsum(count) - count), count)
         start = self.start(sample) + np.where(self.type[ids] == "predictive", self.shift, 0)
-        views, question_view = np.unique(np.stack([self.shown_video[ids], start], axis=1), axis=0, return_inverse=True)
-        frames = views[:, 1:] + self.stride * np.arange(self.frames)
+        places = np.stack([self.shown_video[ids], start, sample if self.shuffle else 0 * sample], axis=1)
+        views, question_view = np.unique(places, axis=0, return_inverse=True)
+        frames = views[:, 1:2] + self.stride * np.arange(self.frames)
+        slots = self.slots[views[:, :1], frames]
+        if self.shuffle:
+            draws = _hash(views[:, 2:] * self.slots.shape[2] + np.arange(self.slots.shape[2]), self.seed + 1)
+            slots = np.take_along_axis(slots, draws.argsort(axis=1)[:, None, :, None], axis=2)
         words = self.words[rows].astype(np.int64)
         batch = {
-            "slots": self.slots[views[:, :1], frames].astype(np.float32),
+            "slots": slots.astype(np.float32),
             "tokens": words,
             "padding": words == 0,
             "is_choice": self.is_choice[self.row_question[rows]],

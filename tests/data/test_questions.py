@@ -188,9 +188,9 @@ def test_start_depends_on_the_sample_alone(folder):
     assert torch.equal(per_question(source, [0, 5, 9], [20, 21, 22])[1:2], per_question(source, [5], [21]))
 
 
-@given(st.lists(st.integers(0, 14), min_size=1, max_size=12), st.integers(0, 2**40))
-def test_a_batch_is_its_questions(folder, ids, position):
-    source = shared_source(folder)
+@given(st.lists(st.integers(0, 14), min_size=1, max_size=12), st.integers(0, 2**40), st.booleans())
+def test_a_batch_is_its_questions(folder, ids, position, shuffle):
+    source = shared_source(folder, shuffle)
     sample = position + np.arange(len(ids))
     batch = source.gather(ids, sample)
     row = 0
@@ -204,8 +204,19 @@ def test_a_batch_is_its_questions(folder, ids, position):
     assert row == len(batch["label"]) == sum(source.totals(ids).values())
 
 
-def shared_source(folder, cache={}):  # noqa: B006
-    return cache.setdefault(folder, QuestionSource(folder, "val", **PUBLISHED))
+def shared_source(folder, shuffle, cache={}):  # noqa: B006
+    return cache.setdefault((folder, shuffle), QuestionSource(folder, "val", **PUBLISHED, shuffle=shuffle))
+
+
+def test_shuffled_slots_are_one_order_for_all_frames(folder):
+    plain, shuffled = shared_source(folder, False), shared_source(folder, True)
+    orders = set()
+    for position in range(20):
+        a, b = (source.gather([0], [position])["slots"][0].numpy() for source in (plain, shuffled))
+        order = [int(np.flatnonzero((a == b[:, i : i + 1]).all(axis=(0, 2)))[0]) for i in range(b.shape[1])]
+        assert (a[:, order] == b).all()
+        orders.add(tuple(order))
+    assert len(orders) > 3
 
 
 def test_blind_shows_another_video(folder):
