@@ -23,7 +23,10 @@ def main(config: schema.TrainAloe) -> int:
             f"x aloe.slot_dim={model.slot_dim}"
         )
     read = partial(QuestionSource, config.data, frames=model.frames, stride=config.stride, blind=config.blind, seed=config.seed)
-    questions = read(config.train_split, starts=config.starts, shuffle=config.shuffle_slots), read(config.val_split, eval_start=config.eval_start)
+    questions = (
+        read(config.train_split, starts=config.starts, shuffle=config.shuffle_slots),
+        read(config.val_split, eval_start=config.eval_start),
+    )
     source, validation = (VideoQuestions(each) if config.by_video else each for each in questions)
     torch.manual_seed(config.seed)
     return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))

@@ -84,7 +84,7 @@ for arm in baseline ctt; do
 done
 
 arms=(baseline ctt)
-if [[ $SIZE == full ]]; then arms+=(blind); fi  # the control that says whether ALOE looks at the slots at all
+if [[ $SIZE == full ]]; then arms=(baseline blind ctt); fi  # the control says whether ALOE looks at the slots at all
 aloe_runs=""
 for arm in "${arms[@]}"; do
     options=(data="$RUNS/rollout/$arm" run="$RUNS/aloe/$arm")

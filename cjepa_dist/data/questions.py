@@ -66,9 +66,10 @@ class QuestionSource:
         self.shuffle = shuffle
         self.shift = max(0, total - VIDEO_FRAMES)
         rows = _Rows(str(folder), split)
-        for video, sample in enumerate(read_split(folder, split, members=("json", "questions.json"))):
+        members = ("questions.json",)  # annotations would take four times as long to read
+        for video, sample in enumerate(read_split(folder, split, members=members)):
             if sample.questions is not None:
-                rows.add(video, sample.questions, _scene(sample.annotation, sample.key))
+                rows.add(video, sample.questions, _scene(sample.key))
         if not rows.type:
             raise UserError(f"split {split!r} of {folder} has no questions; ALOE needs <key>.questions.json members")
         self.type, self.subtype = np.array(rows.type), np.array(rows.subtype)
@@ -100,9 +101,9 @@ class QuestionSource:
     def gather(self, ids: Any, sample: Any) -> dict[str, torch.Tensor]:
         """The batch of questions `ids` (Q,), with `sample` (Q,) the global sample indices that key the random draws.
 
-        slots (U, F, S, D) float32, each pair of video and first frame once (each order of slots apart); tokens (R, 32) int64; padding (R, 32) bool, True at
-        padding; is_choice (R,) bool; kind (R,) int64, an index into TYPES; row_view (R,) int64, an index into slots; label (R,) int64;
-        question, sample (Q,) int64.
+        slots (U, F, S, D) float32, each pair of video and first frame (and order of slots) once; tokens (R, 32) int64; padding (R, 32)
+        bool, True at padding; is_choice (R,) bool; kind (R,) int64, an index into TYPES; row_view (R,) int64, an index into slots;
+        label (R,) int64; question, sample (Q,) int64.
         """
         ids, sample = np.asarray(ids, np.int64), np.asarray(sample, np.int64)
         begin, count = self.first_row[ids], np.diff(self.first_row)[ids]
@@ -232,9 +233,8 @@ def _look_up(table: dict[str, int], answer: str | None) -> int:
     return table[answer]
 
 
-def _scene(annotation: dict[str, Any] | None, key: str) -> int:
-    if annotation and "scene_index" in annotation:
-        return int(annotation["scene_index"])
+def _scene(key: str) -> int:
+    """Of questions that do not say it: a sample's key is `video_%05d` of its scene."""
     digits = "".join(filter(str.isdigit, key))
     return int(digits) if digits else -1
 
