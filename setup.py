@@ -20,7 +20,9 @@ CORE = [
 ]
 EXTRAS = {
     "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],
+    "summary": ["gcastle>=1.0.4,<2"],  # NOTEARS and DAG-GNN, for `evaluate_graph estimators=[summary:notears]`
     "test": [
+        "gcastle>=1.0.4,<2",  # the extra `summary`, 0.2 MB and pandas
         "pymunk>=7.0,<8",  # the simulator's impulses are compared with an independent engine's
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",

@@ -91,7 +91,7 @@ class GraphConfig:
 
     estimator: str = option("interventional", "estimator of the graph", choices=GRAPH_ESTIMATORS)
     intervention: str = option("empty", "what do(j) does to slot j", choices=INTERVENTIONS)
-    directions: int = option(4, "gradient: random directions in which a slot's history is moved", least=1)
+    projections: int = option(4, "gradient: random projections of a slot's prediction", least=1)
     threshold: float = option(0.15, "published: an entry below it is 'not interacting'", least=0.0)
     tau: float = option(0.0, "score at which A = 0.5; 0 = the predictor's running median residual (interventional, gradient)", least=0.0)
 

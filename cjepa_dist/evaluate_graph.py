@@ -1,6 +1,6 @@
 """Measure a run's graphs against the simulator's truth: `python -m cjepa_dist.evaluate_graph run=RUN data=DIR split=val`.
 
-Writes RUN/eval/graphs_<split>.json and .png, and prints the table.
+Writes RUN/eval/graphs_<split>.json and .png (into `out` where that is set), and prints the table.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ class EvaluateGraph:
 
     run: str = option(MISSING, "run folder of a world model")
     data: str = option(MISSING, "folder of slot shards with truth")
+    out: str = option("", "folder for the table and the picture; empty = RUN/eval")
     split: str = option("val", "split to measure on")
+    videos: int = option(0, "use the first so many videos of the split; 0 = all", unit="videos", least=0)
     seed: int = option(0, "choice of windows, bootstrap")
     windows: int = option(2048, "windows measured at most", unit="windows", least=2)
     batch: int = option(128, "windows at a time", unit="windows", least=2)
     contact_share: float = option(0.5, "share of windows with a contact in the predicted interval that is aimed at", least=0.0)
     draws: int = option(200, "bootstrap draws over videos", least=1)
     samples: int = option(6, "windows in the picture", unit="windows", least=1)
-    estimators: list[str] = option(list(graphs.ESTIMATORS), "estimators; interventional takes :hide, :empty or :swap")
-    graph: GraphConfig = option(GraphConfig, "threshold and tau; estimator and intervention come from the list")
+    estimators: list[str] = option(
+        list(graphs.ESTIMATORS), "rows of the table; also " + " and ".join(graphs.SUMMARY) + ": seconds a video, see videos"
+    )
+    graph: GraphConfig = option(GraphConfig, "threshold, projections and tau; estimator and intervention come from the list")
 
 
 def main(config: EvaluateGraph) -> None:
@@ -51,6 +55,7 @@ def main(config: EvaluateGraph) -> None:
         pred_frames=size.pred_frames,
         frameskip=task.config.frameskip,
         contact_share=config.contact_share,
+        videos=config.videos,
         truth=True,
     )
     if source.shape[1:] != (size.slots, size.slot_dim):
@@ -70,7 +75,7 @@ def main(config: EvaluateGraph) -> None:
         draws=config.draws,
         config=config.graph,
     )
-    folder = Path(config.run) / "eval"
+    folder = Path(config.out) if config.out else Path(config.run) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"graphs_{config.split}.json"
     result |= {"run": config.run, "data": config.data, "split": config.split, "step": step}
@@ -78,17 +83,17 @@ def main(config: EvaluateGraph) -> None:
     picture = graphs.heatmaps(task.predictor, source, context, target.with_suffix(".png"), samples=config.samples, config=config.graph)
     for name in result["targets"]:
         print(graphs.markdown(result, name) + "\n")
+    for name, seconds in result["summary_seconds"].items():
+        print(f"{name}: {seconds} s a video")
     print(f"written: {target}, {picture}")
 
 
 def check_names(names: list[str]) -> None:
-    """Raises UserError for a name that is no estimator."""
+    """Raises UserError for a name that is no row of the table."""
+    known = (*graphs.ESTIMATORS, *graphs.SUMMARY)
     for name in names:
-        estimator, _, intervention = name.partition(":")
-        if estimator not in graphs.NAMES or (
-            intervention and (estimator != "interventional" or intervention not in ("hide", "empty", "swap"))
-        ):
-            raise UserError(f"estimators: {name!r} is none of {', '.join(graphs.NAMES)} (interventional takes :hide, :empty, :swap)")
+        if name not in (*known, "interventional"):
+            raise UserError(f"estimators: {name!r} is none of {', '.join(known)}")
 
 
 if __name__ == "__main__":

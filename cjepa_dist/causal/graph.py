@@ -4,7 +4,7 @@
         └─ ESTIMATORS[config.estimator] ──> raw scores (B, S, S), tau ──> A = sigmoid((log raw - log tau) / 0.25) ──> Graph
 
 `[b, i, j]` is the influence of slot j on slot i. An edge is A > 0.5, that is raw > tau. Slots without an object have no edges; A_ii = 1.
-To add an estimator: a function (Request) -> (scores, tau), and its name in ESTIMATORS and in `config.GraphConfig`.
+To add an estimator: a function (Request) -> (scores, tau) in ESTIMATORS, and its name in `config.GRAPH_ESTIMATORS`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cjepa_dist.causal import attention, baselines
 from cjepa_dist.causal.attention import pairs
+from cjepa_dist.causal.gradient import gradient_scores
 from cjepa_dist.causal.intervention import interventional_scores, residual, without_dropout
 from cjepa_dist.config import GraphConfig
 from cjepa_dist.errors import UserError
@@ -92,6 +93,23 @@ def by_rollout(r: Request) -> Scores:
     return scores, r.chosen(attention.row_tau(scores, r.present))
 
 
+def by_gradient(r: Request) -> Scores:
+    """Change of the prediction in nats, to first order in j's history; tau as of `by_intervention`."""
+    c = r.context
+    scores = gradient_scores(
+        r.predictor,
+        r.history,
+        r.present,
+        projections=r.config.projections,
+        sigma2=c.sigma2,
+        empty=c.empty,
+        seed=c.seed,
+        step=c.step,
+        sample=c.sample,
+    )
+    return scores, r.chosen(torch.as_tensor(c.tau, device=scores.device))
+
+
 def by_intervention(r: Request) -> Scores:
     """do(j): change of the prediction in nats; tau = the predictor's median one-step residual in nats."""
     c = r.context
@@ -129,6 +147,7 @@ ESTIMATORS: dict[str, Callable[[Request], Scores]] = {
     "published": by_published,
     "attention": by_attention,
     "attention_rollout": by_rollout,
+    "gradient": by_gradient,
     "interventional": by_intervention,
     "distance": by_distance,
     "extrapolated_distance": by_extrapolation,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cjepa_dist.causal.attention import pairs
+from cjepa_dist.config import INTERVENTIONS
 from cjepa_dist.models.masking import uniform
 
 # Streams of `masking.uniform`, apart from those of the masks: the same sample draws independent numbers for each purpose.
@@ -75,7 +76,7 @@ def interventional_scores(
     elif intervention == "swap":
         worlds = torch.where(done[:, None, None, :, None], donors(history, present, seed, step, sample), history)
     else:
-        raise ValueError(f"intervention {intervention!r}: one of hide, empty, swap")
+        raise ValueError(f"intervention {intervention!r}: one of {', '.join(INTERVENTIONS)}")
     with without_dropout(predictor):
         z = predictor(worlds.reshape(-1, frames, slots, dim), hidden.reshape(-1, slots))
     future = z[:, frames:].float().reshape(slots + 1, batch, -1, slots, dim)

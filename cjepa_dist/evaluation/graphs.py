@@ -2,6 +2,7 @@
 
     windows, about half with a contact ──> estimate() by each name ──> present pairs ──> measure, bootstrap over videos ──> one table
 
+The `summary` rows are one graph a video (`causal.summary`), the same for all of its windows; the others are one a window.
 Targets: `contact` (touched after the second history frame), `contact_new` (only in the predicted interval; pairs that touched earlier are
 left out, since removing a slot from the history undoes that contact too), `influence` (re-simulation without j moves i), where the data
 has it.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,30 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist.causal.graph import ESTIMATORS as REGISTRY
-from cjepa_dist.causal.graph import GraphContext, estimate
+from cjepa_dist.causal import summary
+from cjepa_dist.causal.attention import pairs
+from cjepa_dist.causal.graph import GraphContext, calibrate, estimate
 from cjepa_dist.causal.metrics import MEASURES, Edges, Tallies, measure
-from cjepa_dist.config import GraphConfig
+from cjepa_dist.config import GRAPH_ESTIMATORS, INTERVENTIONS, GraphConfig
 from cjepa_dist.data.order import window_ids
 from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap
 from cjepa_dist.models.predictor import SlotPredictor
 
-ESTIMATORS = (
-    "published",
-    "attention",
-    "attention_rollout",
-    "interventional:hide",
-    "interventional:empty",
-    "distance",
-    "extrapolated_distance",
-    "oracle",
-    "shuffled",
-    "full",
-    "empty",
-)
-NAMES = tuple(REGISTRY)
+INTERVENTIONAL = tuple(f"interventional:{how}" for how in INTERVENTIONS)
+SUMMARY = tuple(f"summary:{method}" for method in summary.METHODS)  # slow: only where asked for
+ESTIMATORS = tuple(row for name in GRAPH_ESTIMATORS for row in (INTERVENTIONAL if name == "interventional" else (name,)))
 TARGETS = ("contact", "contact_new", "influence")
 
 
@@ -69,7 +61,8 @@ def evaluate_graphs(
 
     `source` is made with truth=True and contact_share about 0.5; at most `windows` different windows are used. Also counts of windows,
     videos and windows with a contact, and the `base_rate` of each target among ordered pairs of present slots, which is the AUPRC of
-    chance. `None` stands for a measure that is undefined. `config` gives threshold and tau. Raises UserError if the source has no truth.
+    chance. `None` stands for a measure that is undefined. `config` gives threshold, projections and tau. `summary_seconds` is what a video
+    took, by method. Raises UserError if the source has no truth, or gCastle is asked for and missing.
     """
     if source.truth is None:
         raise UserError(
@@ -79,13 +72,22 @@ def evaluate_graphs(
     videos, video = np.unique(videos_of(source, ids), return_inverse=True)
     truths: dict[str, list[np.ndarray]] = {}
     found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {name: ([], []) for name in estimators}
+    by_video: dict[str, np.ndarray] = {}
+    seconds: dict[str, float] = {}
+    for name in (name for name in estimators if name in SUMMARY):
+        began = time.perf_counter()
+        by_video[name] = summary_graphs(source, videos, name, context.seed)
+        seconds[name] = round((time.perf_counter() - began) / len(videos), 2)
     for places in np.array_split(np.arange(len(ids)), math.ceil(len(ids) / batch)):
         part = on_device(source.gather(ids[places], places.astype(np.int64)), context.sigma2.device)
         present = present_slots(predictor, part)
         for name, value in {"present": present, **{n: part[n] for n in (*TARGETS, "near_miss") if n in part}}.items():
             truths.setdefault(name, []).append(value.cpu().numpy())
         for name, (adjacency, scores) in found.items():
-            graph = graph_of(name, predictor, part, present, context, config)
+            if name in by_video:
+                graph = summary_of(by_video[name][video[places]], present)
+            else:
+                graph = graph_of(name, predictor, part, present, context, config)
             adjacency.append(graph[0])
             scores.append(graph[1])
     known = {name: np.concatenate(parts) for name, parts in truths.items()}
@@ -95,6 +97,7 @@ def evaluate_graphs(
         "videos": len(videos),
         "windows_with_contact": int(known["contact"].any((1, 2)).sum()),
         "draws": draws,
+        "summary_seconds": seconds,
         "targets": {t: table(t, known, graphs, video, len(videos), draws, context.seed) for t in TARGETS if t in known},
     }
 
@@ -156,7 +159,7 @@ def heatmaps(
     source: ResidentWindows,
     context: GraphContext,
     path: str | Path,
-    estimators: Sequence[str] = ("published", "attention", "attention_rollout", "interventional:empty", "distance"),
+    estimators: Sequence[str] = ("published", "attention", "attention_rollout", "gradient", "interventional:empty", "distance"),
     *,
     samples: int = 6,
     config: GraphConfig | None = None,
@@ -217,6 +220,19 @@ def graph_of(
     keys = dataclasses.replace(context, sample=part["sample"])
     graph = estimate(graph_config(name, config), predictor, history, present, context=keys, truth=part)
     return graph.adjacency.float().cpu().numpy(), graph.scores.float().cpu().numpy()
+
+
+def summary_graphs(source: ResidentWindows, videos: np.ndarray, name: str, seed: int) -> np.ndarray:
+    """Raw scores (V, S, S) of some videos by `summary:METHOD`, frames a model step apart."""
+    slots = source.rows.reshape(source.videos, *source.shape)
+    method, lag = name.removeprefix("summary:"), int(source.steps[1])
+    return np.stack([summary.summary_graph(slots[v], method, lag=lag, seed=seed) for v in videos])
+
+
+def summary_of(scores: np.ndarray, present: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Adjacency and raw scores of windows, float32 arrays (B, S, S), from the scores of their videos."""
+    raw = torch.from_numpy(scores).to(present.device) * pairs(present)
+    return calibrate(raw, torch.full((), summary.TAU, device=present.device), present).cpu().numpy(), raw.cpu().numpy()
 
 
 def present_slots(predictor: SlotPredictor, part: dict[str, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ shapes are static, so nothing here depends on the value of a tensor. Names of re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +70,10 @@ class SlotPredictor(nn.Module):
             wanted = need_attention is True or (last and need_attention == "last")
             if last and future_only:
                 frames = self.config.pred_frames
-                x, weights = ahead(block, x, frames * (1 if own else slots), turn, wanted)
+                x, weights = ahead(cast(Block, block), x, frames * (1 if own else slots), turn, wanted)
             else:
                 x, weights = block(x, need_weights=wanted, turn=turn)
-            if wanted:
+            if weights is not None:
                 attention.append(spread(weights, batch, slots) if own else weights)
         x = x.view(batch, slots, frames, width).transpose(1, 2) if own else x.view(batch, frames, slots, width)
         z = self.head(self.norm(x))
@@ -175,8 +175,8 @@ def ahead(block: Block, x: Tensor, count: int, turn: Pair | None, need_weights: 
     past, future = x.split(sizes, dim=1)
     k, v = block.keys(past)
     if turn is not None:
-        before, turn = zip(*(part.split(sizes) for part in turn))
-        k = rotate(k, before)
+        cos, sin = (part.split(sizes) for part in turn)
+        k, turn = rotate(k, (cos[0], sin[0])), (cos[1], sin[1])
     return block(future, need_weights=need_weights, memory=(k, v), turn=turn)
 
 

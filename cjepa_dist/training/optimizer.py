@@ -18,15 +18,15 @@ def optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Op
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     parameters = [p for _, p in named]
     if config.name == "adam":
-        return [torch.optim.Adam(parameters, lr=config.lr, foreach=True)]
+        return [torch.optim.Adam(parameters, lr=config.lr, fused=True)]
     if config.name == "adamw":
-        return [torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=True)]
+        return [torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)]
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in parameters if id(p) not in chosen]
     return [
         torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, foreach=True),
+        torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, fused=True),
     ]
 
 

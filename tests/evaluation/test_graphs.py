@@ -1,5 +1,6 @@
 """The edge table from shards: controls bracket everything, the table is plain JSON, the entry point writes it and the picture."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -119,25 +120,31 @@ def test_entry_point_writes_table_and_picture(
 ) -> None:
     trained = TrainWorldModel(data=str(data), run=str(tmp_path), predictor=size())
     monkeypatch.setattr(evaluate_graph, "load_task", lambda run: (WorldModelTask(trained), trained, 12))
+    rows = ["attention", "interventional:swap"]
+    if importlib.util.find_spec("castle"):  # extra `summary`
+        rows.append("summary:notears")
     arguments = [
-        f"run={tmp_path}",
+        f"run={tmp_path / 'run'}",
+        f"out={tmp_path / 'elsewhere'}",
         f"data={data}",
         "split=val",
+        "videos=3",
         "windows=40",
         "draws=5",
         "samples=2",
-        "estimators=[attention,interventional:swap]",
+        f"estimators=[{','.join(rows)}]",
     ]
     config = parse(evaluate_graph.EvaluateGraph, arguments)
     assert config is not None
     evaluate_graph.main(config)
-    written = json.loads((tmp_path / "eval" / "graphs_val.json").read_text())
-    assert written["step"] == 12 and set(written["targets"]["contact"]["estimators"]) == {"attention", "interventional:swap"}
-    assert (tmp_path / "eval" / "graphs_val.png").read_bytes()[:4] == b"\x89PNG"
-    assert "| attention |" in capsys.readouterr().out
+    written = json.loads((tmp_path / "elsewhere" / "graphs_val.json").read_text())
+    assert written["step"] == 12 and written["videos"] <= 3 and list(written["targets"]["contact"]["estimators"]) == rows
+    assert (tmp_path / "elsewhere" / "graphs_val.png").read_bytes()[:4] == b"\x89PNG"
+    shown = capsys.readouterr().out
+    assert all(f"| {name} |" in shown for name in rows) and set(written["summary_seconds"]) == set(rows[2:])
 
 
-@pytest.mark.parametrize("name", ["astrology", "attention:hide", "interventional:poke"])
+@pytest.mark.parametrize("name", ["astrology", "attention:hide", "interventional:poke", "summary", "summary:tea_leaves"])
 def test_unknown_estimator_is_named(name: str) -> None:
     with pytest.raises(UserError, match=name):
         evaluate_graph.check_names(["attention", name])

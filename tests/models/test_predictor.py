@@ -127,6 +127,16 @@ def test_own_slot_only_sees_no_other_slot(config, own):
     assert (change[[0, 1, 3, 4]] == 0).all() if own else (change > 1e-4).all()
 
 
+@pytest.mark.parametrize("config", [*OPTIONS, replace(OWN, rotary=True), replace(OWN, own_slot_only=True, rotary=True)])
+def test_the_future_alone_is_the_same_future(config):
+    model, (history, hidden) = make(config), batch(config)
+    (z, maps), ahead = model(history, hidden, need_attention=True), config.pred_frames
+    some, last = model(history, hidden, need_attention="last", future_only=True)
+    torch.testing.assert_close(some, z[:, -ahead:], atol=1e-5, rtol=1e-5)
+    assert len(last) == 1
+    torch.testing.assert_close(last[0], maps[-1][:, :, -ahead * config.slots :])
+
+
 def test_predict_change_starts_as_a_copy_of_the_last_visible_slot():
     model, (history, hidden) = SlotPredictor(OWN), batch(OWN)
     z = model(history, hidden)
