@@ -217,13 +217,6 @@ class TrainAloe:
     blind: bool = option(False, "control: every question sees the slots of another video")
     descriptive_weight: float = option(1.0, "weight of the cross-entropy of descriptive questions", least=0.0)
     choice_weight: float = option(1.0, "weight of the binary cross-entropy of choices", least=0.0)
-    negated_weight: float = option(
-        1.0,
-        "weight of the options of negated questions: half are, so what is seen says nothing of an option before its negation is read, "
-        "a parity that is slow to learn; below 1 it says something",
-        least=0.0,
-    )
-    init: str = option("", "run whose weights this one begins with; empty = random ones")
     aloe: AloeConfig = option(AloeConfig, "the model")
     optimizer: OptimizerConfig = option(OptimizerConfig, "update rule")
     loop: LoopConfig = option(LoopConfig, "training loop")

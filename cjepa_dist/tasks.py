@@ -21,7 +21,7 @@ from cjepa_dist.causal.attention import published_adjacency
 from cjepa_dist.causal.graph import GraphContext, estimate, residual
 from cjepa_dist.causal.intervention import without_dropout
 from cjepa_dist.config import TermConfig, TrainAloe, TrainWorldModel
-from cjepa_dist.data.vocabulary import QUESTION_WORDS, TYPES, WORDS
+from cjepa_dist.data.vocabulary import TYPES
 from cjepa_dist.losses import ctt, jepa, vqa
 from cjepa_dist.losses.ctt import CttTerms
 from cjepa_dist.models.aloe import Aloe
@@ -265,9 +265,7 @@ class VqaTask(nn.Module):
         scale = runtime.world_size() * self.config.loop.accumulation if self.training else 1  # the totals are the global batch's
         answer_label, choice_label = torch.where(is_choice, -1, label), torch.where(is_choice, label, -1)
         answer = vqa.answer_loss(answers, answer_label, batch["total_descriptive"])
-        negated = (batch["tokens"][:, :QUESTION_WORDS] == WORDS["not"]).any(dim=1)
-        weight = torch.where(negated, self.config.negated_weight, 1.0) if self.training else 1.0
-        choice = vqa.choice_loss(choices, choice_label, batch["total_choice"], weight)
+        choice = vqa.choice_loss(choices, choice_label, batch["total_choice"])
         loss = (self.config.descriptive_weight * answer + self.config.choice_weight * choice) * scale
         known = label >= 0
         metrics = {

@@ -12,7 +12,6 @@ from cjepa_dist.data.questions import QuestionSource, VideoQuestions
 from cjepa_dist.data.shards import Manifest
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import VqaTask
-from cjepa_dist.training.checkpoint import load_task
 from cjepa_dist.training.loop import train
 
 
@@ -30,18 +29,7 @@ def main(config: schema.TrainAloe) -> int:
     )
     source, validation = (VideoQuestions(each) if config.by_video else each for each in questions)
     torch.manual_seed(config.seed)
-    task = VqaTask(config)
-    if config.init:
-        begin_with(task, config.init)
-    return train(task, source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))
-
-
-def begin_with(task: VqaTask, run: str) -> None:
-    """Copy the weights of a run's newest checkpoint. Raises UserError if it is no ALOE run, or one of another size."""
-    other, trained, _ = load_task(run)
-    if not isinstance(other, VqaTask) or trained.aloe != task.config.aloe:
-        raise UserError(f"init={run}: that run holds another model than this config's aloe section")
-    task.load_state_dict(other.state_dict())
+    return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))
 
 
 if __name__ == "__main__":
