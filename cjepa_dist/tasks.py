@@ -284,9 +284,10 @@ def median(histogram: Tensor) -> Tensor:
     """() nats: the median of a histogram over LOG_NATS, interpolated within its bin."""
     below = histogram.cumsum(0)
     half = below[-1] / 2
-    bin = (below < half).sum().clamp(max=BINS - 1)
-    part = (half - (below[bin] - histogram[bin])) / histogram[bin].clamp(min=1)
-    return (LOG_NATS[0] + (LOG_NATS[1] - LOG_NATS[0]) / BINS * (bin + part)).exp()
+    bin = (below < half).sum(dim=0, keepdim=True).clamp(max=BINS - 1)  # (1,): indexing by a () tensor would read it from the device
+    inside = histogram.gather(0, bin)
+    part = (half - (below.gather(0, bin) - inside)) / inside.clamp(min=1)
+    return (LOG_NATS[0] + (LOG_NATS[1] - LOG_NATS[0]) / BINS * (bin + part)).exp()[0]
 
 
 def build(config: TrainWorldModel | TrainAloe) -> WorldModelTask | VqaTask:

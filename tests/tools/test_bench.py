@@ -1,0 +1,60 @@
+"""The reference is the published step, and the bench prints every rung. Nothing here looks at a clock."""
+
+import json
+
+import pytest
+import torch
+
+from cjepa_dist.config import PredictorConfig
+from cjepa_dist.losses import ctt, jepa
+from cjepa_dist.models.predictor import SlotPredictor
+from tools.bench.reference import Reference, causal_loss, masked_slots, prediction_loss
+from tools.bench.world_model import Traffic
+
+TINY = [
+    "batch=4", "rounds=1", "warmup=0", "gemm=16", "predictor.slot_dim=16", "predictor.depth=1", "predictor.heads=2", "predictor.mlp_dim=32",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rescaled", [1.0, 20.0])  # a large time embedding makes attention sharp, so that the graph has edges
+def test_reference_is_the_published_step(rescaled):
+    torch.manual_seed(0)
+    config = PredictorConfig(slots=5, slot_dim=16, depth=2, heads=4, mlp_dim=32, dropout=0.0)
+    ours, theirs, x = SlotPredictor(config), Reference(config), rescaled * torch.randn(6, 4, 5, 16)
+    theirs.load_state_dict(ours.to_reference())
+    masked = masked_slots(5, 2)
+    hidden = torch.zeros(6, 5, dtype=torch.bool)
+    hidden[:, masked] = True
+    z = ours(x[:, :3], hidden)
+    torch.testing.assert_close(theirs(x[:, :3], masked)[0], z, atol=1e-5, rtol=1e-5)
+    loss = prediction_loss(theirs, x, masked)
+    torch.testing.assert_close(loss, jepa.future_loss(z, x, 3) + jepa.history_loss(z, x, hidden, 3), rtol=1e-4, atol=0)
+    i, k = [j for j in range(5) if j not in masked][:2]
+    found = ctt.published(ours, x, hidden, threshold=0.15, slot_invariance=i, slot_sufficiency=k)
+    invariance, sufficiency = causal_loss(theirs, x, masked, i, k)
+    torch.testing.assert_close(found.invariance_sum / found.invariance_count.clamp(min=1), invariance, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found.sufficiency_sum / found.sufficiency_count.clamp(min=1), sufficiency, rtol=1e-4, atol=1e-7)
+
+
+def test_views_are_not_counted():
+    with Traffic() as traffic:
+        (torch.ones(4, 6).t().reshape(2, 12)[:1] + 1).view(3, 4)
+    assert traffic.ops == 3  # ones, the copy that this reshape makes, the sum
+    assert traffic.bytes == 4 * (24 + 2 * 24 + 2 * 12)
+
+
+def test_world_model_prints_every_rung(command, tmp_path):
+    done = command("tools.bench", "world_model", *TINY, f"out={tmp_path / 'bench.json'}")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert len(content["rows"]) == 8 and all(row["ops"] > 0 and row["gflop"] > 0 for row in content["rows"])
+    for row in content["rows"]:
+        assert f"| {row['name']} |" in done.stdout
+    assert done.stdout.count("aim: at") == 4
+    ours = {row["name"]: row for row in content["rows"]}
+    assert ours["ours + CTT `attention` on 1/4, bf16"]["gflop"] < ours["ours + CTT `attention`, bf16"]["gflop"]
+
+
+def test_unknown_targets_are_one_line(command):
+    done = command("tools.bench", "wrold_model")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "one of: world_model; got 'wrold_model'" in done.stderr

@@ -1,0 +1,33 @@
+"""Speed, measured, as one Markdown table: python -m tools.bench TARGET [CONFIG.yaml] key=value ...
+
+    world_model    one training step: the published one, and ours
+
+`python -m tools.bench world_model --help` lists the options.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from cjepa_dist.config import launch
+from tools.bench import world_model
+
+TARGETS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {"world_model": (world_model.BenchWorldModel, world_model.main)}
+
+
+def run(argv: Sequence[str]) -> NoReturn:
+    """Dispatch on the first argument; exit code 2 and one line where it names no target."""
+    if argv and argv[0] in TARGETS:
+        launch(*TARGETS[argv[0]], argv[1:])
+    usage = f"python -m tools.bench TARGET [CONFIG.yaml] key=value ...; TARGET is one of: {', '.join(TARGETS)}"
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage)
+        sys.exit(0)
+    print(f"error: {usage}; got {argv[0]!r}" if argv else f"error: {usage}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
