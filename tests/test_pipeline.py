@@ -45,7 +45,8 @@ def test_rollout_copies_what_was_observed_and_appends_the_prediction(made, small
         assert all(np.array_equal(before.truth[name], after.truth[name]) for name in before.truth)
     with torch.no_grad():
         future = task.predictor.rollout(torch.from_numpy(before.slots[None]).float(), 32, config.frameskip)[0]
-    assert np.array_equal(future.numpy().astype(np.float16), after.slots[128:])
+    # Not equal: a batch of another size sums in another order, which may fall on the other side of float16's rounding.
+    np.testing.assert_allclose(after.slots[128:].astype(np.float32), future.numpy(), rtol=1e-3, atol=1e-3)
 
 
 def test_tensorboard(made):
