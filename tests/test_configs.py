@@ -41,5 +41,5 @@ def test_accelerate_reads_its_configs(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    assert config.num_processes == {"eight_gpus": 8, "cpu_2": 2}.get(path.stem, 1)
+    assert config.num_processes == {"eight_gpus": 8}.get(path.stem, 1)
     assert config.num_processes == 1 or not config.use_cpu  # Accelerate would run one process, in silence

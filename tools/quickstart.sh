@@ -6,7 +6,7 @@
 #
 #   VENV=DIR      another environment than .venv
 #   RUNS=DIR      another folder for data and runs than runs/quickstart (runs/full with FULL=1)
-#   ACCELERATE=F  another configs/accelerate/*.yaml than cpu_2.yaml (one_gpu.yaml where torch sees a GPU, cpu.yaml on a single core)
+#   ACCELERATE=F  another configs/accelerate/*.yaml than cpu.yaml (one_gpu.yaml where torch sees a GPU)
 #
 # A stage whose output is complete and whose command and settings have not changed is not done again; one that was interrupted goes on.
 # Sizes are in configs/, not here. Exit code 0 only if every stage did its work.
@@ -18,8 +18,7 @@ make_venv report
 if [[ ${FULL:-0} == 1 ]]; then SIZE=full RUNS=${RUNS:-runs/full}; else SIZE=quickstart RUNS=${RUNS:-runs/quickstart}; fi
 CORES=$(nproc)
 if [[ -z ${ACCELERATE:-} ]]; then
-    ACCELERATE=configs/accelerate/cpu_2.yaml
-    if ((CORES == 1)); then ACCELERATE=configs/accelerate/cpu.yaml; fi
+    ACCELERATE=configs/accelerate/cpu.yaml
     if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then ACCELERATE=configs/accelerate/one_gpu.yaml; fi
 fi
 PROCESSES=$(sed -n 's/^num_processes: *//p' "$ACCELERATE")
