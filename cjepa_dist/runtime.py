@@ -49,6 +49,15 @@ def all_reduce(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def first_error(mine: str | None) -> str | None:
+    """The message of the first rank that has one. All ranks call it, so that they fail together instead of waiting for one that did."""
+    if world_size() == 1:
+        return mine
+    found: list[str | None] = [None] * world_size()
+    dist.all_gather_object(found, mine)
+    return next((text for text in found if text is not None), None)
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
