@@ -44,6 +44,7 @@ class Drill:
     data: str = option(MISSING, "folder of slot shards, 7 slots x 128")
     out: str = option(MISSING, "folder for the runs and table.md")
     only: list[str] = option([], "faults to try, as in the table's first column and its number of processes: `hang@2`; none = all")
+    hang_minutes: float = option(0.2, "loop.hang_minutes of the run that hangs; more on a busy machine", unit="minutes", least=0.01)
 
 
 @dataclass
@@ -63,7 +64,8 @@ class Run:
     """One run folder and the command that trains in it, under a launcher."""
 
     def __init__(self, config: Drill, name: str, processes: int, launcher: str = "") -> None:
-        self.folder, self.processes, self.data = Path(config.out) / f"{name}_{processes}".replace(" ", "_"), processes, config.data
+        self.config, self.processes = config, processes
+        self.folder = Path(config.out) / f"{name}_{processes}".replace(" ", "_")
         self.launcher = launcher or ("python" if processes == 1 else "torchrun")
         self.log = self.folder.with_suffix(".log")
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -78,7 +80,8 @@ class Run:
             "torchrun": ["torch.distributed.run", "--standalone", *many, "-m"],
             "accelerate": [*accelerate, *(["--cpu"] if self.processes == 1 else ["--multi_gpu", "--main_process_port", "0"]), "-m"],
         }[self.launcher]
-        command = [sys.executable, "-m", *start, "cjepa_dist.train_world_model", *SMALL, f"data={self.data}", f"run={self.folder}", *extra]
+        arguments = [*SMALL, f"data={self.config.data}", f"run={self.folder}", *extra]
+        command = [sys.executable, "-m", *start, "cjepa_dist.train_world_model", *arguments]
         with self.log.open("a") as log:
             environment = {**os.environ, "CJEPA_FAULT": fault, "PYTHONUNBUFFERED": "1"}
             return subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
@@ -214,7 +217,7 @@ def first_part(run: Run) -> str:
 
 
 def hung(run: Run) -> tuple[str, int]:
-    process = run.start("loop.hang_minutes=0.2", fault=f"hang@6:rank{run.processes - 1}")
+    process = run.start(f"loop.hang_minutes={run.config.hang_minutes}", fault=f"hang@6:rank{run.processes - 1}")
     run.wait_for(process, 6)
     began, workers = time.monotonic(), run.workers(process)
     code = wait(process)
@@ -230,7 +233,7 @@ def second_run(run: Run) -> tuple[str, int]:
     process = run.start(fault="pause@6")
     run.wait_for(process, 6)
     other = subprocess.run(
-        [sys.executable, "-m", "cjepa_dist.train_world_model", *SMALL, f"data={run.data}", f"run={run.folder}"],
+        [sys.executable, "-m", "cjepa_dist.train_world_model", *SMALL, f"data={run.config.data}", f"run={run.folder}"],
         cwd=PROJECT, capture_output=True, text=True, check=False, timeout=LIMIT, env={**os.environ, "CJEPA_FAULT": ""},
     )  # fmt: skip
     first = wait(process)

@@ -79,8 +79,7 @@ class Guard:
                 owner = "another process"
             return f"{self.run} is in use: {owner}, trains in it; wait for it, stop it, or choose another run folder"
         side.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now()}))
-        for name in ("resume.json", *(path.name for path in self.run.glob("hang_rank*.txt"))):
-            (self.run / name).unlink(missing_ok=True)
+        (self.run / "resume.json").unlink(missing_ok=True)
         return None
 
     def note(self, number: int, frame: Any) -> None:
@@ -151,7 +150,7 @@ class Watchdog:
     def end(self) -> None:
         message = f"no step finished in loop.hang_minutes={self.limit / 60:g}: process {os.getpid()} on {socket.gethostname()} ends"
         try:
-            with self.path.open("w") as stream:
+            with self.path.open("a") as stream:  # a scheduler may start the run again before anyone has read it
                 stream.write(f"{now()} {message}; stacks of its threads:\n")
                 stream.flush()
                 faulthandler.dump_traceback(stream)
