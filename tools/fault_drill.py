@@ -142,8 +142,8 @@ Fault = Callable[[Run], tuple[str, int]]
 
 def signalled(number: signal.Signals, rank: int, *, times: int = 1) -> Fault:
     def fault(run: Run) -> tuple[str, int]:
-        process = run.start(fault="pause@6")
-        run.wait_for(process, 6)
+        process = run.start(fault="pause@5")
+        run.wait_for(process, 5)
         workers = run.workers(process)
         for _ in range(times):
             workers[rank].send_signal(number)
@@ -159,13 +159,14 @@ def signalled(number: signal.Signals, rank: int, *, times: int = 1) -> Fault:
 
 def launcher_signalled(number: signal.Signals) -> Fault:
     def fault(run: Run) -> tuple[str, int]:
-        process = run.start(fault="pause@6")
-        run.wait_for(process, 6)
+        process = run.start(fault="pause@5")
+        run.wait_for(process, 5)
         workers = run.workers(process)
         process.send_signal(number)
         code = wait(process)
         gone(workers)
-        return f"{run.launcher} passes it on or dies, the workers stop; {marker(run)}", code
+        how = "dies, its workers take that as a SIGTERM" if code < 0 else "passes it on, the workers stop"
+        return f"the launcher {how}; {marker(run)}", code
 
     return fault
 
@@ -179,8 +180,8 @@ def marker(run: Run) -> str:
 
 def killed(*ranks: int) -> Fault:
     def fault(run: Run) -> tuple[str, int]:
-        process = run.start(fault="pause@6")
-        run.wait_for(process, 6)
+        process = run.start(fault="pause@5")
+        run.wait_for(process, 5)
         workers = run.workers(process)
         for worker in {workers[rank] for rank in ranks}:
             worker.kill()
@@ -217,8 +218,8 @@ def first_part(run: Run) -> str:
 
 
 def hung(run: Run) -> tuple[str, int]:
-    process = run.start(f"loop.hang_minutes={run.config.hang_minutes}", fault=f"hang@6:rank{run.processes - 1}")
-    run.wait_for(process, 6)
+    process = run.start(f"loop.hang_minutes={run.config.hang_minutes}", fault=f"hang@5:rank{run.processes - 1}")
+    run.wait_for(process, 5)
     began, workers = time.monotonic(), run.workers(process)
     code = wait(process)
     gone(workers)
@@ -230,12 +231,17 @@ def hung(run: Run) -> tuple[str, int]:
 
 
 def second_run(run: Run) -> tuple[str, int]:
-    process = run.start(fault="pause@6")
-    run.wait_for(process, 6)
+    process = run.start(fault="pause@5")
+    run.wait_for(process, 5)
+    workers = run.workers(process)
+    for worker in workers:
+        worker.suspend()  # so that it cannot be done before the other has started
     other = subprocess.run(
         [sys.executable, "-m", "cjepa_dist.train_world_model", *SMALL, f"data={run.config.data}", f"run={run.folder}"],
         cwd=PROJECT, capture_output=True, text=True, check=False, timeout=LIMIT, env={**os.environ, "CJEPA_FAULT": ""},
     )  # fmt: skip
+    for worker in workers:
+        worker.resume()
     first = wait(process)
     pid = re.search(r"is in use: process (\d+) on \S+", other.stderr)
     need(pid, f"no clear refusal: {other.stderr[-300:]}")
@@ -330,7 +336,8 @@ class References:
     """Undisturbed runs, made when first needed: by number of processes, without and with the NaN."""
 
     def __init__(self, config: Drill) -> None:
-        self.config, self.made = config, {}
+        self.config = config
+        self.made: dict[tuple[int, bool], Run] = {}
 
     def get(self, processes: int, *, nan: bool) -> Run:
         if (processes, nan) not in self.made:

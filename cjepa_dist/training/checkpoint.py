@@ -23,6 +23,7 @@ import torch.distributed.checkpoint as dcp
 import xxhash
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils._pytree import tree_leaves
 
@@ -73,7 +74,7 @@ def save(folder: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer],
     try:
         for part in (begin, write, finish):
             together(part)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         fault = None
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -86,17 +87,17 @@ def save(folder: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer],
 
 def together(part: Callable[[], None]) -> None:
     """Every rank does its `part`; where one fails, all do, so that nobody waits for it."""
-    fault: Exception | None = None
+    fault: BaseException | None = None
     try:
         part()
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the latter is torch's and no Exception
         fault = error
     text = runtime.first_error(None if fault is None else f"{type(fault).__name__}: {fault}")
     if text is not None:
         raise fault or RuntimeError(f"on another rank: {text}")
 
 
-def disk_full(folder: Path, state: dict[str, Any], error: Exception) -> str | None:
+def disk_full(folder: Path, state: dict[str, Any], error: BaseException) -> str | None:
     """What to tell the user if `error` came from a full disk (torch's writer keeps the errno to itself, so the room is measured)."""
     tensors = tree_leaves([state, state.get("task")])  # weights are written twice
     needed = sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))

@@ -45,10 +45,13 @@ class Guard:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.lock = FileLock(run / ".lock", timeout=0, thread_local=False)
         self.watchdog = Watchdog(loop.hang_minutes, run / f"hang_rank{self.rank}.txt")
-        self.signal, self.saved = 0, time.monotonic()
+        self.signal, self.saved, self.left = 0, time.monotonic(), False
         self.handlers: dict[signal.Signals, Any] = {}
         # A group of its own, on the CPU: a signal must not wait for the GPUs' queue, nor they for it.
         self.group = dist.new_group(backend="gloo") if runtime.world_size() > 1 else None
+        # A gloo group that dies waits for its threads, and they for the GIL to let go of their last tensors. So what refers to it last
+        # must not hold the GIL: DDP's reducer does; these do not, and live longer. Else a run can hang after its last step (torch 2.13).
+        self.backends = runtime.gloo_backends(self.group)
         self.asked: tuple[torch.Tensor, dist.Work | None] = torch.zeros(2, dtype=torch.int64), None
 
     def __enter__(self) -> Guard:
@@ -63,7 +66,8 @@ class Guard:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.watchdog.stop()
         for name, handler in self.handlers.items():
-            signal.signal(name, handler)
+            # Having left with 75: torchrun's SIGTERM to the slower ranks would make theirs -15.
+            signal.signal(name, signal.SIG_IGN if self.left else handler)
         self.lock.release()
 
     def own(self) -> str | None:
@@ -107,7 +111,11 @@ class Guard:
         return int(found[0]), bool(found[1])
 
     def leave(self, number: int, step: int) -> int:
-        """After the checkpoint of `step`: say that the run goes on from there. A launcher may hide the exit code; the file stays."""
+        """After the checkpoint of `step`: say that the run goes on from there. A launcher may hide the exit code; the file stays.
+
+        Signals do nothing from now on: the process is about to end.
+        """
+        self.left = True
         if self.rank == 0:
             name = signal.Signals(number).name
             content = {"reason": name, "step": step, "time": now(), "exit_code": STOPPED}
@@ -119,7 +127,7 @@ class Guard:
 class Watchdog:
     """Ends this process when `beats` has not moved for `minutes` (0 = never): a rank that hangs would keep all others, and their machines.
 
-    Counts its own ticks, not the clock: a job that was suspended for a while has not hung.
+    Counts its own ticks, not the clock: a job that was suspended for a while (less than twice `minutes`) has not hung.
     """
 
     def __init__(self, minutes: float, path: Path) -> None:
@@ -141,8 +149,8 @@ class Watchdog:
     def watch(self) -> None:
         quiet, seen = 0.0, self.beats
         while not self.over.wait(self.tick):
-            # If something holds the interpreter, this thread stands still too: then at least C code shows the stacks on stderr.
-            faulthandler.dump_traceback_later(2 * self.limit)
+            # If something holds the GIL, this thread stands still too: then C code shows the stacks on stderr and exits with 1.
+            faulthandler.dump_traceback_later(2 * self.limit, exit=True)
             quiet, seen = (quiet + self.tick, seen) if self.beats == seen else (0.0, self.beats)
             if quiet >= self.limit:
                 self.end()

@@ -13,7 +13,7 @@ from torch import nn
 from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
 from cjepa_dist.training import checkpoint
-from cjepa_dist.training.guard import Guard
+from cjepa_dist.training.guard import SIGNALS, Guard
 from cjepa_dist.training.skip import done_and_taken_back, guarded, spread
 from tests.training.test_resume import TINY_WORLD, losses, same, weights
 
@@ -100,7 +100,7 @@ def test_what_is_kept(tmp_path):
 
 def test_guard(tmp_path):
     """A lock and a marker left by a dead process do not block; a second owner is refused; signals are noted, and not ours after."""
-    loop, before = schema.LoopConfig(checkpoint_minutes=1e-9), signal.getsignal(signal.SIGUSR1)
+    loop, before = schema.LoopConfig(checkpoint_minutes=1e-9), {number: signal.getsignal(number) for number in SIGNALS}
     run = tmp_path / "run"
     run.mkdir()
     (run / ".lock").touch()
@@ -116,11 +116,15 @@ def test_guard(tmp_path):
             os.kill(os.getpid(), signal.SIGUSR1)
         guard.agreed()
         assert guard.agreed()[0] == signal.SIGUSR1
-        assert guard.leave(signal.SIGUSR1, 7) == 75
-    assert json.loads((run / "resume.json").read_text())["reason"] == "SIGUSR1"
-    assert signal.getsignal(signal.SIGUSR1) is before
-    with Guard(run, loop):
-        pass
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    try:
+        with Guard(run, loop) as guard:
+            assert guard.leave(signal.SIGUSR1, 7) == 75
+        assert json.loads((run / "resume.json").read_text())["reason"] == "SIGUSR1"
+        os.kill(os.getpid(), signal.SIGUSR1)  # while the process ends: no matter
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow
