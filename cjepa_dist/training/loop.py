@@ -279,8 +279,9 @@ def check_run(run: Path, config: Config) -> None:
 
 
 def open_run(run: Path, config: Config, environment: dict[str, Any], *, first: bool) -> None:
-    """Write what the run is. Its folder has been checked on all ranks by now, and is ours."""
+    """Make the run folder and write what the run is; `check_run` has seen it."""
     if first:
+        run.mkdir(parents=True, exist_ok=True)
         write_json(run / "environment.json", environment)
         schema.save(config, temporary := run / "config.yaml.partial")
         os.replace(temporary, run / "config.yaml")
