@@ -201,7 +201,9 @@ class Sums:
             self.values[name] = (total, count) if old is None else (old[0] + total, old[1] + count)
 
     def where(self, good: Tensor) -> Metrics:
-        """What was added; zeros, and so no samples, unless `good`."""
+        """What was added; unless `good`, nothing, or on a GPU zeros, and so no samples."""
+        if good.is_cpu:
+            return self.values if good else {}
         return {name: (torch.where(good, total, 0), torch.where(good, count, 0)) for name, (total, count) in self.values.items()}
 
     def read(self) -> dict[str, float]:
