@@ -151,7 +151,11 @@ class LoopConfig:
     log_every: int = option(50, "steps between lines of metrics", unit="steps", least=1)
     eval_every: int = option(0, "steps between validations; 0 = only at the end", unit="steps", least=0)
     checkpoint_every: int = option(500, "steps between checkpoints; one is always written at the end", unit="steps", least=1)
-    keep: int = option(2, "checkpoints kept", least=1)
+    checkpoint_minutes: float = option(0.0, "a checkpoint also after so much time; 0 = off", unit="minutes", least=0.0)
+    keep: int = option(2, "checkpoints kept, the newest", least=1)
+    keep_best: bool = option(False, "keep the checkpoint with the best validation loss too; checkpoints/best.json names it")
+    skip_budget: int = option(10, "steps left out for a loss or gradient that is not finite; one more is an error", unit="steps", least=0)
+    hang_minutes: float = option(30.0, "no step in that time: write all stacks and end the process; 0 = never", unit="minutes", least=0.0)
     stop_at: int = option(0, "leave after this step with a checkpoint, as a signal would; 0 = run to the end", unit="steps", least=0)
 
 

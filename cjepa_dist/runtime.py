@@ -49,6 +49,23 @@ def all_reduce(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def first_error(mine: str | None) -> str | None:
+    """The message of the first rank that has one. All ranks call it, so that they fail together instead of waiting for one that did."""
+    if world_size() == 1:
+        return mine
+    found: list[str | None] = [None] * world_size()
+    dist.all_gather_object(found, mine)
+    return next((text for text in found if text is not None), None)
+
+
+def gloo_backends(*groups: dist.ProcessGroup | None) -> list[Any]:
+    """The gloo parts of the default group and of `groups`; empty on one process."""
+    if world_size() == 1:
+        return []
+    found = [group for group in (dist.group.WORLD, *groups) if group is not None and "cpu:gloo" in dist.get_backend_config(group)]
+    return [group._get_backend(torch.device("cpu")) for group in found]
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 

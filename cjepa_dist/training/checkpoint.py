@@ -2,15 +2,18 @@
 
 RUN/checkpoints/step_00000500/   torch.distributed.checkpoint files (weights, statistics, optimizer)
                                  model.safetensors   the task's weights and running statistics alone
-                                 meta.json           step, position, world size
+                                 meta.json           step, position, world size, skipped steps, best validation
                                  checksums.json      xxh3 of every other file, written last
+RUN/checkpoints/best.json        step, loss, folder of the best validation (loop.keep_best)
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,40 +23,118 @@ import torch.distributed.checkpoint as dcp
 import xxhash
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.utils._pytree import tree_leaves
 
 from cjepa_dist import config as schema
+from cjepa_dist import runtime
 from cjepa_dist.errors import UserError
+from cjepa_dist.training import faults
 
 if TYPE_CHECKING:
     from cjepa_dist.tasks import VqaTask, WorldModelTask
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 
 def save(folder: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer], *, step: int, meta: dict[str, Any], keep: int) -> Path:
-    """Write `step`'s checkpoint of the bare (unwrapped) task; all ranks call it. Keeps the newest `keep`."""
+    """Write `step`'s checkpoint of the bare (unwrapped) task; all ranks call it. Keeps the newest `keep`, and the best of `meta`.
+
+    `meta["best"]` {"step", "loss"}, if there is one, goes to `folder`/best.json. Raises UserError when the disk is full.
+    """
     final, temporary = folder / f"step_{step:08d}", folder / f"step_{step:08d}.partial"
     first = not dist.is_initialized() or dist.get_rank() == 0
-    if first:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier()
-    state = {"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}
-    dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
-    barrier()
-    if first:
+    state: dict[str, Any] = {}
+
+    def begin() -> None:
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+
+    def write() -> None:
+        state.update(task=task.state_dict(), optimizer=get_optimizer_state_dict(task, optimizers))
+        dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
+
+    def finish() -> None:
+        if not first:
+            return
         save_file({name: value.detach().cpu().contiguous() for name, value in task.state_dict().items()}, temporary / "model.safetensors")
         (temporary / "meta.json").write_text(json.dumps({**meta, "step": step}, indent=1))
         sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
         (temporary / "checksums.json").write_text(json.dumps(sums, indent=1))
         for path in temporary.iterdir():
             flush(path)
+        faults.strike_checkpoint(step)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         flush(folder)
-        for old in steps(folder)[:-keep]:
-            shutil.rmtree(folder / f"step_{old:08d}")
-    barrier()
+        retain(folder, step, keep, meta.get("best"))
+
+    try:
+        for part in (begin, write, finish):
+            together(part)
+    except (Exception, CheckpointException) as error:
+        fault = None
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            fault = disk_full(folder, state, error)
+        if fault := runtime.first_error(fault):
+            raise UserError(fault) from error
+        raise
     return final
+
+
+def together(part: Callable[[], None]) -> None:
+    """Every rank does its `part`; where one fails, all do, so that nobody waits for it."""
+    fault: BaseException | None = None
+    try:
+        part()
+    except (Exception, CheckpointException) as error:  # the latter is torch's and no Exception
+        fault = error
+    text = runtime.first_error(None if fault is None else f"{type(fault).__name__}: {fault}")
+    if text is not None:
+        raise fault or RuntimeError(f"on another rank: {text}")
+
+
+def disk_full(folder: Path, state: dict[str, Any], error: BaseException) -> str | None:
+    """What to tell the user if `error` came from a full disk (torch's writer keeps the errno to itself, so the room is measured)."""
+    tensors = tree_leaves([state, state.get("task")])  # weights are written twice
+    needed = sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))
+    free = shutil.disk_usage(existing(folder)).free
+    if free > 1.2 * needed + 65536 and not any(os.strerror(code) in str(error) for code in NO_ROOM):
+        return None
+    return (
+        f"no room for a checkpoint in {folder}: it needs about {needed} bytes, {free} are free; nothing there was changed: "
+        "make room and run the same command again"
+    )
+
+
+def existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def retain(folder: Path, step: int, keep: int, best: dict[str, Any] | None) -> None:
+    """After `step` was saved: the newest `keep` and the best stay. Later ones are of a future that was given up, because it was damaged."""
+    mark = folder / "best.json"
+    if best is None:
+        mark.unlink(missing_ok=True)
+    else:
+        temporary = mark.with_suffix(".partial")
+        temporary.write_text(json.dumps({**best, "folder": f"step_{best['step']:08d}"}, indent=1))
+        os.replace(temporary, mark)
+    past = [old for old in steps(folder) if old <= step]
+    for old in set(steps(folder)) - set(past[-keep:]) - ({best["step"]} if best else set()):
+        shutil.rmtree(folder / f"step_{old:08d}")
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint with the best validation loss (a run with loop.keep_best), None if none is marked."""
+    try:
+        path = folder / json.loads((folder / "best.json").read_text())["folder"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return path if path.is_dir() else None
 
 
 def load(path: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:

@@ -4,6 +4,8 @@
     every N steps: metrics, validation, checkpoint
 
 The order of samples, masks, the dropout seed and the learning rate are functions of the step: a run resumed from a checkpoint is the run.
+A signal to any rank ends it after a step with a checkpoint and exit code 75, "the same command goes on" (guard.py); a step whose loss or
+gradient is not finite changes nothing (skip.py).
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +27,23 @@ from torch import Tensor
 
 from cjepa_dist import config as schema
 from cjepa_dist import runtime
+from cjepa_dist.data.order import window_ids
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import Outcome, VqaTask, WorldModelTask
-from cjepa_dist.training import checkpoint
+from cjepa_dist.training import checkpoint, faults
 from cjepa_dist.training.feed import Feed, Source
+from cjepa_dist.training.guard import OWN_FILES, Guard
 from cjepa_dist.training.optimizer import learning_rate, optimizers
-from cjepa_dist.training.telemetry import Telemetry
+from cjepa_dist.training.skip import Skips, guarded, prepare, spread
+from cjepa_dist.training.telemetry import Telemetry, rewind
 
 Config = schema.TrainWorldModel | schema.TrainAloe
 Metrics = dict[str, tuple[Tensor, Tensor]]
 # Fields that may differ when a run goes on: they change what is written and when, not what is learned.
-FREE = ("data", "run", "loop.processes", "loop.log_every", "loop.eval_every", "loop.checkpoint_every", "loop.keep", "loop.stop_at")
+FREE = (
+    "data", "run", "loop.processes", "loop.log_every", "loop.eval_every", "loop.checkpoint_every", "loop.checkpoint_minutes", "loop.keep",
+    "loop.keep_best", "loop.stop_at", "loop.skip_budget", "loop.hang_minutes",
+)  # fmt: skip
 
 
 def train(
@@ -45,36 +55,59 @@ def train(
     val_ids: np.ndarray,
     picture: Callable[[Telemetry, int], None] | None = None,
 ) -> int:
-    """Train to the end of the run, or go on where the newest good checkpoint left off. Returns the exit code.
+    """Train to the end of the run, or go on where the newest good checkpoint left off. Returns the exit code: 0, or 75 after a signal.
 
     `val_ids` are the samples of `validation` that a validation reads, each once. `picture(telemetry, step)` draws after a validation.
-    Raises UserError when the run folder belongs to another config or the batch does not divide.
+    Raises UserError when the run folder belongs to another config or is in use, when the batch does not divide, when more steps than
+    loop.skip_budget had no finite loss (with a checkpoint of the last good state) and when the disk is full.
     """
-    loop, run = config.loop, Path(config.run)
-    handle = runtime.accelerator(loop.precision, loop.processes)
+    run = Path(config.run)
+    handle = runtime.accelerator(config.loop.precision, config.loop.processes)
     check_batch(config, handle.num_processes)
-    steps = loop.steps or math.ceil(loop.epochs * len(source) / loop.global_batch)
-    open_run(run, config, runtime.environment(handle), first=handle.is_main_process)
+    check_run(run, config)
+    with Guard(run, config.loop) as guard, full_disk_is_a_user_error(run):
+        open_run(run, config, runtime.environment(handle), first=handle.is_main_process)
+        return fit(task, source, validation, config, guard, handle, val_ids, picture)
 
+
+def fit(
+    task: WorldModelTask | VqaTask,
+    source: Source,
+    validation: Source,
+    config: Config,
+    guard: Guard,
+    handle: Any,
+    val_ids: np.ndarray,
+    picture: Callable[[Telemetry, int], None] | None,
+) -> int:
+    """The loop itself, in an open run; arguments and result as of `train`."""
+    loop, run, first = config.loop, Path(config.run), handle.is_main_process
+    steps = loop.steps or math.ceil(loop.epochs * len(source) / loop.global_batch)
     optimizer = optimizers(task.to(handle.device), config.optimizer)
-    start = resume(run, task, optimizer)
+    meta = resume(run, task, optimizer, first=first)
+    prepare(optimizer)
+    start = meta["step"]
     stop = min(steps, loop.stop_at or steps)
     if start >= steps:
+        if first:
+            write_json(run / "done.json", {"step": steps})  # killed between its last checkpoint and this
         print(f"run {run} is complete at step {start}: nothing to do", flush=True)
         return 0
     model = handle.prepare_model(task)
-    telemetry = Telemetry(run, config, active=handle.is_main_process, start=start, steps=steps)
+    telemetry = Telemetry(run, config, active=first, start=start, steps=steps)
+    skips, best = Skips(run, count=meta.get("skipped", 0), first=first), meta.get("best") if loop.keep_best else None
     feed = Feed(
         source, seed=config.seed, start=start, stop=stop, global_batch=loop.global_batch, accumulation=loop.accumulation,
         rank=handle.process_index, world=handle.num_processes, device=handle.device,
     )  # fmt: skip
-    since, began, waited, seen = Sums(), time.perf_counter(), 0.0, start
+    since, began, waited, seen, signal, done = Sums(), time.perf_counter(), 0.0, start, 0, start
     for step, batches in feed:
+        faults.strike(step, batches)
         rate = learning_rate(step, steps, config.optimizer)
         for part in optimizer:
             for group in part.param_groups:
                 group["lr"] = rate
-        statistics = None
+        statistics, metrics, total = None, Sums(), torch.zeros((), device=handle.device)
         with handle.autocast():
             torch.manual_seed(runtime.mix(config.seed, step, handle.process_index))
             survey = task.survey(batches, step, step / steps)
@@ -83,46 +116,77 @@ def train(
             with nullcontext() if last else handle.no_sync(model), handle.autocast():
                 torch.manual_seed(runtime.mix(config.seed, step, handle.process_index, *([index] if index else [])))
                 outcome: Outcome = model(batch, step, step / steps, survey)
-                (outcome.loss / len(batches)).backward()
-            since.add(outcome.metrics)
+                loss = spread(outcome.loss) / len(batches)
+                loss.backward()
+            total += loss.detach()
+            metrics.add(outcome.metrics)
             if outcome.statistics is not None:
                 statistics = outcome.statistics if statistics is None else statistics + outcome.statistics
         norm = torch.nn.utils.clip_grad_norm_(task.parameters(), config.optimizer.clip or math.inf, foreach=True)
-        since.add({"gradient_norm": (norm, torch.ones_like(norm))})
+        metrics.add({"gradient_norm": (norm, torch.ones_like(norm))})
+        good, done = norm.isfinite(), step + 1
+        guarded(good, partial(update, task, optimizer, statistics), task, optimizer)
         for part in optimizer:
-            part.step()
             part.zero_grad(set_to_none=True)
-        if statistics is not None:
-            task.update(runtime.all_reduce(statistics))  # type: ignore[operator]
+        skips.add(done, good, total)
+        since.add(metrics.where(good))
 
-        done = step + 1
-        if done % loop.log_every == 0 or done == stop:
+        signal, clock = guard.agreed()
+        log = done % loop.log_every == 0 or done == stop
+        save = done % loop.checkpoint_every == 0 or done == stop or signal or clock
+        new = skips.read(partial(batch_ids, config, source)) if log or save else 0
+        spent = new and skips.count > loop.skip_budget
+        if log:
             values = since.read()
             now = time.perf_counter()
             values["learning_rate"] = rate
             values["samples_per_second"] = (done - seen) * loop.global_batch / (now - began)
             values["data_wait_share"] = (feed.waited - waited) / (now - began)
-            if not math.isfinite(values["loss"]):
-                raise UserError(
-                    f"loss {values['loss']} within the {done - seen} steps up to {done} of {run}: lower the learning rate or check the data"
-                )
+            if skips.count:
+                values["skipped_steps"] = skips.count
             telemetry.write(done, values)
             began, waited, seen = now, feed.waited, done
         if (loop.eval_every and done % loop.eval_every == 0) or done == steps:
-            telemetry.write(done, validate(task, validation, val_ids, handle, loop.global_batch), kind="val")
-            if picture is not None and handle.is_main_process:
+            values = validate(task, validation, val_ids, handle, loop.global_batch)
+            telemetry.write(done, values, kind="val")
+            if picture is not None and first:
                 picture(telemetry, done)
+            if loop.keep_best and values["loss"] < (best["loss"] if best else math.inf):
+                best, save = {"step": done, "loss": values["loss"]}, True
+            guard.alive()
             began = time.perf_counter()  # a validation is no training time
             waited, seen = feed.waited, done
-        if done % loop.checkpoint_every == 0 or done == stop:
-            meta = {"position": done * loop.global_batch, "processes": handle.num_processes}
+        if save or spent:
+            meta = {"position": done * loop.global_batch, "processes": handle.num_processes, "skipped": skips.count, "best": best}
             checkpoint.save(run / "checkpoints", task, optimizer, step=done, meta=meta, keep=loop.keep)
-    if stop == steps and handle.is_main_process:
-        write_json(run / "done.json", {"step": steps})
+            guard.alive()
+        if spent:
+            telemetry.close()
+            raise UserError(
+                f"{skips.count} steps up to {done} of {run} had a loss or gradient that is not finite, more than "
+                f"loop.skip_budget={loop.skip_budget}: {skips.path} names their samples; mend these, or lower optimizer.lr in a new run"
+            )
+        if signal:
+            break
     telemetry.close()
+    if done == steps and first:
+        write_json(run / "done.json", {"step": steps})
     handle.wait_for_everyone()
     handle.end_training()
-    return 0
+    return guard.leave(signal, done) if signal and done < steps else 0
+
+
+def update(task: torch.nn.Module, optimizer: list[torch.optim.Optimizer], statistics: Tensor | None) -> None:
+    """Weights from their gradients, running statistics from the sums over all ranks."""
+    for part in optimizer:
+        part.step()
+    if statistics is not None:
+        task.update(runtime.all_reduce(statistics))  # type: ignore[operator]
+
+
+def batch_ids(config: Config, source: Source, step: int) -> np.ndarray:
+    """(global batch,): the ids of all samples of a step."""
+    return window_ids(config.seed, step * config.loop.global_batch, config.loop.global_batch, len(source))
 
 
 class Sums:
@@ -135,6 +199,12 @@ class Sums:
         for name, (total, count) in metrics.items():
             old = self.values.get(name)
             self.values[name] = (total, count) if old is None else (old[0] + total, old[1] + count)
+
+    def where(self, good: Tensor) -> Metrics:
+        """What was added; unless `good`, nothing, or on a GPU zeros, and so no samples."""
+        if good.is_cpu:
+            return self.values if good else {}
+        return {name: (torch.where(good, total, 0), torch.where(good, count, 0)) for name, (total, count) in self.values.items()}
 
     def read(self) -> dict[str, float]:
         """Means over everything since the last read, over all ranks; a metric without samples is left out."""
@@ -165,14 +235,20 @@ def validate(task: WorldModelTask | VqaTask, source: Source, ids: np.ndarray, ha
     return {**means, "loss": task.combine(means)}
 
 
-def resume(run: Path, task: torch.nn.Module, optimizer: list[torch.optim.Optimizer]) -> int:
-    """Load the newest good checkpoint, if any; returns the number of finished steps."""
-    path = checkpoint.newest(run / "checkpoints")
-    if path is None:
-        return 0
-    step = checkpoint.load(path, task, optimizer)["step"]
-    print(f"resumed from {path}", flush=True)
-    return step
+def resume(run: Path, task: torch.nn.Module, optimizer: list[torch.optim.Optimizer], *, first: bool) -> dict[str, Any]:
+    """Load the newest good checkpoint, if any; returns its meta data, of which "step" is the number of finished steps."""
+    folder = run / "checkpoints"
+    path, meta = checkpoint.newest(folder), dict[str, Any](step=0)
+    if path is not None:
+        meta = checkpoint.load(path, task, optimizer)
+        print(f"resumed from {path}", flush=True)
+        if (best := meta.get("best")) and not (folder / f"step_{best['step']:08d}").exists():
+            meta["best"] = None  # a later one, now damaged, had taken its place
+    if first:
+        for rest in folder.glob("*.partial"):  # of a process killed while it wrote
+            shutil.rmtree(rest, ignore_errors=True)
+        rewind(run / "skipped.jsonl", meta["step"])
+    return meta
 
 
 def check_batch(config: Config, world: int) -> None:
@@ -191,25 +267,38 @@ def check_batch(config: Config, world: int) -> None:
             )
 
 
-def open_run(run: Path, config: Config, environment: dict[str, Any], *, first: bool) -> None:
-    """Create the run folder, or check that it belongs to this config. Raises UserError naming the field that differs."""
-    path = run / "config.yaml"
-    if path.exists():
+def check_run(run: Path, config: Config) -> None:
+    """Raises UserError where `run` is no folder for this config, naming the field that differs."""
+    if (run / "config.yaml").exists():
         old, new = checkpoint.read_config(run), config
         if type(old) is not type(new):
             raise UserError(f"{run} holds a run of another kind ({type(old).__name__}): choose another run folder")
         for key, _ in schema.walk(type(config)):
             if key not in FREE and (was := read(old, key)) != (now := read(new, key)):
                 raise UserError(f"{run} was started with {key}={was}, not {now}: choose another run folder or remove this one")
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and any(path.name not in OWN_FILES for path in run.iterdir()):
         raise UserError(f"{run} is not empty and no run folder (no config.yaml): choose another")
-    checkpoint.barrier()
+
+
+def open_run(run: Path, config: Config, environment: dict[str, Any], *, first: bool) -> None:
+    """Make the run folder and write what the run is; `check_run` has seen it."""
     if first:
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "environment.json", environment)
         schema.save(config, temporary := run / "config.yaml.partial")
-        os.replace(temporary, path)
+        os.replace(temporary, run / "config.yaml")
     checkpoint.barrier()
+
+
+@contextmanager
+def full_disk_is_a_user_error(run: Path) -> Iterator[None]:
+    """Also where it is not a checkpoint that finds no room, but a line of metrics."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in checkpoint.NO_ROOM:
+            raise
+        raise UserError(f"{error.strerror} while writing to {run}: make room and run the same command again") from error
 
 
 def read(config: Any, key: str) -> Any:

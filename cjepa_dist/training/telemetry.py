@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,7 @@ class Telemetry:
             return
         self.lines = run / "metrics.jsonl"
         begun = self.lines.exists()
-        if begun:  # points after the checkpoint we resume from never happened
-            kept = [line for line in self.lines.read_text().splitlines() if json.loads(line)["step"] <= start]
-            self.lines.write_text("".join(line + "\n" for line in kept))
+        rewind(self.lines, start)
         self.writer = SummaryWriter(str(run), purge_step=start + 1 if begun else None)
         if not begun:
             # SummaryWriter.add_hparams would make a sub-run of its own.
@@ -50,6 +49,15 @@ class Telemetry:
     def close(self) -> None:
         if self.active:
             self.writer.close()
+
+
+def rewind(path: Path, start: int) -> None:
+    """Drop the lines of steps after `start`: in the run that goes on from there they never happened. And one that a full disk cut off."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        temporary = path.with_suffix(".partial")
+        temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
+        os.replace(temporary, path)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

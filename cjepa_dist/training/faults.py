@@ -1,0 +1,42 @@
+"""Faults on purpose, for tests and tools/fault_drill.py: CJEPA_FAULT="nan@5,kill@7:rank1" makes them happen.
+
+    nan   a sample of the batch is not a number          kill                 SIGKILL to this process
+    hang  this process goes no further                   kill-in-checkpoint   the same, between writing a checkpoint and renaming it
+    pause two seconds' sleep: time to send a signal
+
+The number counts finished steps; without a rank all suffer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+
+
+def due(kind: str, step: int) -> bool:
+    """Whether this process is to suffer `kind` after `step` finished steps."""
+    plan = os.environ.get("CJEPA_FAULT")
+    if not plan:
+        return False
+    rank = os.environ.get("RANK", "0")
+    return bool({f"{kind}@{step}", f"{kind}@{step}:rank{rank}"} & set(plan.split(",")))
+
+
+def strike(step: int, batches: list[dict[str, torch.Tensor]]) -> None:
+    """The faults planned for the step that begins."""
+    if due("nan", step):
+        batches[-1]["slots"][0, 0] = float("nan")
+    if due("pause", step):
+        time.sleep(2)
+    if due("kill", step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    while due("hang", step):
+        time.sleep(60)
+
+
+def strike_checkpoint(step: int) -> None:
+    if due("kill-in-checkpoint", step):
+        os.kill(os.getpid(), signal.SIGKILL)

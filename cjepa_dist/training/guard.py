@@ -1,0 +1,180 @@
+"""What watches over a run while the loop trains.
+
+    RUN/.lock          held by rank 0 as long as the run lasts; a second run on the folder is refused
+    a signal           SIGTERM, SIGUSR1, SIGUSR2 to any one rank ──> all agree at a step ──> checkpoint, RUN/resume.json, exit code 75
+    the clock          rank 0's says when loop.checkpoint_minutes have passed; agreed in the same way
+    a hung rank        no step in loop.hang_minutes ──> stacks of all threads in RUN/hang_rank<k>.txt and on stderr, exit code 70
+
+A rank that left alone would hang the others: whatever ends a run is agreed first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+
+from cjepa_dist import runtime
+from cjepa_dist.config import LoopConfig
+from cjepa_dist.errors import UserError
+
+STOPPED, HUNG = os.EX_TEMPFAIL, os.EX_SOFTWARE  # 75 "try again": the same command goes on; 70
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+OWN_FILES = (".lock", ".lock.json")  # what a run folder may hold before there is a run in it
+
+
+class Guard:
+    """`with Guard(run, loop) as guard:` around the loop, on every rank. Raises UserError where another process trains in `run`."""
+
+    def __init__(self, run: Path, loop: LoopConfig) -> None:
+        self.run, self.minutes = run, loop.checkpoint_minutes
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.lock = FileLock(run / ".lock", timeout=0, thread_local=False)
+        self.watchdog = Watchdog(loop.hang_minutes, run / f"hang_rank{self.rank}.txt")
+        self.signal, self.saved, self.left = 0, time.monotonic(), False
+        self.handlers: dict[signal.Signals, Any] = {}
+        # A group of its own, on the CPU: a signal must not wait for the GPUs' queue, nor they for it.
+        self.group = dist.new_group(backend="gloo") if runtime.world_size() > 1 else None
+        # A gloo group that dies waits for its threads, and they for the GIL to let go of their last tensors. So what refers to it last
+        # must not hold the GIL: DDP's reducer does; these do not, and live longer. Else a run can hang after its last step (torch 2.13).
+        self.backends = runtime.gloo_backends(self.group)
+        self.asked: tuple[torch.Tensor, dist.Work | None] = torch.zeros(2, dtype=torch.int64), None
+
+    def __enter__(self) -> Guard:
+        if refusal := runtime.first_error(self.own() if self.rank == 0 else None):
+            raise UserError(refusal)
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self.handlers = {name: signal.signal(name, self.note) for name in SIGNALS}
+            outlive_no_launcher()
+        self.watchdog.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.watchdog.stop()
+        for name, handler in self.handlers.items():
+            # Having left with 75: torchrun's SIGTERM to the slower ranks would make theirs -15.
+            signal.signal(name, signal.SIG_IGN if self.left else handler)
+        self.lock.release()
+
+    def own(self) -> str | None:
+        """Take the lock; or whose it is. The kernel frees it when its process dies, however that happens."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        side = self.run / ".lock.json"
+        try:
+            self.lock.acquire()
+        except Timeout:
+            try:
+                owner = "process {pid} on {host}, since {since}".format(**json.loads(side.read_text()))
+            except (OSError, ValueError, KeyError):
+                owner = "another process"
+            return f"{self.run} is in use: {owner}, trains in it; wait for it, stop it, or choose another run folder"
+        side.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now()}))
+        (self.run / "resume.json").unlink(missing_ok=True)
+        return None
+
+    def note(self, number: int, frame: Any) -> None:
+        self.signal = number
+
+    def alive(self) -> None:
+        """Something was finished: the watchdog starts to count anew."""
+        self.watchdog.beats += 1
+
+    def agreed(self) -> tuple[int, bool]:
+        """(signal or 0, whether the clock asks for a checkpoint). Every rank calls it after every step, and gets the same.
+
+        The maximum of all ranks' wishes is formed on the CPU while the next step runs and is read after it: nobody waits for a device, and
+        a rank's program is at most one step ahead of another's.
+        """
+        self.alive()
+        found, work = self.asked
+        if work is not None:
+            work.wait()
+        if found[1]:
+            self.saved = time.monotonic()
+        due = self.rank == 0 and self.minutes > 0 and time.monotonic() - self.saved >= 60 * self.minutes
+        wish = torch.tensor([self.signal, due], dtype=torch.int64)
+        self.asked = wish, dist.all_reduce(wish, dist.ReduceOp.MAX, group=self.group, async_op=True) if self.group else None
+        return int(found[0]), bool(found[1])
+
+    def leave(self, number: int, step: int) -> int:
+        """After the checkpoint of `step`: say that the run goes on from there. A launcher may hide the exit code; the file stays.
+
+        Signals do nothing from now on: the process is about to end.
+        """
+        self.left = True
+        if self.rank == 0:
+            name = signal.Signals(number).name
+            content = {"reason": name, "step": step, "time": now(), "exit_code": STOPPED}
+            (self.run / "resume.json").write_text(json.dumps(content, indent=1))
+            print(f"stopped by {name} after step {step} with a checkpoint; the same command goes on from there", flush=True)
+        return STOPPED
+
+
+class Watchdog:
+    """Ends this process when `beats` has not moved for `minutes` (0 = never): a rank that hangs would keep all others, and their machines.
+
+    Counts its own ticks, not the clock: a job that was suspended for a while (less than twice `minutes`) has not hung.
+    """
+
+    def __init__(self, minutes: float, path: Path) -> None:
+        self.limit, self.path, self.beats = 60 * minutes, path, 0
+        self.tick = min(5.0, self.limit / 10)
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        if self.limit:
+            self.thread.start()
+
+    def stop(self) -> None:
+        self.over.set()
+        if self.limit:
+            self.thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    def watch(self) -> None:
+        quiet, seen = 0.0, self.beats
+        while not self.over.wait(self.tick):
+            # If something holds the GIL, this thread stands still too: then C code shows the stacks on stderr and exits with 1.
+            faulthandler.dump_traceback_later(2 * self.limit, exit=True)
+            quiet, seen = (quiet + self.tick, seen) if self.beats == seen else (0.0, self.beats)
+            if quiet >= self.limit:
+                self.end()
+
+    def end(self) -> None:
+        message = f"no step finished in loop.hang_minutes={self.limit / 60:g}: process {os.getpid()} on {socket.gethostname()} ends"
+        try:
+            with self.path.open("a") as stream:  # a scheduler may start the run again before anyone has read it
+                stream.write(f"{now()} {message}; stacks of its threads:\n")
+                stream.flush()
+                faulthandler.dump_traceback(stream)
+        except OSError as error:
+            message += f" ({self.path}: {error})"
+        print(f"error: {message}; stacks in {self.path}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(2)
+        time.sleep(max(3.0, 2 * self.tick))  # the first to leave breaks the others' collectives: let them write their stacks too
+        os._exit(HUNG)
+
+
+def outlive_no_launcher() -> None:
+    """Under torchrun or accelerate, take the launcher's death as a SIGTERM: killed, it would leave its workers training on their own."""
+    if sys.platform == "linux" and {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

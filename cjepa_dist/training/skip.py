@@ -1,0 +1,102 @@
+"""Steps whose loss or gradient is not finite: they change nothing, the same on all ranks, and are counted and written down.
+
+    loss ──spread──> backward ──DDP──> gradient norm: not finite on every rank as soon as one rank's loss or gradient is not
+    guarded(norm is finite, update, ...)     weights, optimizer and statistics move, or stay as they are bit for bit
+    Skips.read(), when metrics are read      RUN/skipped.jsonl, and the count against loop.skip_budget
+
+Nothing here asks a GPU for a value before metrics are read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cjepa_dist import runtime
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def spread(loss: Tensor) -> Tensor:
+    """The loss; where it is not finite, NaN with a gradient of NaN (a mean square that overflows has a finite one)."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+
+
+def prepare(optimizers: list[torch.optim.Optimizer]) -> None:
+    """On a GPU, let the optimizers count their steps there, so that `guarded` can take a count back without a sync."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if group["params"][0].is_cuda and "capturable" in group and not group["fused"]:  # fused ones do already
+                group["capturable"] = True
+                for parameter in group["params"]:
+                    state = optimizer.state.get(parameter, {})
+                    if "step" in state:
+                        state["step"] = state["step"].to(parameter.device)
+
+
+def guarded(good: Tensor, update: Callable[[], None], task: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """`update` if `good` () bool, else nothing. A CPU asks; on a GPU it is done and taken back, since to ask would drain its queue."""
+    if good.is_cpu:
+        if good:
+            update()
+    else:
+        done_and_taken_back(good, update, task, optimizers)
+
+
+@torch.no_grad()
+def done_and_taken_back(good: Tensor, update: Callable[[], None], task: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Run `update`, then put back what it changed unless `good`. Costs a second copy of weights and optimizer state while it runs.
+
+    Selects bits as integers, since NaN times 0 is NaN; in four launches for all tensors.
+    """
+    before = list(bits(task, optimizers))
+    kept = [tensor.clone() for tensor in before]
+    update()
+    torch._foreach_mul_(list(bits(task, optimizers)), good.int())  # state made by this very step becomes 0, as it begins
+    torch._foreach_mul_(kept, good.logical_not().int())
+    torch._foreach_add_(before, kept)
+
+
+def bits(task: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Iterator[Tensor]:
+    """Weights, buffers and optimizer state, as integers of the same size."""
+    states = (value for part in optimizers for state in part.state.values() for value in state.values())
+    for tensor in (*task.parameters(), *task.buffers(), *states):
+        if isinstance(tensor, Tensor):
+            yield tensor.detach().view(BITS[tensor.element_size()])
+
+
+class Skips:
+    """The skipped steps of a run; `count` of them so far."""
+
+    def __init__(self, run: Path, *, count: int, first: bool) -> None:
+        self.path, self.count, self.first = run / "skipped.jsonl", count, first
+        self.unread: list[tuple[int, Tensor, Tensor]] = []
+
+    def add(self, done: int, good: Tensor, loss: Tensor) -> None:
+        """Note the step that made `done`; nothing is read from the device."""
+        self.unread.append((done, good, loss.detach()))
+
+    def read(self, samples: Callable[[int], np.ndarray]) -> int:
+        """How many steps since the last read were skipped; all ranks call it. `samples(step)` are the ids of a step's global batch."""
+        noted, self.unread = self.unread, []
+        good = torch.stack([good for _, good, _ in noted]).cpu() if noted else torch.ones(0)
+        if good.all():
+            return 0
+        losses = (runtime.all_reduce(torch.stack([loss for _, _, loss in noted])) / runtime.world_size()).cpu()
+        lines = [
+            {"step": done, "loss": str(loss.item()), "samples": samples(done - 1).tolist()}  # "nan" and "inf" are no JSON numbers
+            for (done, _, _), fine, loss in zip(noted, good, losses)
+            if not fine
+        ]
+        self.count += len(lines)
+        if self.first:
+            print(f"warning: skipped steps with a loss or gradient that is not finite: {len(lines)}, {self.count} so far; see {self.path}")
+            with self.path.open("a") as stream:
+                stream.writelines(json.dumps(line) + "\n" for line in lines)
+        return len(lines)
