@@ -218,6 +218,9 @@ class TrainAloe:
     eval_start: int = option(3, "first frame in validation", unit="frames", least=0)
     by_video: bool = option(False, "a sample is a video with all of its questions (loop.global_batch counts videos), not a question")
     shuffle_slots: bool = option(False, "training shows the slots of a video in another order each time")
+    affirm: float = option(
+        0.0, 'share of the run that asks negated questions without their "not", answers turned round: options are learned first', least=0.0
+    )
     blind: bool = option(False, "control: every question sees the slots of another video")
     descriptive_weight: float = option(1.0, "weight of the cross-entropy of descriptive questions", least=0.0)
     choice_weight: float = option(1.0, "weight of the binary cross-entropy of choices", least=0.0)

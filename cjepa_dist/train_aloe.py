@@ -12,7 +12,7 @@ from cjepa_dist.data.questions import QuestionSource, VideoQuestions
 from cjepa_dist.data.shards import Manifest
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import VqaTask
-from cjepa_dist.training.loop import train
+from cjepa_dist.training.loop import total_steps, train
 
 
 def main(config: schema.TrainAloe) -> int:
@@ -28,6 +28,7 @@ def main(config: schema.TrainAloe) -> int:
         read(config.val_split, eval_start=config.eval_start),
     )
     source, validation = (VideoQuestions(each) if config.by_video else each for each in questions)
+    questions[0].affirm_until = round(config.affirm * total_steps(config.loop, len(source))) * config.loop.global_batch
     torch.manual_seed(config.seed)
     return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))
 

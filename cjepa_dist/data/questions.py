@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cjepa_dist.data.shards import Manifest, load_slots, read_split
-from cjepa_dist.data.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, ROW_WORDS, TYPES, encode
+from cjepa_dist.data.vocabulary import ANSWERS, CHOICE_WORDS, PAD, QUESTION_WORDS, ROW_WORDS, TYPES, WORDS, encode
 from cjepa_dist.errors import UserError
 
 VIDEO_FRAMES = 128
@@ -30,6 +30,8 @@ class QuestionSource:
     Metadata, numpy arrays: `type` (Q,) str; `subtype` (Q,) str, "" where there is none; `scene`, `question_id`, `video` (Q,) int64;
     a row r: `choice_id` (R,) int64, -1 for a descriptive question, `row_question` (R,) int64, `label` (R,) int64: answer id, or 1/0 for a
     choice, or -1 where the answer is not public. `labelled`: every question has its answer.
+
+    `affirm_until`, 0 at first, may be set: `gather` asks negated questions of samples below it without their "not", see `affirmative`.
 
     Raises UserError for an unknown word or answer (naming it, the question and the scene), frames that do not fit in the video,
     a split without questions, a split answered in part, `blind` with a single video.
@@ -79,6 +81,7 @@ class QuestionSource:
         self.row_question = np.repeat(np.arange(len(self)), np.diff(self.first_row))
         self.words = np.frombuffer(bytes(rows.words), np.uint8).reshape(-1, ROW_WORDS)
         self.labelled = rows.labelled()
+        self.affirm_until, self.affirmed = 0, affirmative(self.words, self.label)
         self.is_choice = self.type != "descriptive"
         self.kind = np.array([TYPES.index(name) for name in rows.type], np.int64)
         self.slots = load_slots(folder, split)
@@ -117,7 +120,10 @@ class QuestionSource:
         if self.shuffle:
             draws = _hash(views[:, 2:] * self.slots.shape[2] + np.arange(self.slots.shape[2]), self.seed + 1)
             slots = np.take_along_axis(slots, draws.argsort(axis=1)[:, None, :, None], axis=2)
-        words = self.words[rows].astype(np.int64)
+        words, label = self.words[rows], self.label[rows]
+        if (plain := sample[row_question] < self.affirm_until).any():
+            words[plain], label[plain] = (part[rows[plain]] for part in self.affirmed)
+        words = words.astype(np.int64)
         batch = {
             "slots": slots.astype(np.float32),
             "tokens": words,
@@ -125,7 +131,7 @@ class QuestionSource:
             "is_choice": self.is_choice[self.row_question[rows]],
             "kind": self.kind[self.row_question[rows]],
             "row_view": question_view.reshape(-1)[row_question],
-            "label": self.label[rows],
+            "label": label,
             "question": ids,
             "sample": sample,
         }
@@ -222,6 +228,21 @@ class _Rows:
                 "give all answers or none"
             )
         return not unknown
+
+
+def affirmative(words: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (R, 32) uint8 and labels (R,) of the same questions without "not": right options are then the wrong ones.
+
+    With half of the questions negated, no word of an option and nothing in the video says anything of its label before "not" is read as
+    well: a parity, on which training stands still. Without it the meaning of options is learned first.
+    """
+    words, label = words.copy(), label.copy()
+    rows, place = np.nonzero(words[:, :QUESTION_WORDS] == WORDS["not"])
+    for row, at in zip(rows, place):
+        words[row, at : QUESTION_WORDS - 1] = words[row, at + 1 : QUESTION_WORDS]
+    words[rows, QUESTION_WORDS - 1] = PAD
+    label[rows] = np.where(label[rows] < 0, -1, 1 - label[rows])
+    return words, label
 
 
 def _look_up(table: dict[str, int], answer: str | None) -> int:

@@ -82,7 +82,7 @@ def fit(
 ) -> int:
     """The loop itself, in an open run; arguments and result as of `train`."""
     loop, run, first = config.loop, Path(config.run), handle.is_main_process
-    steps = loop.steps or math.ceil(loop.epochs * len(source) / loop.global_batch)
+    steps = total_steps(loop, len(source))
     optimizer = optimizers(task.to(handle.device), config.optimizer)
     meta = resume(run, task, optimizer, first=first)
     prepare(optimizer)
@@ -174,6 +174,11 @@ def fit(
     handle.wait_for_everyone()
     handle.end_training()
     return guard.leave(signal, done) if signal and done < steps else 0
+
+
+def total_steps(loop: schema.LoopConfig, samples: int) -> int:
+    """Steps of a whole run over a split of `samples`."""
+    return loop.steps or math.ceil(loop.epochs * samples / loop.global_batch)
 
 
 def update(task: torch.nn.Module, optimizer: list[torch.optim.Optimizer], statistics: Tensor | None) -> None:

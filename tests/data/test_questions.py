@@ -232,6 +232,28 @@ def test_blind_shows_another_video(folder):
     assert torch.equal(seen["tokens"], other["tokens"]) and torch.equal(seen["label"], other["label"])
 
 
+def test_negated_questions_without_their_not(tmp_path):
+    def negate(content):
+        for q in content["questions"]:
+            if q["question_type"] == "counterfactual":
+                q["question"] = "Which event will not happen if the red metal cube is removed?"
+        return content
+
+    source = QuestionSource(write(tmp_path / "data", change=negate), "val", **PUBLISHED)
+    ids = np.arange(len(source))
+    as_asked = source.gather(ids, ids)
+    source.affirm_until = 5  # samples 0 to 4: the first video
+    affirmed = source.gather(ids, ids)
+    changed = (as_asked["tokens"] != affirmed["tokens"]).any(1)
+    expected = (source.type[source.row_question] == "counterfactual") & (source.row_question < 5)
+    assert changed.tolist() == expected.tolist() and changed.sum() == 3
+    question = torch.tensor(list(encode("Which event will happen if the red metal cube is removed?", QUESTION_WORDS)))
+    assert (affirmed["tokens"][changed, :QUESTION_WORDS] == question).all()
+    assert torch.equal(affirmed["tokens"][:, QUESTION_WORDS:], as_asked["tokens"][:, QUESTION_WORDS:])
+    assert torch.equal(affirmed["label"], torch.where(changed, 1 - as_asked["label"], as_asked["label"]))
+    assert torch.equal(affirmed["padding"], affirmed["tokens"] == 0)
+
+
 def test_questions_without_answers(tmp_path):
     def hide(content):
         content["questions"] = [question(i, kind, answers=False) for i, kind in enumerate(TYPES)]
