@@ -82,7 +82,7 @@ class WorldModelTask(nn.Module):
         weights = self.weights(progress)
         maps = None
         if weights and config.ctt.kind == "published":  # its graph is this very pass
-            z, maps = self.predictor(history, hidden, need_attention=True)
+            z, maps = self.predictor(history, hidden, need_attention="last")
         else:
             z = self.predictor(history, hidden)
         future = jepa.future_loss(z, x, history_frames)
@@ -172,10 +172,13 @@ class WorldModelTask(nn.Module):
         present = part["present"][:, frames - 1]
         context = self.graph_context(sample, step)
         graph = estimate(config.graph, self.predictor, x[:, :frames], present, context=context, truth=part)
+        if self.config.predictor.dropout:  # the terms compare passes without it; else the base pass is the clean one
+            with torch.no_grad(), without_dropout(self.predictor):
+                z = self.predictor(x[:, :frames], hidden, future_only=True)
         return ctt.per_sample(
             self.predictor, x, hidden, present, graph, self.sigma2,
             margin=config.margin, seed=self.config.seed, step=step, sample=sample,
-            z0=z if self.config.predictor.dropout == 0 else None,  # then the base pass is the clean one
+            z0=z,
         )  # fmt: skip
 
     def weighted(self, terms: CttTerms, weights: dict[str, float], survey: Survey | None, metrics: dict) -> Tensor:
@@ -201,7 +204,10 @@ class WorldModelTask(nn.Module):
         parts = [self.part(batch) for batch in batches]
         hidden = [hidden_slots(self.config.mask, self.config.seed, step, part["sample"], part["slots"].shape[2]) for part in parts]
         if config.kind == "published":
-            maps = [self.predictor(part["slots"][:, :frames], mask, need_attention=True)[1][-1] for part, mask in zip(parts, hidden)]
+            maps = [
+                self.predictor(part["slots"][:, :frames], mask, need_attention="last", future_only=True)[1][-1]
+                for part, mask in zip(parts, hidden)
+            ]
             adjacency = torch.stack(
                 [published_adjacency(last, frames, last.shape[-1] // (frames + self.config.predictor.pred_frames)) for last in maps]
             )

@@ -60,11 +60,11 @@ class Request:
     context: GraphContext
     truth: Mapping[str, Tensor] | None
 
-    def maps(self) -> list[Tensor]:
-        """Attention of all layers with nothing hidden, as in inference."""
+    def maps(self, *, last: bool = False) -> list[Tensor]:
+        """Attention of all layers, or of the last, with nothing hidden, as in inference."""
         nothing = torch.zeros_like(self.present)
         with without_dropout(self.predictor):
-            return attention.attention_maps(self.predictor, self.history, nothing)
+            return attention.attention_maps(self.predictor, self.history, nothing, last=last)
 
     def chosen(self, tau: Tensor) -> Tensor:
         """The user's tau where one is set, else the estimator's."""
@@ -76,14 +76,14 @@ Scores = tuple[Tensor, Tensor]
 
 def by_published(r: Request) -> Scores:
     """The released graph: last layer, first future frame, mean over key frames AND batch. `config.threshold` takes the place of tau."""
-    adjacency = attention.published_adjacency(r.maps()[-1], r.history.shape[1], r.history.shape[2])
+    adjacency = attention.published_adjacency(r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2])
     mean = adjacency.mean(dim=0, keepdim=True).expand_as(adjacency)
     return mean * pairs(r.present), torch.full((), r.config.threshold, device=mean.device)
 
 
 def by_attention(r: Request) -> Scores:
     """Per sample, summed over key frames, no diagonal, rows normalised; tau = 2 / (number of present slots), see `attention.row_tau`."""
-    scores = attention.attention_scores(r.maps()[-1], r.history.shape[1], r.history.shape[2], r.present)
+    scores = attention.attention_scores(r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2], r.present)
     return scores, r.chosen(attention.row_tau(scores, r.present))
 
 

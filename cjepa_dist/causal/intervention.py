@@ -78,8 +78,8 @@ def interventional_scores(
     else:
         raise ValueError(f"intervention {intervention!r}: one of {', '.join(INTERVENTIONS)}")
     with without_dropout(predictor):
-        z = predictor(worlds.reshape(-1, frames, slots, dim), hidden.reshape(-1, slots))
-    future = z[:, frames:].float().reshape(slots + 1, batch, -1, slots, dim)
+        z = predictor(worlds.reshape(-1, frames, slots, dim), hidden.reshape(-1, slots), future_only=True)
+    future = z.float().reshape(slots + 1, batch, -1, slots, dim)
     nats = ((future[1:] - future[:1]).square() / (2 * sigma2.float())).sum(dim=-1).mean(dim=2)  # (do j, B, i)
     return nats.permute(1, 2, 0) * pairs(present)
 

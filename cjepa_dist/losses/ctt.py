@@ -78,15 +78,15 @@ def published(
     history, truth = x[:, :frames], x[:, frames:].float()
     if clean is None or mean is None:
         with torch.no_grad():
-            z0, maps = predictor(history, hidden, need_attention=True)
+            z0, maps = predictor(history, hidden, need_attention="last", future_only=True)
         clean = z0 if clean is None else clean
         mean = published_adjacency(maps[-1], frames, slots).mean(dim=0) if mean is None else mean
-    target = clean[:, frames:].detach().float()
+    target = clean[:, -truth.shape[1] :].detach().float()
     weight, far_from_k = published_choice(mean, hidden, threshold, slot_invariance, slot_sufficiency)
     index = torch.arange(slots, device=x.device)
     is_i, is_k = index == slot_invariance, index == slot_sufficiency
     masks = torch.cat([hidden | is_i, far_from_k.expand_as(hidden)])
-    z1, z2 = predictor(torch.cat([history, history]), masks)[:, frames:].float().chunk(2)
+    z1, z2 = predictor(torch.cat([history, history]), masks, future_only=True).float().chunk(2)
 
     moved = (z1 - target).square().mean(dim=(1, 3))
     missed = ((z2 - truth).square().mean(dim=(1, 3)) * is_k).sum(dim=1)  # (B,)
@@ -137,10 +137,10 @@ def per_sample(
       rewarded.
     - sufficiency = mean of relu(e2_k - stop e0_k - margin), e2 from the pass that hides all but the slots j with A[b, k_b, j] > 0.5.
 
-    Dropout is off: passes are compared. `z0` is the prediction under M0 without dropout, if the caller has it: it may come from the
-    task's own forward where the config's dropout is 0, or from a no-grad pass inside `without_dropout`, the cheapest where it is not; two
-    passes are left. Without it all three are one forward of 3B, and `clean` of the result is z0 with its gradient, so a task without
-    dropout needs no other forward.
+    Dropout is off: passes are compared. `z0` is the prediction under M0 without dropout, all frames or the future alone, if the caller has
+    it: from the task's own forward where the config's dropout is 0, or from a no-grad pass inside `without_dropout`, the cheapest where it
+    is not; two passes are left. Without it all three are one forward of 3B, and `clean` of the result is z0 with its gradient, so a task
+    without dropout needs no other forward.
     """
     frames, slots = predictor.config.history_frames, x.shape[2]
     history, truth = x[:, :frames], x[:, frames:].float()
@@ -161,9 +161,8 @@ def per_sample(
             clean, z1, z2 = predictor(history.repeat(3, 1, 1, 1), torch.cat([hidden, *masks])).chunk(3)
         else:
             clean = z0
-            z1, z2 = predictor(history.repeat(2, 1, 1, 1), torch.cat(masks)).chunk(2)
-    base = clean.detach()[:, frames:].float()
-    z1, z2 = z1[:, frames:].float(), z2[:, frames:].float()
+            z1, z2 = predictor(history.repeat(2, 1, 1, 1), torch.cat(masks), future_only=True).chunk(2)
+    base, z1, z2 = (z[:, -truth.shape[1] :].float() for z in (clean.detach(), z1, z2))
 
     e0, e1, e2 = (error(z, truth, sigma2) for z in (base, z1, z2))
     allowed = eligible & ~is_i & some[:, None] & (e1 - e0 <= margin)

@@ -45,9 +45,9 @@ class Linear(nn.Module):
         super().__init__()
         self.weight, self.frame = weight, frame
 
-    def forward(self, history: Tensor, hidden: Tensor) -> Tensor:
-        future = torch.einsum("ij,bjd->bid", self.weight, history[:, self.frame])
-        return torch.cat([history, future[:, None]], dim=1)
+    def forward(self, history: Tensor, hidden: Tensor, *, future_only: bool = False) -> Tensor:
+        future = torch.einsum("ij,bjd->bid", self.weight, history[:, self.frame])[:, None]
+        return future if future_only else torch.cat([history, future], dim=1)
 
 
 class Fused(nn.Module):

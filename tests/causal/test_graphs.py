@@ -23,12 +23,13 @@ FROM_PREDICTOR = ("published", "attention", "attention_rollout", "gradient", "in
 class Wired(nn.Module):
     """A predictor whose graph is written in its input: slot j's first S numbers say whom it pushes, the others by how much."""
 
-    def forward(self, history: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, history: Tensor, hidden: Tensor, *, future_only: bool = False) -> Tensor:
         last = history[:, -1]
         code, push = last[..., :S], last[..., S:]  # (B, j, i), (B, j, D - S)
         moved = torch.einsum("bji,bjd->bid", code * ~hidden[..., None] * (1 - torch.eye(S)), push)
         future = torch.cat([code, push + moved], dim=-1)
-        return torch.cat([history, future[:, None].expand(-1, T_P, -1, -1)], dim=1)
+        ahead = future[:, None].expand(-1, T_P, -1, -1)
+        return ahead if future_only else torch.cat([history, ahead], dim=1)
 
 
 def wired(seed: int) -> tuple[Tensor, Tensor]:
