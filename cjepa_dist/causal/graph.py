@@ -93,38 +93,23 @@ def by_rollout(r: Request) -> Scores:
     return scores, r.chosen(attention.row_tau(scores, r.present))
 
 
-def by_gradient(r: Request) -> Scores:
-    """Change of the prediction in nats, to first order in j's history; tau as of `by_intervention`."""
+def in_nats(measure: Callable[..., Tensor], r: Request, **how: Any) -> Scores:
+    """How far the prediction changes, in nats; tau = the predictor's median one-step residual in nats."""
     c = r.context
-    scores = gradient_scores(
-        r.predictor,
-        r.history,
-        r.present,
-        projections=r.config.projections,
-        sigma2=c.sigma2,
-        empty=c.empty,
-        seed=c.seed,
-        step=c.step,
-        sample=c.sample,
-    )
+    scores = measure(
+        r.predictor, r.history, r.present, sigma2=c.sigma2, empty=c.empty, seed=c.seed, step=c.step, sample=c.sample, **how
+    )  # fmt: skip
     return scores, r.chosen(torch.as_tensor(c.tau, device=scores.device))
+
+
+def by_gradient(r: Request) -> Scores:
+    """To first order in j's history."""
+    return in_nats(gradient_scores, r, projections=r.config.projections)
 
 
 def by_intervention(r: Request) -> Scores:
-    """do(j): change of the prediction in nats; tau = the predictor's median one-step residual in nats."""
-    c = r.context
-    scores = interventional_scores(
-        r.predictor,
-        r.history,
-        r.present,
-        intervention=r.config.intervention,
-        sigma2=c.sigma2,
-        empty=c.empty,
-        seed=c.seed,
-        step=c.step,
-        sample=c.sample,
-    )
-    return scores, r.chosen(torch.as_tensor(c.tau, device=scores.device))
+    """By do(j)."""
+    return in_nats(interventional_scores, r, intervention=r.config.intervention)
 
 
 def by_distance(r: Request) -> Scores:
