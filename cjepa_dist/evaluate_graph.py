@@ -14,6 +14,7 @@ import torch
 from omegaconf import MISSING
 
 from cjepa_dist.config import GraphConfig, launch, option
+from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation import graphs
@@ -48,6 +49,13 @@ def main(config: EvaluateGraph) -> None:
     if not isinstance(task, WorldModelTask):
         raise UserError(f"run {config.run} holds no world model; evaluate_graph measures runs of train_world_model")
     size = task.config.predictor
+    Manifest.load(config.data).check_slots(size.slots, size.slot_dim, config.data, f"run {config.run}")
+    if not task.updates:
+        print(
+            f"warning: run {config.run} never measured its residuals: `gradient` and `interventional` weigh all dimensions alike and take "
+            "tau = 1; import the checkpoint with data=DIR",
+            flush=True,
+        )
     source = ResidentWindows(
         config.data,
         config.split,
@@ -58,10 +66,6 @@ def main(config: EvaluateGraph) -> None:
         videos=config.videos,
         truth=True,
     )
-    if source.shape[1:] != (size.slots, size.slot_dim):
-        raise UserError(
-            f"run {config.run} takes slots of {size.slots} x {size.slot_dim}, {config.data} has {source.shape[1]} x {source.shape[2]}"
-        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task.to(device).eval()
     context = dataclasses.replace(task.graph_context(torch.zeros(1, dtype=torch.int64, device=device), step), seed=config.seed)

@@ -41,11 +41,7 @@ def main(config: Rollout) -> int:
     if not isinstance(task, WorldModelTask):
         raise UserError(f"{config.world_model} is not a world model run")
     manifest = Manifest.load(config.data)
-    shape = (trained.predictor.slots, trained.predictor.slot_dim)
-    if (manifest.slots, manifest.slot_dim) != shape:
-        raise UserError(
-            f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, {config.world_model} was trained on {shape[0]} x {shape[1]}"
-        )
+    manifest.check_slots(trained.predictor.slots, trained.predictor.slot_dim, config.data, f"run {config.world_model}")
     needed = trained.predictor.history_frames * trained.frameskip
     if needed > manifest.frames:
         raise UserError(f"{config.data} has {manifest.frames} frames, a rollout needs {needed}")

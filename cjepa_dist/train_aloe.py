@@ -10,18 +10,13 @@ import torch
 from cjepa_dist import config as schema
 from cjepa_dist.data.questions import QuestionSource, VideoQuestions
 from cjepa_dist.data.shards import Manifest
-from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import VqaTask
 from cjepa_dist.training.loop import total_steps, train
 
 
 def main(config: schema.TrainAloe) -> int:
     model, manifest = config.aloe, Manifest.load(config.data)
-    if (manifest.slots, manifest.slot_dim) != (model.slots, model.slot_dim):
-        raise UserError(
-            f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, the config aloe.slots={model.slots} "
-            f"x aloe.slot_dim={model.slot_dim}"
-        )
+    manifest.check_slots(model.slots, model.slot_dim, config.data, "the config (aloe.slots x aloe.slot_dim)")
     read = partial(QuestionSource, config.data, frames=model.frames, stride=config.stride, blind=config.blind, seed=config.seed)
     questions = (
         read(config.train_split, starts=config.starts, shuffle=config.shuffle_slots),

@@ -20,11 +20,7 @@ NEEDS_TRUTH = ("oracle", "shuffled", "distance", "extrapolated_distance")
 
 def main(config: schema.TrainWorldModel) -> int:
     predictor, manifest = config.predictor, Manifest.load(config.data)
-    if (manifest.slots, manifest.slot_dim) != (predictor.slots, predictor.slot_dim):
-        raise UserError(
-            f"{config.data} has {manifest.slots} slots x {manifest.slot_dim}, the config predictor.slots={predictor.slots} "
-            f"x predictor.slot_dim={predictor.slot_dim}"
-        )
+    manifest.check_slots(predictor.slots, predictor.slot_dim, config.data, "the config (predictor.slots x predictor.slot_dim)")
     read = partial(
         ResidentWindows,
         config.data,

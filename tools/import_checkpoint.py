@@ -195,7 +195,7 @@ def world_model(
     if manifest is None:
         unknown = "their variance and median are taken as 1 and the empty slot as 0"
         return task, trained, f"residuals were not measured: for evaluate_graph {unknown}; data=DIR measures them"
-    check_shape(manifest, trained.predictor, config)
+    manifest.check_slots(trained.predictor.slots, trained.predictor.slot_dim, config.data, f"the model of {config.source}")
     source = ResidentWindows(config.data, config.split, history_frames=history, pred_frames=future, frameskip=trained.frameskip)
     if manifest.empty_slot is not None:
         task.empty.copy_(torch.tensor(manifest.empty_slot))
@@ -232,7 +232,7 @@ def vqa(config: ImportCheckpoint, found: dict[str, Tensor], manifest: Manifest |
     model = fitted(aloe.Aloe.from_reference, aloe.reference_names, found, sizes, config.source)
     trained.aloe = model.config
     if manifest is not None:
-        check_shape(manifest, trained.aloe, config)
+        manifest.check_slots(trained.aloe.slots, trained.aloe.slot_dim, config.data, f"the model of {config.source}")
     task = build(trained).eval()
     assert isinstance(task, VqaTask)
     task.aloe.load_state_dict(model.state_dict())
@@ -273,13 +273,6 @@ def fitted(
         if not torch.equal(found[name].to(written[name].dtype), written[name]):
             raise UserError(f"{source}: {name} is {found[name].tolist()}, the released layout has {written[name].tolist()} there")
     return model
-
-
-def check_shape(manifest: Manifest, model: PredictorConfig | AloeConfig, config: ImportCheckpoint) -> None:
-    """Raises UserError if the data set's slots are not what the model takes."""
-    theirs, ours = f"{manifest.slots} slots x {manifest.slot_dim}", f"{model.slots} x {model.slot_dim}"
-    if (manifest.slots, manifest.slot_dim) != (model.slots, model.slot_dim):
-        raise UserError(f"{config.data} has {theirs}, the model of {config.source} takes {ours}")
 
 
 @torch.no_grad()

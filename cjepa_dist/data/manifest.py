@@ -89,6 +89,11 @@ class Manifest:
         """(T, S, D) of each video."""
         return self.frames, self.slots, self.slot_dim
 
+    def check_slots(self, slots: int, slot_dim: int, folder: str | Path, reader: str) -> None:
+        """Raises UserError if `reader` (a run or a config, as the user knows it) takes other slots than this data set, in `folder`, has."""
+        if (self.slots, self.slot_dim) != (slots, slot_dim):
+            raise UserError(f"{folder} has {self.slots} slots x {self.slot_dim}, {reader} takes {slots} x {slot_dim}")
+
     def shards(self, split: str) -> list[ShardEntry]:
         """The shards of a split, in order. UserError, with the splits there are, if there is no such split."""
         if split not in self.splits:
