@@ -36,7 +36,11 @@ def copy(small_data, tmp_path):
 @pytest.mark.parametrize(
     ("module", "arguments", "parts"),
     [
-        ("cjepa_dist.train_world_model", (*TINY_WORLD, "predictor.slots=5"), ("7 slots x 128", "predictor.slots x predictor.slot_dim", "5 x 128")),
+        (
+            "cjepa_dist.train_world_model",
+            (*TINY_WORLD, "predictor.slots=5"),
+            ("7 slots x 128", "predictor.slots x predictor.slot_dim", "5 x 128"),
+        ),
         ("cjepa_dist.train_world_model", (*TINY_WORLD, "loop.global_batch=9", "loop.accumulation=2", *OFF), ("loop.global_batch=9",)),
         ("cjepa_dist.train_world_model", (*TINY_WORLD, "ctt.fraction=0.3"), ("ctt.fraction=0.3 of the",)),
         ("cjepa_dist.train_world_model", (*TINY_WORLD, "ctt.consistency.weight=1"), ("ctt.consistency.steps", "horizon=1")),
