@@ -156,6 +156,7 @@ class LoopConfig:
     keep_best: bool = option(False, "keep the checkpoint with the best validation loss too; checkpoints/best.json names it")
     skip_budget: int = option(10, "steps left out for a loss or gradient that is not finite; one more is an error", unit="steps", least=0)
     hang_minutes: float = option(30.0, "no step in that time: write all stacks and end the process; 0 = never", unit="minutes", least=0.0)
+    profile: bool = option(False, "a torch profiler trace of some steps after warm-up, into RUN/profile")
     stop_at: int = option(0, "leave after this step with a checkpoint, as a signal would; 0 = run to the end", unit="steps", least=0)
 
 

@@ -10,8 +10,7 @@ what they divide by is summed over ranks first, and the gradient average over ra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from cjepa_dist.causal.graph import GraphContext, estimate, residual
 from cjepa_dist.causal.intervention import without_dropout
 from cjepa_dist.config import TermConfig, TrainAloe, TrainWorldModel
 from cjepa_dist.data.vocabulary import TYPES
-from cjepa_dist.losses import ctt, jepa, vqa
+from cjepa_dist.losses import collapse, ctt, jepa, vqa
 from cjepa_dist.losses.ctt import CttTerms
 from cjepa_dist.models.aloe import Aloe
 from cjepa_dist.models.masking import hidden_slots
@@ -35,12 +34,17 @@ BINS, LOG_NATS = 512, (-7.0, 14.0)  # of the histogram of residuals: each bin is
 
 @dataclass
 class Outcome:
-    """loss () to minimise; metrics {name: (sum, count)} to be summed over ranks; statistics (n,) to be summed over ranks."""
+    """loss () to minimise; metrics {name: (sum, count)}, statistics (n,) and, in evaluation, moments (m,) to be summed over ranks."""
 
     loss: Tensor
     metrics: dict[str, tuple[Tensor, Tensor]]
     statistics: Tensor | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    moments: Tensor | None = None
+
+    def emptied(self) -> Outcome:
+        """The same names and shapes, and no samples: what a rank without any adds to the sums."""
+        nothing = {name: (torch.zeros_like(total), torch.zeros_like(count)) for name, (total, count) in self.metrics.items()}
+        return Outcome(self.loss, nothing, None, None if self.moments is None else torch.zeros_like(self.moments))
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ class WorldModelTask(nn.Module):
         with torch.no_grad():
             metrics["copy_last_frame"] = ((x[:, history_frames:] - x[:, history_frames - 1 : history_frames]).square().mean() * rows, rows)
             statistics = self.statistics(z, x, present)
-        return Outcome(loss, metrics, statistics)
+            ahead = slice(history_frames, None)
+            moments = None if self.training else collapse.moments(z[:, ahead], x[:, ahead], present[:, ahead.start : window])
+        return Outcome(loss, metrics, statistics, moments)
 
     def weights(self, progress: float) -> dict[str, float]:
         """Weights of the terms that need a graph, {} when all are 0 or in evaluation."""

@@ -11,9 +11,10 @@ from cjepa_dist import config as schema
 from cjepa_dist.data.shards import Manifest
 from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.pictures import graph_picture
+from cjepa_dist.evaluation.pictures import graph_picture, rollout_picture
 from cjepa_dist.tasks import WorldModelTask
 from cjepa_dist.training.loop import train
+from cjepa_dist.training.telemetry import Telemetry
 
 NEEDS_TRUTH = ("oracle", "shuffled", "distance", "extrapolated_distance")
 
@@ -44,7 +45,14 @@ def main(config: schema.TrainWorldModel) -> int:
         task.empty.copy_(torch.tensor(manifest.empty_slot))
     count = min(config.val_windows, len(validation))
     val_ids = np.linspace(0, len(validation) - 1, count).astype(np.int64)
-    return train(task, source, validation, config, val_ids=val_ids, picture=graph_picture(task, validation, val_ids))
+    drawn = (graph_picture(task, validation, val_ids), rollout_picture(task, validation))
+
+    def pictures(telemetry: Telemetry, step: int) -> None:
+        for draw in drawn:
+            if draw is not None:
+                draw(telemetry, step)
+
+    return train(task, source, validation, config, val_ids=val_ids, picture=pictures)
 
 
 if __name__ == "__main__":

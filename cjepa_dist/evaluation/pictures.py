@@ -1,19 +1,23 @@
-"""Pictures for TensorBoard: the graph of a few samples beside a heat map of the published one."""
+"""Pictures for TensorBoard: the graph of a few samples beside a heat map of the published one; a rollout under the truth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 
 from cjepa_dist.causal.graph import estimate
 from cjepa_dist.config import GraphConfig
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.data.windows import PRESENT, ResidentWindows
+from cjepa_dist.evaluation.probe import fit_probe
 from cjepa_dist.tasks import WorldModelTask
 from cjepa_dist.training.telemetry import Telemetry
 
 ESTIMATORS = ("published", "attention", "interventional")
+AHEAD = 32  # video frames of a rollout's picture
+COLOURS = np.array([(31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189), (23, 190, 207), (140, 86, 75)])
 
 
 def graph_picture(task: WorldModelTask, source: ResidentWindows, ids: np.ndarray, samples: int = 4) -> Callable[[Telemetry, int], None]:
@@ -45,3 +49,71 @@ def tile(rows: list[np.ndarray], cell: int = 12, gap: int = 6) -> np.ndarray:
         lines.append(np.concatenate([np.pad(m, ((gap, gap), (gap, gap)), constant_values=0.6) for m in big], 1))
     grey = (255 * np.concatenate(lines, 0)).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, 2)
+
+
+def rollout_picture(task: WorldModelTask, source: ResidentWindows, videos: int = 4) -> Callable[[Telemetry, int], None] | None:
+    """A callback for the loop that draws the last frames of `videos` videos: the truth, and below it the rollout from what came before.
+
+    Slots are shown at the positions that a probe reads from them where the data have truth, else along the two directions in which true
+    slots vary most. None where the videos are too short for the history and a frame more.
+    """
+    frames, slots, width = source.shape
+    config, skip = task.config.predictor, task.config.frameskip
+    count = min(AHEAD, frames - config.history_frames * skip)
+    if count < 1:
+        return None
+    chosen = np.linspace(0, source.videos - 1, min(videos, source.videos)).astype(np.int64)
+    seen = torch.from_numpy(source.rows.reshape(-1, frames, slots, width)[chosen].astype(np.float32))
+    past, truth = seen[:, : frames - count], seen[:, frames - count :]
+    shown = torch.ones(truth.shape[:3], dtype=torch.bool)
+    if source.present is not None:
+        shown = torch.from_numpy(source.present[chosen, frames - count : frames])
+    elif source.empty is not None:
+        shown = (truth - source.empty).square().mean(-1) > PRESENT
+
+    @cache  # fitted when the first picture is drawn, on the rank that draws
+    def plane() -> Callable[[torch.Tensor], torch.Tensor]:
+        data, split = task.config.data, task.config.train_split
+        return (fit_probe(data, split, videos=50) if source.present is not None else None) or principal(truth[shown])
+
+    def draw(telemetry: Telemetry, step: int) -> None:
+        task.eval()
+        with torch.no_grad():
+            found = task.predictor.rollout(past.to(task.sigma2.device), count, skip).float().cpu()
+        task.train()
+        paths = [plane()(values).numpy() for values in (truth, found)]
+        telemetry.image(step, "rollout/truth_above_prediction", panels(paths, shown.numpy()))
+
+    return draw
+
+
+def principal(slots: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(..., D) -> (..., 2): the two directions in which `slots` (N, D) vary most."""
+    centre = slots.mean(0) if len(slots) else slots.sum(0)
+    axes = torch.linalg.eigh((slots - centre).T @ (slots - centre))[1][:, -2:]
+    return lambda values: (values - centre) @ axes
+
+
+def panels(paths: list[np.ndarray], shown: np.ndarray, side: int = 160) -> np.ndarray:
+    """Rows of paths (V, F, S, 2), where `shown` (V, F, S) -> one (H, W, 3) uint8 picture: a video a column, a colour a slot, early is pale.
+
+    A column's rows have the scale of its first: a rollout that leaves the truth's neighbourhood leaves the picture.
+    """
+    videos, frames = shown.shape[:2]
+    pictures = np.full((len(paths), videos, side, side, 3), 255, np.uint8)
+    pictures[:, :, [0, -1]] = pictures[:, :, :, [0, -1]] = 160
+    for v in range(videos):
+        if not shown[v].any():
+            continue
+        known = paths[0][v][shown[v]]
+        low, high = known.min(0), known.max(0)
+        scale = (side - 16) / max(float((high - low).max()), 1e-6)
+        for r, path in enumerate(paths):
+            for f in range(frames):
+                strength = 0.25 + 0.75 * (f + 1) / frames
+                for s in np.flatnonzero(shown[v, f]):
+                    x, y = np.clip((path[v, f, s] - (low + high) / 2) * scale + side / 2, -9, side + 9).astype(int)
+                    pictures[r, v, max(0, y - 1) : max(0, y + 2), max(0, x - 1) : max(0, x + 2)] = (
+                        255 - strength * (255 - COLOURS[s % len(COLOURS)])
+                    ).astype(np.uint8)
+    return np.concatenate([np.concatenate(list(row), 1) for row in pictures], 0)

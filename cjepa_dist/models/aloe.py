@@ -171,7 +171,7 @@ def by_length(padding: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     More than half of the words of a batch are padding, and positions are added before: so what is left is the same, for half of the work.
     It reads the lengths, which on a GPU would wait for it: there, and where a graph is compiled, all rows are one part as they are.
     """
-    if padding.is_cuda or torch.compiler.is_compiling():
+    if not padding.is_cpu or torch.compiler.is_compiling():
         rows, words = (torch.arange(n, device=padding.device) for n in padding.shape)
         return [(rows, words.expand_as(padding), padding)]
     length = (~padding).sum(1)

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -29,11 +28,14 @@ from cjepa_dist import config as schema
 from cjepa_dist import runtime
 from cjepa_dist.data.order import window_ids
 from cjepa_dist.errors import UserError
+from cjepa_dist.losses.collapse import measures
 from cjepa_dist.tasks import Outcome, VqaTask, WorldModelTask
-from cjepa_dist.training import checkpoint, faults
+from cjepa_dist.training import checkpoint, faults, record
 from cjepa_dist.training.feed import Feed, Source
 from cjepa_dist.training.guard import OWN_FILES, Guard
+from cjepa_dist.training.meter import Meter, parameter_norm
 from cjepa_dist.training.optimizer import learning_rate, optimizers
+from cjepa_dist.training.profile import Profiler
 from cjepa_dist.training.skip import Skips, guarded, prepare, spread
 from cjepa_dist.training.telemetry import Telemetry, rewind
 
@@ -42,7 +44,7 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 # Fields that may differ when a run goes on: they change what is written and when, not what is learned.
 FREE = (
     "data", "run", "loop.processes", "loop.log_every", "loop.eval_every", "loop.checkpoint_every", "loop.checkpoint_minutes", "loop.keep",
-    "loop.keep_best", "loop.stop_at", "loop.skip_budget", "loop.hang_minutes",
+    "loop.keep_best", "loop.stop_at", "loop.skip_budget", "loop.hang_minutes", "loop.profile",
 )  # fmt: skip
 
 
@@ -93,6 +95,7 @@ def fit(
             write_json(run / "done.json", {"step": steps})  # killed between its last checkpoint and this
         print(f"run {run} is complete at step {start}: nothing to do", flush=True)
         return 0
+    meter = Meter(task, loop, handle.device, start=start, steps=steps)
     model = handle.prepare_model(task)
     telemetry = Telemetry(run, config, active=first, start=start, steps=steps)
     skips, best = Skips(run, count=meta.get("skipped", 0), first=first), meta.get("best") if loop.keep_best else None
@@ -100,7 +103,9 @@ def fit(
         source, seed=config.seed, start=start, stop=stop, global_batch=loop.global_batch, accumulation=loop.accumulation,
         rank=handle.process_index, world=handle.num_processes, device=handle.device,
     )  # fmt: skip
-    since, began, waited, seen, signal, done = Sums(), time.perf_counter(), 0.0, start, 0, start
+    profiler = Profiler(run, loop, first=first, start=start, stop=stop)
+    since, signal, done = Sums(), 0, start
+    meter.restart(start, 0.0)
     for step, batches in feed:
         faults.strike(step, batches)
         rate = learning_rate(step, steps, config.optimizer)
@@ -130,6 +135,8 @@ def fit(
             part.zero_grad(set_to_none=True)
         skips.add(done, good, total)
         since.add(metrics.where(good))
+        telemetry.step(done)
+        profiler.step(done)
 
         signal, clock = guard.agreed()
         log = done % loop.log_every == 0 or done == stop
@@ -137,15 +144,11 @@ def fit(
         new = skips.read(partial(batch_ids, config, source)) if log or save else 0
         spent = new and skips.count > loop.skip_budget
         if log:
-            values = since.read()
-            now = time.perf_counter()
-            values["learning_rate"] = rate
-            values["samples_per_second"] = (done - seen) * loop.global_batch / (now - began)
-            values["data_wait_share"] = (feed.waited - waited) / (now - began)
+            values = {**since.read(), "learning_rate": rate, "parameter_norm": parameter_norm(task)}
+            values |= meter.read(done, feed.waited, batches)
             if skips.count:
                 values["skipped_steps"] = skips.count
             telemetry.write(done, values)
-            began, waited, seen = now, feed.waited, done
         if (loop.eval_every and done % loop.eval_every == 0) or done == steps:
             values = validate(task, validation, val_ids, handle, loop.global_batch)
             telemetry.write(done, values, kind="val")
@@ -154,11 +157,17 @@ def fit(
             if loop.keep_best and values["loss"] < (best["loss"] if best else math.inf):
                 best, save = {"step": done, "loss": values["loss"]}, True
             guard.alive()
-            began = time.perf_counter()  # a validation is no training time
-            waited, seen = feed.waited, done
+            meter.restart(done, feed.waited)  # a validation is no training time
         if save or spent:
-            meta = {"position": done * loop.global_batch, "processes": handle.num_processes, "skipped": skips.count, "best": best}
-            checkpoint.save(run / "checkpoints", task, optimizer, step=done, meta=meta, keep=loop.keep)
+            meta = {
+                "position": done * loop.global_batch,
+                "processes": handle.num_processes,
+                "skipped": skips.count,
+                "best": best,
+                "steps": steps,
+            }
+            with meter.saving():
+                checkpoint.save(run / "checkpoints", task, optimizer, step=done, meta=meta, keep=loop.keep)
             guard.alive()
         if spent:
             telemetry.close()
@@ -168,6 +177,7 @@ def fit(
             )
         if signal:
             break
+    profiler.close()
     telemetry.close()
     if done == steps and first:
         write_json(run / "done.json", {"step": steps})
@@ -225,7 +235,9 @@ class Sums:
 def validate(task: WorldModelTask | VqaTask, source: Source, ids: np.ndarray, handle: Any, batch: int) -> dict[str, float]:
     """Metrics over `ids`, each counted once: ranks take interleaved shares, uneven ones included, and no forward waits for another rank."""
     task.eval()
-    mine, sums = ids[handle.process_index :: handle.num_processes], Sums()
+    mine, sums, moments = ids[handle.process_index :: handle.num_processes], Sums(), None
+    blank = not len(mine)  # more processes than samples: such a rank adds zeros, since the others wait for its part of the sums
+    mine = ids[:1] if blank else mine
     share = max(1, batch // handle.num_processes)
     for begin in range(0, len(mine), share):
         part = mine[begin : begin + share]
@@ -233,10 +245,13 @@ def validate(task: WorldModelTask | VqaTask, source: Source, ids: np.ndarray, ha
         totals = {f"total_{name}": torch.tensor(value) for name, value in source.totals(part).items()}
         content = {name: value.to(handle.device) for name, value in {**content, **totals}.items()}
         with handle.autocast():
-            outcome = task(content, 0)
+            outcome: Outcome = task(content, 0)
+        outcome = outcome.emptied() if blank else outcome
         sums.add(outcome.metrics)
+        if outcome.moments is not None:
+            moments = outcome.moments if moments is None else moments + outcome.moments
     task.train()
-    means = sums.read()
+    means = sums.read() | ({} if moments is None else measures(runtime.all_reduce(moments)))
     return {**means, "loss": task.combine(means)}
 
 
@@ -292,6 +307,7 @@ def open_run(run: Path, config: Config, environment: dict[str, Any], *, first: b
         write_json(run / "environment.json", environment)
         schema.save(config, temporary := run / "config.yaml.partial")
         os.replace(temporary, run / "config.yaml")
+        record.write(run)
     checkpoint.barrier()
 
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: one line, one JSON line and one set of TensorBoard points, all from one place, on rank 0."""
+"""What a run says of itself: one line or a bar, one JSON line and one set of TensorBoard points, all from one place, on rank 0."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from cjepa_dist.training.progress import bar
+
 
 class Telemetry:
     """Writes into RUN; on ranks other than 0 every call does nothing."""
 
     def __init__(self, run: Path, config: Any, *, active: bool, start: int, steps: int) -> None:
-        self.active, self.steps = active, steps
+        self.active, self.steps, self.bar = active, steps, None
         if not active:
             return
+        self.bar = bar(start, steps)
         self.lines = run / "metrics.jsonl"
         begun = self.lines.exists()
         rewind(self.lines, start)
@@ -38,8 +41,16 @@ class Telemetry:
             stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         for name, value in values.items():
             self.writer.add_scalar(f"{kind}/{name}", value, step)
+        if self.bar is not None and kind == "train":
+            self.bar.say(values)
+            return
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         print(f"{kind} {step}/{self.steps}  {shown}", flush=True)
+
+    def step(self, done: int) -> None:
+        """After every step: moves the bar on a terminal."""
+        if self.bar is not None:
+            self.bar.step(done)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """`picture` (H, W, 3) uint8."""
@@ -47,6 +58,8 @@ class Telemetry:
             self.writer.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
         if self.active:
             self.writer.close()
 
