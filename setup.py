@@ -13,6 +13,7 @@ CORE = [
     "tensorboard>=2.21,<3",
     "submitit>=1.5.4,<2",
     "omegaconf>=2.3,<3",
+    "PyYAML>=6,<7",
     "safetensors>=0.5,<1",
     "rich>=13,<16",
     "xxhash>=3.4,<5",

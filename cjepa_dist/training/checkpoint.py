@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import xxhash
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -31,6 +30,7 @@ from cjepa_dist import config as schema
 from cjepa_dist import runtime
 from cjepa_dist.errors import UserError
 from cjepa_dist.training import faults
+from cjepa_dist.training.verify import checksum, steps, verify
 
 if TYPE_CHECKING:
     from cjepa_dist.tasks import VqaTask, WorldModelTask
@@ -155,28 +155,6 @@ def newest(folder: Path) -> Path | None:
             return path
         print(f"warning: checkpoint {path} is damaged ({fault}); trying the one before", flush=True)
     return None
-
-
-def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
-    try:
-        sums = json.loads((path / "checksums.json").read_text())
-        wrong = [name for name, value in sums.items() if checksum(path / name) != value]
-    except (OSError, ValueError) as error:
-        return str(error)
-    return f"{', '.join(wrong)} changed" if wrong else None
-
-
-def steps(folder: Path) -> list[int]:
-    return sorted(int(p.name.removeprefix("step_")) for p in folder.glob("step_????????") if p.is_dir())
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = xxhash.xxh3_64()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def flush(path: Path) -> None:

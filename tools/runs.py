@@ -1,0 +1,236 @@
+"""Look at run folders: `python -m tools.runs ls DIR | show RUN | compare RUN RUN ...`.
+
+    ls         all runs under DIR: kind, steps, state, last loss, rate, its last start
+    show       one run: how it was started, its config, newest metrics, checkpoints (good or damaged), skipped steps
+    compare    the fields in which runs differ, and their last metrics side by side
+
+Reads and changes nothing. States: complete; running (its lock is held); stopped (with a checkpoint, by a signal or loop.stop_at: the same
+command goes on); broken off (neither: look at its log; the same command goes on from its last checkpoint).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from cjepa_dist.errors import UserError
+from cjepa_dist.training.verify import steps, verify
+
+USAGE = "python -m tools.runs ls DIR | show RUN | compare RUN RUN ..."
+
+
+@dataclass
+class Run:
+    """What a run folder says. Raises UserError where `path` is none or a file in it cannot be read."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"{self.path} is not a run folder: it has no config.yaml")
+        self.config = self.read("config.yaml", yaml.safe_load)
+        if not isinstance(self.config, dict):
+            raise UserError(f"{self.path / 'config.yaml'} must hold key: value pairs")
+        self.environment: dict[str, Any] = self.read("environment.json", json.loads) or {}
+        self.lines: list[dict[str, Any]] = self.read("metrics.jsonl", json_lines) or []
+        self.saved = steps(self.path / "checkpoints")
+
+    def read(self, name: str, parse: Any) -> Any:
+        """A file's content, None if it is not there."""
+        try:
+            return parse((self.path / name).read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{self.path / name} cannot be read: {' '.join(str(error).split())}") from error
+
+    @property
+    def kind(self) -> str:
+        return "ALOE" if "aloe" in self.config else "world model"
+
+    @property
+    def step(self) -> int:
+        """The newest known to be done."""
+        done = self.read("done.json", json.loads) or {}
+        return max([0, done.get("step", 0), *self.saved[-1:], *(line["step"] for line in self.lines[-1:])])
+
+    @property
+    def steps(self) -> int | None:
+        """Of the whole run; a length in epochs is known from the first checkpoint on."""
+        if done := self.read("done.json", json.loads):
+            return done["step"]
+        meta = self.read(f"checkpoints/step_{self.saved[-1]:08d}/meta.json", json.loads) if self.saved else None
+        return (self.config.get("loop") or {}).get("steps") or (meta or {}).get("steps")
+
+    @property
+    def state(self) -> str:
+        if locked(self.path / ".lock"):
+            return "running"
+        if (self.path / "done.json").exists():
+            return "complete"
+        stop = (self.config.get("loop") or {}).get("stop_at")
+        if (self.path / "resume.json").exists() or (stop and self.saved and self.saved[-1] == stop):
+            return "stopped"
+        return "broken off"
+
+    def last(self, kind: str) -> dict[str, Any]:
+        """The newest line of metrics of a kind, `train` or `val`, {} if there is none."""
+        return next((line for line in reversed(self.lines) if line.get("kind") == kind), {})
+
+    def fields(self) -> dict[str, Any]:
+        """The config, flat."""
+        return dict(flatten(self.config))
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """The last line may be half written: by a run that is writing it, or that was killed."""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def locked(path: Path) -> bool:
+    """Whether a living process trains in the folder: the kernel knows. A shared lock, for a moment: two that look do not see each other."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def find(folder: Path) -> list[Path]:
+    """All run folders under `folder`, itself included; none within another."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    found = []
+    for place, inner, names in os.walk(folder):
+        inner.sort()
+        if "config.yaml" in names and ("environment.json" in names or "checkpoints" in inner):
+            found.append(Path(place))
+            inner.clear()
+    return found
+
+
+def ls(folder: Path) -> str:
+    """A line a run; one that cannot be read says so in its line."""
+    rows: list[tuple[str, ...]] = [("run", "kind", "step", "state", "loss", "samples/s", "started")]
+    for path in find(folder):
+        name = str(path.relative_to(folder))
+        try:
+            run = Run(path)
+            train = run.last("train")
+            numbers = (shown(train.get("loss")), shown(train.get("samples_per_second")))
+            rows.append((name, run.kind, f"{run.step}/{run.steps or '?'}", run.state, *numbers, run.environment.get("time", "-")))
+        except UserError as error:
+            rows.append((name, f"error: {error}", *[""] * 5))
+    return columns(rows) if len(rows) > 1 else f"no run under {folder}"
+
+
+def show(path: Path) -> str:
+    """Everything of one run, for reading."""
+    run = Run(path)
+    parts = [f"{path}: {run.kind}, step {run.step}/{run.steps or '?'}, {run.state}"]
+    for name, words in ((".lock.json", "running"), ("resume.json", "stopped")):
+        if run.state == words and (note := run.read(name, json.loads)):
+            parts.append("  " + ", ".join(f"{key} {value}" for key, value in note.items()))
+    if text := run.read("command.txt", str):
+        parts += ["", "started by", indent(text)]
+    machine = ("commit", "device", "engine", "processes", "threads", "python")
+    parts += ["", *(f"{name}: {run.environment[name]}" for name in machine if name in run.environment)]
+    for kind in ("train", "val"):
+        if line := run.last(kind):
+            parts += ["", f"{kind}, step {line['step']}", columns([(f"  {k}", shown(v)) for k, v in measured(line).items()])]
+    parts += ["", "checkpoints"]
+    best = (run.read("checkpoints/best.json", json.loads) or {}).get("step")
+    for step in run.saved:
+        fault = verify(path / "checkpoints" / f"step_{step:08d}")
+        parts.append(f"  step {step}: {'good' if fault is None else f'DAMAGED ({fault})'}{', the best' if step == best else ''}")
+    if not run.saved:
+        parts.append("  none")
+    skipped = run.read("skipped.jsonl", json_lines) or []
+    parts += ["", f"skipped steps: {len(skipped)}", *(f"  step {line['step']}, loss {line['loss']}" for line in skipped[-5:])]
+    return "\n".join([*parts, "", "config", indent((path / "config.yaml").read_text())])
+
+
+def compare(paths: list[Path]) -> str:
+    """What differs, a column a run."""
+    runs = [Run(path) for path in paths]
+    names = [str(path) for path in paths]
+    fields = [run.fields() for run in runs]
+    keys = sorted({key for found in fields for key in found} - {"run"})
+    differ = [key for key in keys if len({json.dumps(found.get(key), default=str) for found in fields}) > 1]
+    rows = [("field", *names), *((key, *(shown(found.get(key)) for found in fields)) for key in differ)]
+    parts = ["no field differs" if not differ else columns(rows)]
+    rows = [("last metrics", *names), ("state", *(run.state for run in runs))]
+    for kind in ("train", "val"):
+        lines = [run.last(kind) for run in runs]
+        keys = list(dict.fromkeys(key for line in lines for key in measured(line)))
+        if keys:
+            rows.append((f"{kind} step", *(shown(line.get("step")) for line in lines)))
+            rows += [(f"{kind} {key}", *(shown(line.get(key)) for line in lines)) for key in keys]
+    return "\n".join([*parts, "", columns(rows)])
+
+
+def measured(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in ("step", "kind")}
+
+
+def shown(value: Any) -> str:
+    return "-" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Left-aligned; as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.rstrip().splitlines())
+
+
+def run(argv: Sequence[str]) -> NoReturn:
+    """Dispatch on the first argument; exit code 2 and one line for a UserError."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(__doc__)
+        sys.exit(0)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    try:
+        match list(argv):
+            case ["ls", folder]:
+                print(ls(Path(folder)))
+            case ["show", path]:
+                print(show(Path(path)))
+            case ["compare", first, second, *rest]:
+                print(compare([Path(path) for path in (first, second, *rest)]))
+            case _:
+                raise UserError(f"usage: {USAGE}")
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
