@@ -9,6 +9,7 @@ from cjepa_dist.config import PredictorConfig
 from cjepa_dist.losses import ctt, jepa
 from cjepa_dist.models.predictor import SlotPredictor
 from tools.bench.reference import Reference, causal_loss, masked_slots, prediction_loss
+from tools.bench.scaling import Step, all_reduce_seconds, predicted
 from tools.bench.world_model import Traffic
 
 TINY = [
@@ -57,4 +58,26 @@ def test_world_model_prints_every_rung(command, tmp_path):
 
 def test_unknown_targets_are_one_line(command):
     done = command("tools.bench", "wrold_model")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "one of: world_model; got 'wrold_model'" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "one of: world_model, training; got 'wrold_model'" in done.stderr
+
+
+def test_training_says_what_the_loop_costs(command, tmp_path):
+    tiny = "change=[predictor.width=16,predictor.depth=1,predictor.mlp_dim=16,loop.global_batch=4]"
+    done = command("tools.bench", "training", "block=2", "rounds=2", "videos=2", tiny, f"out={tmp_path / 'bench.json'}")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert len(content["overheads"][0]) == len(content["overheads"][1]) == 2
+    assert content["checkpoint_seconds"] > 0 and content["restart_seconds"] > 0 and content["flop"] > 0
+    assert content["all_reduced_bytes"] == 4 * content["parameters"]
+    for part in ("| bare step |", "overhead of the loop: aim below 3%", "Model, not measured", "Assumed: 40% of 989 TFLOP/s", "| 64 |"):
+        assert part in done.stdout, part
+
+
+def test_scaling_by_hand():
+    step = Step(flop=round(0.4 * 989e12), bytes=8 * 360_000_000, seconds=1.0)  # a second of compute alone
+    assert predicted(step, 1, whole=True) == pytest.approx((1.0, 0.0, 1.0))
+    inside = 2 * 7 * (1e-3 + 3e-6)
+    assert all_reduce_seconds(step.bytes, 8) == pytest.approx(inside)
+    assert all_reduce_seconds(step.bytes, 16) == pytest.approx(inside + 2 * (360e6 / 2 / 40e9 + 10e-6))
+    assert predicted(step, 8, whole=True)[0] == pytest.approx(1 / 8) and predicted(step, 8, whole=False)[0] == pytest.approx(1.0)
+    assert predicted(Step(1, 4, 1.0), 8, whole=True)[0] == 0.01  # launches
