@@ -45,12 +45,12 @@ def main(config: schema.TrainWorldModel) -> int:
         task.empty.copy_(torch.tensor(manifest.empty_slot))
     count = min(config.val_windows, len(validation))
     val_ids = np.linspace(0, len(validation) - 1, count).astype(np.int64)
-    drawn = (graph_picture(task, validation, val_ids), rollout_picture(task, validation))
+    draw_graph, draw_rollout = graph_picture(task, validation, val_ids), rollout_picture(config, validation)
 
     def pictures(telemetry: Telemetry, step: int) -> None:
-        for draw in drawn:
-            if draw is not None:
-                draw(telemetry, step)
+        draw_graph(telemetry, step)
+        if draw_rollout is not None:
+            draw_rollout(telemetry, step, task)
 
     return train(task, source, validation, config, val_ids=val_ids, picture=pictures)
 

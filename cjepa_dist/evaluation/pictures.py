@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cjepa_dist.causal.graph import estimate
-from cjepa_dist.config import GraphConfig
+from cjepa_dist.config import GraphConfig, TrainWorldModel
 from cjepa_dist.data.windows import PRESENT, ResidentWindows
 from cjepa_dist.evaluation.probe import fit_probe
 from cjepa_dist.tasks import WorldModelTask
@@ -51,15 +51,16 @@ def tile(rows: list[np.ndarray], cell: int = 12, gap: int = 6) -> np.ndarray:
     return np.repeat(grey[:, :, None], 3, 2)
 
 
-def rollout_picture(task: WorldModelTask, source: ResidentWindows, videos: int = 4) -> Callable[[Telemetry, int], None] | None:
+def rollout_picture(
+    config: TrainWorldModel, source: ResidentWindows, videos: int = 4
+) -> Callable[[Telemetry, int, WorldModelTask], None] | None:
     """A callback for the loop that draws the last frames of `videos` videos: the truth, and below it the rollout from what came before.
 
     Slots are shown at the positions that a probe reads from them where the data have truth, else along the two directions in which true
     slots vary most. None where the videos are too short for the history and a frame more.
     """
     frames, slots, width = source.shape
-    config, skip = task.config.predictor, task.config.frameskip
-    count = min(AHEAD, frames - config.history_frames * skip)
+    count = min(AHEAD, frames - config.predictor.history_frames * config.frameskip)
     if count < 1:
         return None
     chosen = np.linspace(0, source.videos - 1, min(videos, source.videos)).astype(np.int64)
@@ -73,13 +74,12 @@ def rollout_picture(task: WorldModelTask, source: ResidentWindows, videos: int =
 
     @cache  # fitted when the first picture is drawn, on the rank that draws
     def plane() -> Callable[[torch.Tensor], torch.Tensor]:
-        data, split = task.config.data, task.config.train_split
-        return (fit_probe(data, split, videos=50) if source.present is not None else None) or principal(truth[shown])
+        return (fit_probe(config.data, config.train_split, videos=50) if source.present is not None else None) or principal(truth[shown])
 
-    def draw(telemetry: Telemetry, step: int) -> None:
+    def draw(telemetry: Telemetry, step: int, task: WorldModelTask) -> None:
         task.eval()
         with torch.no_grad():
-            found = task.predictor.rollout(past.to(task.sigma2.device), count, skip).float().cpu()
+            found = task.predictor.rollout(past.to(task.sigma2.device), count, config.frameskip).float().cpu()
         task.train()
         paths = [plane()(values).numpy() for values in (truth, found)]
         telemetry.image(step, "rollout/truth_above_prediction", panels(paths, shown.numpy()))

@@ -85,6 +85,7 @@ def fit(
     """The loop itself, in an open run; arguments and result as of `train`."""
     loop, run, first = config.loop, Path(config.run), handle.is_main_process
     steps = total_steps(loop, len(source))
+    meter = Meter(task, loop, handle.device, steps=steps)
     optimizer = optimizers(task.to(handle.device), config.optimizer)
     meta = resume(run, task, optimizer, first=first)
     prepare(optimizer)
@@ -95,7 +96,6 @@ def fit(
             write_json(run / "done.json", {"step": steps})  # killed between its last checkpoint and this
         print(f"run {run} is complete at step {start}: nothing to do", flush=True)
         return 0
-    meter = Meter(task, loop, handle.device, start=start, steps=steps)
     model = handle.prepare_model(task)
     telemetry = Telemetry(run, config, active=first, start=start, steps=steps)
     skips, best = Skips(run, count=meta.get("skipped", 0), first=first), meta.get("best") if loop.keep_best else None

@@ -20,8 +20,8 @@ from cjepa_dist.training.flops import peak, shapes_of, step_flops
 class Meter:
     """Made before the task is wrapped or sharded, since it keeps a copy of its shapes where the device's peak is known."""
 
-    def __init__(self, task: nn.Module, loop: Any, device: torch.device, *, start: int, steps: int) -> None:
-        self.loop, self.steps, self.device, self.done = loop, steps, device, start
+    def __init__(self, task: nn.Module, loop: Any, device: torch.device, *, steps: int) -> None:
+        self.loop, self.steps, self.device, self.done = loop, steps, device, 0
         self.peak = peak(torch.cuda.get_device_name(device), loop.precision) if device.type == "cuda" else None
         self.shadow = None if self.peak is None else shapes_of(task)
         self.flops: dict[Any, int] = {}

@@ -206,7 +206,7 @@ def test_mfu_counts_the_terms_that_are_at_work(monkeypatch):
     sizes = ("predictor.slot_dim=16", "predictor.heads=2", "predictor.depth=1", "predictor.mlp_dim=32", "loop.global_batch=4")
     terms = ("ctt.invariance.weight=1", "ctt.invariance.start=0.5", "ctt.graph.estimator=attention")
     task = WorldModelTask(schema.parse(schema.TrainWorldModel, ["data=d", "run=r", *sizes, *terms]))
-    meter = Meter(task, task.config.loop, torch.device("cpu"), start=0, steps=10)
+    meter = Meter(task, task.config.loop, torch.device("cpu"), steps=10)
     assert "mfu" not in meter.read(1, 0.0, [world_batch(4)])
     meter.peak, meter.shadow = 1e9, shapes_of(task)
     early, late = (meter.model_flops(step, [world_batch(4)]) for step in (1, 9))
