@@ -41,9 +41,9 @@ def accelerator(precision: str, processes: int = 0) -> Accelerator:
 
 
 def all_reduce(values: torch.Tensor) -> torch.Tensor:
-    """Sum over all processes, without gradient; the tensor itself on one process."""
+    """Sum over all processes, without gradient; the tensor itself on one process, and where it is a meta tensor, which has no values."""
     values = values.detach()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and not values.is_meta:
         values = values.clone()
         dist.all_reduce(values)
     return values

@@ -211,6 +211,12 @@ def test_mfu_counts_the_terms_that_are_at_work(monkeypatch):
     meter.peak, meter.shadow = 1e9, shapes_of(task)
     early, late = (meter.model_flops(step, [world_batch(4)]) for step in (1, 9))
     assert early == meter.model_flops(2, [world_batch(4)]) and late > 1.5 * early
+    with monkeypatch.context() as several:  # each process counts for itself: nothing is sent
+        for name, found in (("is_initialized", True), ("get_world_size", 2)):
+            several.setattr(torch.distributed, name, lambda found=found: found)
+        meter.flops.clear()
+        assert meter.model_flops(9, [world_batch(4)]) == late
+    early = meter.model_flops(4, [world_batch(4)])
     values = meter.read(5, 0.0, [world_batch(4)])
     seconds = values["step_seconds"] + values["data_seconds"]
     assert values["mfu"] == pytest.approx(early / seconds / 1e9, rel=1e-6)
