@@ -44,7 +44,7 @@ def main(config: schema.TrainWorldModel) -> int:
         task.empty.copy_(torch.tensor(manifest.empty_slot))
     count = min(config.val_windows, len(validation))
     val_ids = np.linspace(0, len(validation) - 1, count).astype(np.int64)
-    return train(task, source, validation, config, val_ids=val_ids, picture=graph_picture(task, validation, val_ids))
+    return train(task, source, validation, config, val_ids=val_ids, picture=graph_picture(validation, val_ids))
 
 
 if __name__ == "__main__":

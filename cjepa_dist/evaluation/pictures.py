@@ -16,11 +16,11 @@ from cjepa_dist.training.telemetry import Telemetry
 ESTIMATORS = ("published", "attention", "interventional")
 
 
-def graph_picture(task: WorldModelTask, source: ResidentWindows, ids: np.ndarray, samples: int = 4) -> Callable[[Telemetry, int], None]:
-    """A callback for the loop that draws the adjacency of `samples` windows, estimators as rows."""
+def graph_picture(source: ResidentWindows, ids: np.ndarray, samples: int = 4) -> Callable[[Telemetry, int, WorldModelTask], None]:
+    """A callback for the loop that draws the adjacency of `samples` windows, estimators as rows, as a task sees them after a step."""
     batch = source.gather(chosen := ids[:: max(1, len(ids) // samples)][:samples], chosen.astype(np.int64))
 
-    def draw(telemetry: Telemetry, step: int) -> None:
+    def draw(telemetry: Telemetry, step: int, task: WorldModelTask) -> None:
         frames = task.config.predictor.history_frames
         device = task.sigma2.device
         history, present = batch["slots"][:, :frames].to(device), batch["present"][:, frames - 1].to(device)
