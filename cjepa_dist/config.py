@@ -82,6 +82,7 @@ GRAPH_ESTIMATORS = (
     "full",
     "empty",
 )
+ENGINES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 INTERVENTIONS = ("hide", "empty", "swap")
 
 
@@ -136,6 +137,7 @@ class OptimizerConfig:
     warmup: float = option(0.0, "linear warm-up", unit="share of steps", least=0.0)
     final: float = option(0.0, "learning rate at start of warm-up and end of cosine", unit="share of lr", least=0.0)
     clip: float = option(0.0, "gradient norm above which it is scaled down; 0 = off", least=0.0)
+    ema: float = option(0.0, "decay of a running mean of the weights, which is what is validated and measured; 0 = off", least=0.0)
 
 
 @dataclass
@@ -147,7 +149,9 @@ class LoopConfig:
     global_batch: int = option(256, "samples a step over all processes and accumulation", unit="samples", least=1)
     accumulation: int = option(1, "forward passes a step", least=1)
     processes: int = option(0, "processes that must be running, else an error; 0 = as many as the launcher starts", least=0)
+    engine: str = option("auto", "what processes share: nothing (ddp) or weights and optimizer; auto = as launched", choices=ENGINES)
     precision: str = option("bf16", "autocast of the forward pass", choices=("bf16", "fp32"))
+    compare_every: int = option(0, "steps between comparisons of what processes hold alike; 0 = never", unit="steps", least=0)
     log_every: int = option(50, "steps between lines of metrics", unit="steps", least=1)
     eval_every: int = option(0, "steps between validations; 0 = only at the end", unit="steps", least=0)
     checkpoint_every: int = option(500, "steps between checkpoints; one is always written at the end", unit="steps", least=1)

@@ -14,25 +14,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-
-from cjepa_dist.errors import UserError
+from torch.distributed.tensor import DTensor
 
 PACKAGES = ("torch", "accelerate", "deepspeed", "webdataset", "numpy", "tensorboard", "submitit", "cjepa_dist")
 
 
-def accelerator(precision: str, processes: int = 0) -> Accelerator:
-    """The Accelerate handle of this process. Raises UserError when `processes` > 0 were asked for and another number runs.
-
-    `accelerate launch --cpu --num_processes 2` starts one process, says nothing, and leaves no trace in its environment (Accelerate 1.15):
-    only a number in the config can tell.
-    """
+def accelerator(precision: str, **plugins: Any) -> Accelerator:
+    """The Accelerate handle of this process; `plugins` as Accelerator takes them (training/engine.py)."""
     on_cpu = not torch.cuda.is_available()
-    handle = Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
-    if processes and processes != handle.num_processes:
-        raise UserError(
-            f"loop.processes={processes}, but {handle.num_processes} run: start with torchrun --nproc_per_node {processes}; "
-            "accelerate launch --cpu starts one process whatever its --num_processes"
-        )
+    # With cpu=True Accelerate leaves plugins out, in silence; without it and without a GPU it takes the CPU all the same.
+    handle = Accelerator(cpu=on_cpu and not plugins, mixed_precision="bf16" if precision == "bf16" else "no", **plugins)
     if on_cpu:
         # accelerate launch sets OMP_NUM_THREADS=1 without being asked: share the cores between the local processes.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(handle.num_processes)))
@@ -47,6 +38,16 @@ def all_reduce(values: torch.Tensor) -> torch.Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that may be sharded; shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor of one that may be sharded: then all ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def first_error(mine: str | None) -> str | None:
@@ -81,7 +82,7 @@ def mix(*numbers: int) -> int:
     return state >> 1
 
 
-def environment(handle: Accelerator) -> dict[str, Any]:
+def environment(handle: Accelerator, engine: str, precision: str) -> dict[str, Any]:
     """What a reader of the run folder needs to repeat the run: versions, code, command, machine."""
     versions = {}
     for name in PACKAGES:
@@ -98,10 +99,10 @@ def environment(handle: Accelerator) -> dict[str, Any]:
         "diff": git("diff", "HEAD", "--stat"),
         "machine": platform.platform(),
         "device": torch.cuda.get_device_name() if handle.device.type == "cuda" else platform.processor() or "cpu",
-        "engine": str(handle.distributed_type),
+        "engine": engine,
         "processes": handle.num_processes,
         "threads": torch.get_num_threads(),
-        "precision": handle.mixed_precision,
+        "precision": precision,
     }
 
 

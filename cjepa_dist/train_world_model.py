@@ -45,12 +45,12 @@ def main(config: schema.TrainWorldModel) -> int:
         task.empty.copy_(torch.tensor(manifest.empty_slot))
     count = min(config.val_windows, len(validation))
     val_ids = np.linspace(0, len(validation) - 1, count).astype(np.int64)
-    draw_graph, draw_rollout = graph_picture(task, validation, val_ids), rollout_picture(config, validation)
+    draw_graph, draw_rollout = graph_picture(validation, val_ids), rollout_picture(config, validation)
 
-    def pictures(telemetry: Telemetry, step: int) -> None:
-        draw_graph(telemetry, step)
+    def pictures(telemetry: Telemetry, step: int, measured: WorldModelTask) -> None:
+        draw_graph(telemetry, step, measured)
         if draw_rollout is not None:
-            draw_rollout(telemetry, step, task)
+            draw_rollout(telemetry, step, measured)
 
     return train(task, source, validation, config, val_ids=val_ids, picture=pictures)
 

@@ -41,5 +41,6 @@ def test_accelerate_reads_its_configs(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    assert config.num_processes == {"eight_gpus": 8}.get(path.stem, 1)
+    words = {"eight": 8, "several": 16, "cpu_": 2}
+    assert config.num_processes == next((count for word, count in words.items() if path.stem.startswith(word)), 1)
     assert config.num_processes == 1 or not config.use_cpu  # Accelerate would run one process, in silence

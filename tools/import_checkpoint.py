@@ -79,7 +79,7 @@ def main(config: ImportCheckpoint) -> int:
     trained: TrainWorldModel | TrainAloe
     task, trained, statistics = (world_model if kind == C_JEPA else vqa)(config, found, manifest)
     here: Any = SimpleNamespace(device=torch.device("cpu"), distributed_type="NO", num_processes=1, mixed_precision="no")
-    environment = runtime.environment(here)
+    environment = runtime.environment(here, "none", "fp32")
     environment["imported"] = {"file": Path(config.source).name, "xxh3": checkpoint.checksum(Path(config.source)), "prefix": prefix}
     try:
         shutil.rmtree(temporary, ignore_errors=True)

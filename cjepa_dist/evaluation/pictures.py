@@ -20,11 +20,11 @@ AHEAD = 32  # video frames of a rollout's picture
 COLOURS = np.array([(31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189), (23, 190, 207), (140, 86, 75)])
 
 
-def graph_picture(task: WorldModelTask, source: ResidentWindows, ids: np.ndarray, samples: int = 4) -> Callable[[Telemetry, int], None]:
-    """A callback for the loop that draws the adjacency of `samples` windows, estimators as rows."""
+def graph_picture(source: ResidentWindows, ids: np.ndarray, samples: int = 4) -> Callable[[Telemetry, int, WorldModelTask], None]:
+    """A callback for the loop that draws the adjacency of `samples` windows, estimators as rows, as a task sees them after a step."""
     batch = source.gather(chosen := ids[:: max(1, len(ids) // samples)][:samples], chosen.astype(np.int64))
 
-    def draw(telemetry: Telemetry, step: int) -> None:
+    def draw(telemetry: Telemetry, step: int, task: WorldModelTask) -> None:
         frames = task.config.predictor.history_frames
         device = task.sigma2.device
         history, present = batch["slots"][:, :frames].to(device), batch["present"][:, frames - 1].to(device)

@@ -1,7 +1,7 @@
 """Checkpoints: everything the next step reads, written to a temporary folder, checksummed, then renamed.
 
 RUN/checkpoints/step_00000500/   torch.distributed.checkpoint files (weights, statistics, optimizer)
-                                 model.safetensors   the task's weights and running statistics alone
+                                 model.safetensors   the task's weights (with optimizer.ema their running mean) and running statistics
                                  meta.json           step, position, world size, skipped steps, best validation
                                  checksums.json      xxh3 of every other file, written last
 RUN/checkpoints/best.json        step, loss, folder of the best validation (loop.keep_best)
@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils._pytree import tree_leaves
@@ -38,14 +38,26 @@ if TYPE_CHECKING:
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def save(folder: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer], *, step: int, meta: dict[str, Any], keep: int) -> Path:
+def save(
+    folder: Path,
+    task: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    *,
+    step: int,
+    meta: dict[str, Any],
+    keep: int,
+    mean: dict[str, Tensor] | None = None,
+) -> Path:
     """Write `step`'s checkpoint of the bare (unwrapped) task; all ranks call it. Keeps the newest `keep`, and the best of `meta`.
 
+    Tensors may be full on every rank or sharded (DTensor): what is written loads at any number of processes, sharded or not.
+    `mean` {parameter: running mean} is saved too, and stands in model.safetensors in the place of the weights.
     `meta["best"]` {"step", "loss"}, if there is one, goes to `folder`/best.json. Raises UserError when the disk is full.
     """
     final, temporary = folder / f"step_{step:08d}", folder / f"step_{step:08d}.partial"
     first = not dist.is_initialized() or dist.get_rank() == 0
     state: dict[str, Any] = {}
+    weights: dict[str, Tensor] = {}
 
     def begin() -> None:
         if first:
@@ -54,12 +66,18 @@ def save(folder: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer],
 
     def write() -> None:
         state.update(task=task.state_dict(), optimizer=get_optimizer_state_dict(task, optimizers))
+        if mean is not None:
+            state["mean"] = mean
+        for name, value in {**state["task"], **(mean or {})}.items():
+            full = runtime.whole(value.detach())  # all ranks take part
+            if first:
+                weights[name] = full.cpu().contiguous()
         dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
 
     def finish() -> None:
         if not first:
             return
-        save_file({name: value.detach().cpu().contiguous() for name, value in task.state_dict().items()}, temporary / "model.safetensors")
+        save_file(weights, temporary / "model.safetensors")
         (temporary / "meta.json").write_text(json.dumps({**meta, "step": step}, indent=1))
         sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
         (temporary / "checksums.json").write_text(json.dumps(sums, indent=1))
@@ -137,9 +155,11 @@ def best(folder: Path) -> Path | None:
     return path if path.is_dir() else None
 
 
-def load(path: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Restore task and optimizers in place; returns the meta data."""
+def load(path: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer], mean: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """Restore task, optimizers and running means in place; returns the meta data."""
     state = {"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}
+    if mean is not None:
+        state["mean"] = mean
     dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     task.load_state_dict(state["task"])
     set_optimizer_state_dict(task, optimizers, state["optimizer"])

@@ -2,7 +2,7 @@
 
     nan   a sample of the batch is not a number          kill                 SIGKILL to this process
     hang  this process goes no further                   kill-in-checkpoint   the same, between writing a checkpoint and renaming it
-    pause two seconds' sleep: time to send a signal
+    pause two seconds' sleep: time to send a signal      replica              one weight of this process's changes a little
 
 The number counts finished steps; without a rank all suffer.
 """
@@ -35,6 +35,13 @@ def strike(step: int, batches: list[dict[str, torch.Tensor]]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     while due("hang", step):
         time.sleep(60)
+
+
+def strike_replica(step: int, replicas: list[torch.Tensor]) -> None:
+    """After `step` steps, on what this process holds alike with others."""
+    if due("replica", step):
+        with torch.no_grad():
+            replicas[0].view(-1)[0] += 1e-3
 
 
 def strike_checkpoint(step: int) -> None:

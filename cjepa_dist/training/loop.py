@@ -1,7 +1,9 @@
 """The training loop, and nothing else. It trains any task from any source on any number of processes.
 
     position ──> Feed ──> batch ──> task(batch, step) ──> loss ──> backward ──> update ──> next step
-    every N steps: metrics, validation, checkpoint
+    every N steps: metrics, validation, checkpoint, replicas compared
+
+How processes share the work (DDP, FSDP2, ZeRO) is the engine's business (engine.py).
 
 The order of samples, masks, the dropout seed and the learning rate are functions of the step: a run resumed from a checkpoint is the run.
 A signal to any rank ends it after a step with a checkpoint and exit code 75, "the same command goes on" (guard.py); a step whose loss or
@@ -15,7 +17,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,21 +32,23 @@ from cjepa_dist.data.order import window_ids
 from cjepa_dist.errors import UserError
 from cjepa_dist.losses.collapse import measures
 from cjepa_dist.tasks import Outcome, VqaTask, WorldModelTask
-from cjepa_dist.training import checkpoint, faults, record
+from cjepa_dist.training import checkpoint, faults, record, replicas
+from cjepa_dist.training.engine import Engine, start
 from cjepa_dist.training.feed import Feed, Source
 from cjepa_dist.training.guard import OWN_FILES, Guard
-from cjepa_dist.training.meter import Meter, parameter_norm
-from cjepa_dist.training.optimizer import learning_rate, optimizers
+from cjepa_dist.training.meter import Meter
+from cjepa_dist.training.optimizer import learning_rate
 from cjepa_dist.training.profile import Profiler
-from cjepa_dist.training.skip import Skips, guarded, prepare, spread
+from cjepa_dist.training.skip import Skips, spread
 from cjepa_dist.training.telemetry import Telemetry, rewind
 
 Config = schema.TrainWorldModel | schema.TrainAloe
 Metrics = dict[str, tuple[Tensor, Tensor]]
+Picture = Callable[[Telemetry, int, Any], None]
 # Fields that may differ when a run goes on: they change what is written and when, not what is learned.
 FREE = (
-    "data", "run", "loop.processes", "loop.log_every", "loop.eval_every", "loop.checkpoint_every", "loop.checkpoint_minutes", "loop.keep",
-    "loop.keep_best", "loop.stop_at", "loop.skip_budget", "loop.hang_minutes", "loop.profile",
+    "data", "run", "loop.processes", "loop.engine", "loop.compare_every", "loop.log_every", "loop.eval_every", "loop.checkpoint_every",
+    "loop.checkpoint_minutes", "loop.keep", "loop.keep_best", "loop.stop_at", "loop.skip_budget", "loop.hang_minutes", "loop.profile",
 )  # fmt: skip
 
 
@@ -55,21 +59,23 @@ def train(
     config: Config,
     *,
     val_ids: np.ndarray,
-    picture: Callable[[Telemetry, int], None] | None = None,
+    picture: Picture | None = None,
 ) -> int:
     """Train to the end of the run, or go on where the newest good checkpoint left off. Returns the exit code: 0, or 75 after a signal.
 
-    `val_ids` are the samples of `validation` that a validation reads, each once. `picture(telemetry, step)` draws after a validation.
-    Raises UserError when the run folder belongs to another config or is in use, when the batch does not divide, when more steps than
-    loop.skip_budget had no finite loss (with a checkpoint of the last good state) and when the disk is full.
+    `val_ids` are the samples of `validation` that a validation reads, each once. `picture(telemetry, step, task)` draws after a validation.
+    Raises UserError when the run folder belongs to another config or is in use, when the batch does not divide, when the engine or the
+    number of processes is not what was asked for, when replicas differ, when more steps than loop.skip_budget had no finite loss (with a
+    checkpoint of the last good state) and when the disk is full.
     """
     run = Path(config.run)
-    handle = runtime.accelerator(config.loop.precision, config.loop.processes)
+    engine = start(config)
+    handle = engine.handle
     check_batch(config, handle.num_processes)
     check_run(run, config)
     with Guard(run, config.loop) as guard, full_disk_is_a_user_error(run):
-        open_run(run, config, runtime.environment(handle), first=handle.is_main_process)
-        return fit(task, source, validation, config, guard, handle, val_ids, picture)
+        open_run(run, config, runtime.environment(handle, engine.name, config.loop.precision), first=handle.is_main_process)
+        return fit(task, source, validation, config, guard, engine, val_ids, picture)
 
 
 def fit(
@@ -78,17 +84,16 @@ def fit(
     validation: Source,
     config: Config,
     guard: Guard,
-    handle: Any,
+    engine: Engine,
     val_ids: np.ndarray,
-    picture: Callable[[Telemetry, int], None] | None,
+    picture: Picture | None,
 ) -> int:
     """The loop itself, in an open run; arguments and result as of `train`."""
-    loop, run, first = config.loop, Path(config.run), handle.is_main_process
+    loop, run, handle = config.loop, Path(config.run), engine.handle
+    first = handle.is_main_process
     steps = total_steps(loop, len(source))
     meter = Meter(task, loop, handle.device, steps=steps)
-    optimizer = optimizers(task.to(handle.device), config.optimizer)
-    meta = resume(run, task, optimizer, first=first)
-    prepare(optimizer)
+    meta = engine.open(task, partial(resume, run, first=first))
     start = meta["step"]
     stop = min(steps, loop.stop_at or steps)
     if start >= steps:
@@ -96,7 +101,9 @@ def fit(
             write_json(run / "done.json", {"step": steps})  # killed between its last checkpoint and this
         print(f"run {run} is complete at step {start}: nothing to do", flush=True)
         return 0
-    model = handle.prepare_model(task)
+    engine.wrap()
+    if first:
+        print(engine.describe(), flush=True)
     telemetry = Telemetry(run, config, active=first, start=start, steps=steps)
     skips, best = Skips(run, count=meta.get("skipped", 0), first=first), meta.get("best") if loop.keep_best else None
     feed = Feed(
@@ -109,51 +116,51 @@ def fit(
     for step, batches in feed:
         faults.strike(step, batches)
         rate = learning_rate(step, steps, config.optimizer)
-        for part in optimizer:
+        for part in engine.optimizers:
             for group in part.param_groups:
                 group["lr"] = rate
         statistics, metrics, total = None, Sums(), torch.zeros((), device=handle.device)
-        with handle.autocast():
+        with engine.autocast():
             torch.manual_seed(runtime.mix(config.seed, step, handle.process_index))
-            survey = task.survey(batches, step, step / steps)
+            survey = engine.survey(batches, step, step / steps)
         for index, batch in enumerate(batches):
-            last = index + 1 == len(batches)
-            with nullcontext() if last else handle.no_sync(model), handle.autocast():
+            with engine.sync(last=index + 1 == len(batches)), engine.autocast():
                 torch.manual_seed(runtime.mix(config.seed, step, handle.process_index, *([index] if index else [])))
-                outcome: Outcome = model(batch, step, step / steps, survey)
+                outcome: Outcome = engine.model(batch, step, step / steps, survey)
                 loss = spread(outcome.loss) / len(batches)
-                loss.backward()
+                engine.backward(loss)
             total += loss.detach()
             metrics.add(outcome.metrics)
             if outcome.statistics is not None:
                 statistics = outcome.statistics if statistics is None else statistics + outcome.statistics
-        norm = torch.nn.utils.clip_grad_norm_(task.parameters(), config.optimizer.clip or math.inf, foreach=True)
+        norm, good = engine.update(statistics, step)
         metrics.add({"gradient_norm": (norm, torch.ones_like(norm))})
-        good, done = norm.isfinite(), step + 1
-        guarded(good, partial(update, task, optimizer, statistics), task, optimizer)
-        for part in optimizer:
-            part.zero_grad(set_to_none=True)
+        done = step + 1
         skips.add(done, good, total)
         since.add(metrics.where(good))
         telemetry.step(done)
         profiler.step(done)
 
+        faults.strike_replica(done, engine.replicas())
+        if loop.compare_every and done % loop.compare_every == 0:
+            replicas.compare(engine.replicas(), done)
         signal, clock = guard.agreed()
         log = done % loop.log_every == 0 or done == stop
         save = done % loop.checkpoint_every == 0 or done == stop or signal or clock
         new = skips.read(partial(batch_names, config, source)) if log or save else 0
         spent = new and skips.count > loop.skip_budget
         if log:
-            values = {**since.read(), "learning_rate": rate, "parameter_norm": parameter_norm(task)}
+            values = {**since.read(), "learning_rate": rate, "parameter_norm": engine.parameter_norm()}
             values |= meter.read(done, feed.waited, batches)
             if skips.count:
                 values["skipped_steps"] = skips.count
             telemetry.write(done, values)
         if (loop.eval_every and done % loop.eval_every == 0) or done == steps:
-            values = validate(task, validation, val_ids, handle, loop.global_batch)
-            telemetry.write(done, values, kind="val")
-            if picture is not None and first:
-                picture(telemetry, done)
+            with engine.measured() as measured:
+                values = validate(measured, validation, val_ids, engine, loop.global_batch)
+                telemetry.write(done, values, kind="val")
+                if picture is not None and first:
+                    picture(telemetry, done, measured)
             if loop.keep_best and values["loss"] < (best["loss"] if best else math.inf):
                 best, save = {"step": done, "loss": values["loss"]}, True
             guard.alive()
@@ -167,7 +174,7 @@ def fit(
                 "steps": steps,
             }
             with meter.saving():
-                checkpoint.save(run / "checkpoints", task, optimizer, step=done, meta=meta, keep=loop.keep)
+                engine.save(run / "checkpoints", step=done, meta=meta, keep=loop.keep)
             guard.alive()
         if spent:
             telemetry.close()
@@ -189,14 +196,6 @@ def fit(
 def total_steps(loop: schema.LoopConfig, samples: int) -> int:
     """Steps of a whole run over a split of `samples`."""
     return loop.steps or math.ceil(loop.epochs * samples / loop.global_batch)
-
-
-def update(task: torch.nn.Module, optimizer: list[torch.optim.Optimizer], statistics: Tensor | None) -> None:
-    """Weights from their gradients, running statistics from the sums over all ranks."""
-    for part in optimizer:
-        part.step()
-    if statistics is not None:
-        task.update(runtime.all_reduce(statistics))  # type: ignore[operator]
 
 
 def batch_names(config: Config, source: Source, step: int) -> list[str]:
@@ -232,9 +231,10 @@ class Sums:
 
 
 @torch.no_grad()
-def validate(task: WorldModelTask | VqaTask, source: Source, ids: np.ndarray, handle: Any, batch: int) -> dict[str, float]:
+def validate(task: Any, source: Source, ids: np.ndarray, engine: Engine, batch: int) -> dict[str, float]:
     """Metrics over `ids`, each counted once: ranks take interleaved shares, uneven ones included, and no forward waits for another rank."""
     task.eval()
+    handle = engine.handle
     mine, sums, moments = ids[handle.process_index :: handle.num_processes], Sums(), None
     blank = not len(mine)  # more processes than samples: such a rank adds zeros, since the others wait for its part of the sums
     mine = ids[:1] if blank else mine
@@ -244,7 +244,7 @@ def validate(task: WorldModelTask | VqaTask, source: Source, ids: np.ndarray, ha
         content = source.gather(part, part.astype(np.int64))
         totals = {f"total_{name}": torch.tensor(value) for name, value in source.totals(part).items()}
         content = {name: value.to(handle.device) for name, value in {**content, **totals}.items()}
-        with handle.autocast():
+        with engine.autocast():
             outcome: Outcome = task(content, 0)
         outcome = outcome.emptied() if blank else outcome
         sums.add(outcome.metrics)
@@ -255,12 +255,12 @@ def validate(task: WorldModelTask | VqaTask, source: Source, ids: np.ndarray, ha
     return {**means, "loss": task.combine(means)}
 
 
-def resume(run: Path, task: torch.nn.Module, optimizer: list[torch.optim.Optimizer], *, first: bool) -> dict[str, Any]:
-    """Load the newest good checkpoint, if any; returns its meta data, of which "step" is the number of finished steps."""
+def resume(run: Path, load: Callable[[Path], dict[str, Any]], *, first: bool) -> dict[str, Any]:
+    """`load` the newest good checkpoint, if any; returns its meta data, of which "step" is the number of finished steps."""
     folder = run / "checkpoints"
     path, meta = checkpoint.newest(folder), dict[str, Any](step=0)
     if path is not None:
-        meta = checkpoint.load(path, task, optimizer)
+        meta = load(path)
         print(f"resumed from {path}", flush=True)
         if (best := meta.get("best")) and not (folder / f"step_{best['step']:08d}").exists():
             meta["best"] = None  # a later one, now damaged, had taken its place

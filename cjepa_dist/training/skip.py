@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -39,35 +39,43 @@ def prepare(optimizers: list[torch.optim.Optimizer]) -> None:
                         state["step"] = state["step"].to(parameter.device)
 
 
-def guarded(good: Tensor, update: Callable[[], None], task: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """`update` if `good` () bool, else nothing. A CPU asks; on a GPU it is done and taken back, since to ask would drain its queue."""
+def guarded(
+    good: Tensor, update: Callable[[], None], task: nn.Module, optimizers: list[torch.optim.Optimizer], others: Iterable[Tensor] = ()
+) -> None:
+    """`update` if `good` () bool, else nothing. A CPU asks; on a GPU it is done and taken back, since to ask would drain its queue.
+
+    `others`: what it changes beside the weights, buffers and optimizer state.
+    """
     if good.is_cpu:
         if good:
             update()
     else:
-        done_and_taken_back(good, update, task, optimizers)
+        done_and_taken_back(good, update, task, optimizers, list(others))
 
 
 @torch.no_grad()
-def done_and_taken_back(good: Tensor, update: Callable[[], None], task: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+def done_and_taken_back(
+    good: Tensor, update: Callable[[], None], task: nn.Module, optimizers: list[torch.optim.Optimizer], others: Iterable[Tensor] = ()
+) -> None:
     """Run `update`, then put back what it changed unless `good`. Costs a second copy of weights and optimizer state while it runs.
 
     Selects bits as integers, since NaN times 0 is NaN; in four launches for all tensors.
     """
-    before = list(bits(task, optimizers))
+    before = list(bits(task, optimizers, others))
     kept = [tensor.clone() for tensor in before]
     update()
-    torch._foreach_mul_(list(bits(task, optimizers)), good.int())  # state made by this very step becomes 0, as it begins
+    torch._foreach_mul_(list(bits(task, optimizers, others)), good.int())  # state made by this very step becomes 0, as it begins
     torch._foreach_mul_(kept, good.logical_not().int())
     torch._foreach_add_(before, kept)
 
 
-def bits(task: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Iterator[Tensor]:
-    """Weights, buffers and optimizer state, as integers of the same size."""
+def bits(task: nn.Module, optimizers: list[torch.optim.Optimizer], others: Iterable[Tensor] = ()) -> Iterator[Tensor]:
+    """Weights, buffers, optimizer state and `others`, what this process holds of them, as integers of the same size."""
     states = (value for part in optimizers for state in part.state.values() for value in state.values())
-    for tensor in (*task.parameters(), *task.buffers(), *states):
+    for tensor in (*task.parameters(), *task.buffers(), *others, *states):
         if isinstance(tensor, Tensor):
-            yield tensor.detach().view(BITS[tensor.element_size()])
+            held = runtime.local(tensor.detach())
+            yield held.view(BITS[held.element_size()])
 
 
 class Skips:
