@@ -65,9 +65,8 @@ def good(done, engine=None, processes=None):
         assert f"engine: {engine}, processes: {processes}, device: cpu, precision: fp32" in done.stdout
 
 
-def losses(run):
+def losses(run, names=("loss",)):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    names = ("loss", "parameter_norm")
     return {(line["step"], line["kind"], name): line[name] for line in lines for name in names if name in line}
 
 
@@ -84,7 +83,7 @@ def weights(run, step):
 
 def compare(run, reference, step, loss=1e-5, moment=1e-4, weight=1e-4):
     """Losses of all lines up to `step`, and everything in its checkpoint."""
-    expected, got = losses(reference), losses(run)
+    expected, got = (losses(each, ("loss", "parameter_norm")) for each in (reference, run))
     for key in (key for key in expected if key[0] <= step and (key[1] == "train" or key[0] == step)):
         assert got[key] == pytest.approx(expected[key], rel=loss), key
     expected, got = weights(reference, step), weights(run, step)
