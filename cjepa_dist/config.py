@@ -156,6 +156,7 @@ class LoopConfig:
     eval_every: int = option(0, "steps between validations; 0 = only at the end", unit="steps", least=0)
     checkpoint_every: int = option(500, "steps between checkpoints; one is always written at the end", unit="steps", least=1)
     checkpoint_minutes: float = option(0.0, "a checkpoint also after so much time; 0 = off", unit="minutes", least=0.0)
+    async_checkpoints: bool = option(True, "write checkpoints beside the steps that follow; a step waits for a copy in memory alone")
     keep: int = option(2, "checkpoints kept, the newest", least=1)
     keep_best: bool = option(False, "keep the checkpoint with the best validation loss too; checkpoints/best.json names it")
     skip_budget: int = option(10, "steps left out for a loss or gradient that is not finite; one more is an error", unit="steps", least=0)

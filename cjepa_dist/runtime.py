@@ -50,12 +50,15 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def first_error(mine: str | None) -> str | None:
-    """The message of the first rank that has one. All ranks call it, so that they fail together instead of waiting for one that did."""
+def first_error(mine: str | None, group: dist.ProcessGroup | None = None) -> str | None:
+    """The message of the first rank that has one. All ranks call it, so that they fail together instead of waiting for one that did.
+
+    `group`: of all ranks, for a thread that must not use the default one.
+    """
     if world_size() == 1:
         return mine
     found: list[str | None] = [None] * world_size()
-    dist.all_gather_object(found, mine)
+    dist.all_gather_object(found, mine, group=group)
     return next((text for text in found if text is not None), None)
 
 

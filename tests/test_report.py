@@ -24,7 +24,7 @@ def save_run(config, done=True):
     schema.save(config, run / "config.yaml")
     torch.manual_seed(config.seed)
     task = tasks.build(config)
-    checkpoint.save(run / "checkpoints", task, [torch.optim.AdamW(task.parameters())], step=7, meta={}, keep=1)
+    checkpoint.Writer(run / "checkpoints", keep=1).save(task, [torch.optim.AdamW(task.parameters())], step=7, meta={})
     if done:
         (run / "done.json").write_text('{"step": 7}')
     return run

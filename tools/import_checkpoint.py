@@ -85,7 +85,7 @@ def main(config: ImportCheckpoint) -> int:
         shutil.rmtree(temporary, ignore_errors=True)
         open_run(temporary, trained, environment, first=True)
         meta = {"position": 0, "processes": 1}
-        checkpoint.save(temporary / "checkpoints", task, optimizers(task, trained.optimizer), step=0, meta=meta, keep=1)
+        checkpoint.Writer(temporary / "checkpoints", keep=1).save(task, optimizers(task, trained.optimizer), step=0, meta=meta)
         write_json(temporary / "done.json", {"step": 0})
         os.rename(temporary, out)
     except OSError as error:

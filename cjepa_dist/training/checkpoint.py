@@ -14,7 +14,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils._pytree import tree_leaves
 
@@ -38,87 +41,127 @@ if TYPE_CHECKING:
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def save(
-    folder: Path,
-    task: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    *,
-    step: int,
-    meta: dict[str, Any],
-    keep: int,
-    mean: dict[str, Tensor] | None = None,
-) -> Path:
-    """Write `step`'s checkpoint of the bare (unwrapped) task; all ranks call it. Keeps the newest `keep`, and the best of `meta`.
+class Writer:
+    """Writes the checkpoints of a run into `folder`, the newest `keep` of which stay.
 
-    Tensors may be full on every rank or sharded (DTensor): what is written loads at any number of processes, sharded or not.
-    `mean` {parameter: running mean} is saved too, and stands in model.safetensors in the place of the weights.
-    `meta["best"]` {"step", "loss"}, if there is one, goes to `folder`/best.json. Raises UserError when the disk is full.
+    In the `background` a step waits for a copy to host memory alone; one thread does the rest, beside the steps that follow. What went
+    wrong there is raised by the next `save` or `wait`, on all ranks. `group` is for that thread's talk with other ranks: it must be of its
+    own, or two threads' messages would meet.
     """
-    final, temporary = folder / f"step_{step:08d}", folder / f"step_{step:08d}.partial"
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    state: dict[str, Any] = {}
-    weights: dict[str, Tensor] = {}
 
-    def begin() -> None:
-        if first:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+    def __init__(self, folder: Path, *, keep: int, background: bool = False, group: dist.ProcessGroup | None = None) -> None:
+        self.folder, self.keep, self.group = folder, keep, group
+        self.pool = ThreadPoolExecutor(1, "checkpoint") if background else None
+        options = StagingOptions(use_pinned_memory=torch.cuda.is_available(), use_shared_memory=False, use_async_staging=False)
+        options.use_non_blocking_copy = torch.cuda.is_available()
+        self.stager = DefaultStager(options)
+        self.pending: Future[None] | None = None
 
-    def write() -> None:
-        state.update(task=task.state_dict(), optimizer=get_optimizer_state_dict(task, optimizers))
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if error is None:
+                raise
+        finally:
+            if self.pool:
+                self.pool.shutdown()
+
+    def save(
+        self,
+        task: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        *,
+        step: int,
+        meta: dict[str, Any],
+        mean: dict[str, Tensor] | None = None,
+    ) -> None:
+        """`step`'s checkpoint of the bare (unwrapped) task; all ranks call it.
+
+        Tensors may be full on every rank or sharded (DTensor): what is written loads at any number of processes, sharded or not.
+        `mean` {parameter: running mean} is saved too, and stands in model.safetensors in the place of the weights.
+        `meta["best"]` {"step", "loss"}, if there is one, goes to `folder`/best.json and is kept. Raises UserError when the disk is full.
+        """
+        self.wait()
+        state = {"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}
         if mean is not None:
             state["mean"] = mean
-        for name, value in {**state["task"], **(mean or {})}.items():
-            full = runtime.whole(value.detach())  # all ranks take part
+        full = {name: runtime.whole(value.detach()) for name, value in {**state["task"], **(mean or {})}.items()}  # all ranks take part
+        content = {"state": state, "weights": full if leads() else {}}
+        if self.pool is None:
+            self.write(content, step, meta)
+        else:
+            staged: Any = self.stager.stage(content)
+            self.pending = self.pool.submit(self.write, staged, step, meta)
+
+    def wait(self) -> None:
+        """Until the checkpoint that was begun last is on disk; raises what stopped it."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def write(self, content: dict[str, Any], step: int, meta: dict[str, Any]) -> None:
+        final, temporary = self.folder / f"step_{step:08d}", self.folder / f"step_{step:08d}.partial"
+        first = leads()
+
+        def begin() -> None:
             if first:
-                weights[name] = full.cpu().contiguous()
-        dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
 
-    def finish() -> None:
-        if not first:
-            return
-        save_file(weights, temporary / "model.safetensors")
-        (temporary / "meta.json").write_text(json.dumps({**meta, "step": step}, indent=1))
-        sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
-        (temporary / "checksums.json").write_text(json.dumps(sums, indent=1))
-        for path in temporary.iterdir():
-            flush(path)
-        faults.strike_checkpoint(step)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        flush(folder)
-        retain(folder, step, keep, meta.get("best"))
+        def write() -> None:
+            dcp.save(content["state"], checkpoint_id=temporary, process_group=self.group, no_dist=not dist.is_initialized())
 
-    try:
-        for part in (begin, write, finish):
-            together(part)
-    except (Exception, CheckpointException) as error:
-        fault = None
-        if first:
-            shutil.rmtree(temporary, ignore_errors=True)
-            fault = disk_full(folder, state, error)
-        if fault := runtime.first_error(fault):
-            raise UserError(fault) from error
-        raise
-    return final
+        def finish() -> None:
+            if not first:
+                return
+            save_file({name: value.cpu().contiguous() for name, value in content["weights"].items()}, temporary / "model.safetensors")
+            (temporary / "meta.json").write_text(json.dumps({**meta, "step": step}, indent=1))
+            sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+            (temporary / "checksums.json").write_text(json.dumps(sums, indent=1))
+            for path in temporary.iterdir():
+                flush(path)
+            faults.strike_checkpoint(step)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            flush(self.folder)
+            retain(self.folder, step, self.keep, meta.get("best"))
+
+        try:
+            for part in (begin, write, finish):
+                self.together(part)
+        except (Exception, CheckpointException) as error:
+            fault = None
+            if first:
+                shutil.rmtree(temporary, ignore_errors=True)
+                fault = disk_full(self.folder, content, error)
+            if fault := runtime.first_error(fault, self.group):
+                raise UserError(fault) from error
+            raise
+
+    def together(self, part: Callable[[], None]) -> None:
+        """Every rank does its `part`; where one fails, all do, so that nobody waits for it."""
+        fault: BaseException | None = None
+        try:
+            part()
+        except (Exception, CheckpointException) as error:  # the latter is torch's and no Exception
+            fault = error
+        text = runtime.first_error(None if fault is None else f"{type(fault).__name__}: {fault}", self.group)
+        if text is not None:
+            raise fault or RuntimeError(f"on another rank: {text}")
 
 
-def together(part: Callable[[], None]) -> None:
-    """Every rank does its `part`; where one fails, all do, so that nobody waits for it."""
-    fault: BaseException | None = None
-    try:
-        part()
-    except (Exception, CheckpointException) as error:  # the latter is torch's and no Exception
-        fault = error
-    text = runtime.first_error(None if fault is None else f"{type(fault).__name__}: {fault}")
-    if text is not None:
-        raise fault or RuntimeError(f"on another rank: {text}")
+def leads() -> bool:
+    """Whether this is the rank that writes what all have alike."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def disk_full(folder: Path, state: dict[str, Any], error: BaseException) -> str | None:
+def disk_full(folder: Path, content: dict[str, Any], error: BaseException) -> str | None:
     """What to tell the user if `error` came from a full disk (torch's writer keeps the errno to itself, so the room is measured)."""
-    tensors = tree_leaves([state, state.get("task")])  # weights are written twice
-    needed = sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))
+    needed = sum(value.nbytes for value in tree_leaves(content) if isinstance(value, torch.Tensor))
     free = shutil.disk_usage(existing(folder)).free
     if free > 1.2 * needed + 65536 and not any(os.strerror(code) in str(error) for code in NO_ROOM):
         return None

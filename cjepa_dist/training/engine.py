@@ -131,9 +131,9 @@ class Engine:
         """The norm of all weights as one vector; all ranks call it."""
         return parameter_norm(self.task)
 
-    def save(self, folder: Path, **arguments: Any) -> None:
-        """A checkpoint as of `checkpoint.save`; all ranks call it."""
-        checkpoint.save(folder, self.task, self.optimizers, mean=self.mean, **arguments)
+    def save(self, writer: checkpoint.Writer, *, step: int, meta: dict[str, Any]) -> None:
+        """A checkpoint as of `Writer.save`; all ranks call it."""
+        writer.save(self.task, self.optimizers, step=step, meta=meta, mean=self.mean)
 
     def replicas(self) -> list[Tensor]:
         """What every process holds alike."""

@@ -49,9 +49,10 @@ class Guard:
         self.handlers: dict[signal.Signals, Any] = {}
         # A group of its own, on the CPU: a signal must not wait for the GPUs' queue, nor they for it.
         self.group = dist.new_group(backend="gloo") if runtime.world_size() > 1 else None
+        self.writing = dist.new_group(backend="gloo") if runtime.world_size() > 1 else None  # for the thread that writes checkpoints
         # A gloo group that dies waits for its threads, and they for the GIL to let go of their last tensors. So what refers to it last
         # must not hold the GIL: DDP's reducer does; these do not, and live longer. Else a run can hang after its last step (torch 2.13).
-        self.backends = runtime.gloo_backends(self.group)
+        self.backends = runtime.gloo_backends(self.group, self.writing)
         self.asked: tuple[torch.Tensor, dist.Work | None] = torch.zeros(2, dtype=torch.int64), None
 
     def __enter__(self) -> Guard:

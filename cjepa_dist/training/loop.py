@@ -49,6 +49,7 @@ Picture = Callable[[Telemetry, int, Any], None]
 FREE = (
     "data", "run", "loop.processes", "loop.engine", "loop.compare_every", "loop.log_every", "loop.eval_every", "loop.checkpoint_every",
     "loop.checkpoint_minutes", "loop.keep", "loop.keep_best", "loop.stop_at", "loop.skip_budget", "loop.hang_minutes", "loop.profile",
+    "loop.async_checkpoints",
 )  # fmt: skip
 
 
@@ -75,7 +76,9 @@ def train(
     check_run(run, config)
     with Guard(run, config.loop) as guard, full_disk_is_a_user_error(run):
         open_run(run, config, runtime.environment(handle, engine.name, config.loop.precision), first=handle.is_main_process)
-        return fit(task, source, validation, config, guard, engine, val_ids, picture)
+        background = config.loop.async_checkpoints
+        with checkpoint.Writer(run / "checkpoints", keep=config.loop.keep, background=background, group=guard.writing) as writer:
+            return fit(task, source, validation, config, guard, engine, writer, val_ids, picture)
 
 
 def fit(
@@ -85,6 +88,7 @@ def fit(
     config: Config,
     guard: Guard,
     engine: Engine,
+    writer: checkpoint.Writer,
     val_ids: np.ndarray,
     picture: Picture | None,
 ) -> int:
@@ -174,7 +178,7 @@ def fit(
                 "steps": steps,
             }
             with meter.saving():
-                engine.save(run / "checkpoints", step=done, meta=meta, keep=loop.keep)
+                engine.save(writer, step=done, meta=meta)
             guard.alive()
         if spent:
             telemetry.close()
@@ -186,6 +190,7 @@ def fit(
             break
     profiler.close()
     telemetry.close()
+    writer.wait()
     if done == steps and first:
         write_json(run / "done.json", {"step": steps})
     handle.wait_for_everyone()

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,9 +127,8 @@ class Zero(Sharded):
         with deepspeed.zero.GatheredParameters(parts, enabled=self.stage == 3):
             return {name: value.detach().clone() for name, value in self.task.state_dict().items()}
 
-    def save(self, folder: Path, **arguments: Any) -> None:
-        mean = self.pull()
-        checkpoint.save(folder, self.plain, self.plain_optimizers, mean=mean, **arguments)
+    def save(self, writer: checkpoint.Writer, *, step: int, meta: dict[str, Any]) -> None:
+        writer.save(self.plain, self.plain_optimizers, step=step, meta=meta, mean=self.pull())
 
     def pull(self) -> dict[str, Tensor] | None:
         """Weights and optimizer state into the plain copies; returns the running means."""

@@ -205,7 +205,7 @@ def test_options_that_the_released_layout_lacks(run, tmp_path):
         folder.mkdir()
         config_path, task = folder / "config.yaml", build(config)
         import_checkpoint.schema.save(config, config_path)
-        checkpoint.save(folder / "checkpoints", task, optimizers(task, config.optimizer), step=1, meta={}, keep=1)
+        checkpoint.Writer(folder / "checkpoints", keep=1).save(task, optimizers(task, config.optimizer), step=1, meta={})
         code, _, errors = run(export_checkpoint, f"run={folder}", f"out={tmp_path / 'x.ckpt'}")
         expected = ("predictor.width=16, predictor.norm_first=True", "aloe.shared_vision=True")[number]
         assert code == 2 and len(errors) == 1 and f"the released layout has no {expected}" in errors[0]

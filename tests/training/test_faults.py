@@ -1,13 +1,16 @@
 """What breaks a run: each fault leaves the run as if it had not been. The rest of the faults: `python -m tools.fault_drill`."""
 
+import errno
 import json
 import math
 import os
 import re
 import signal
+import threading
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from cjepa_dist import config as schema
@@ -75,12 +78,39 @@ def test_spread():
         assert torch.equal(spread_, plain) if finite else spread_.isnan().all()
 
 
+def test_a_checkpoint_in_the_background_is_of_its_step(tmp_path, monkeypatch):
+    """The weights go on while it is written, and what stops the writing is told at the next chance."""
+    model = nn.Linear(3, 3)
+    parts = [torch.optim.AdamW(model.parameters())]
+    model(torch.ones(3)).sum().backward()
+    parts[0].step()
+    go_on, really = threading.Event(), dcp.save
+    monkeypatch.setattr(dcp, "save", lambda *args, **kwargs: (go_on.wait(30), really(*args, **kwargs)))
+    with checkpoint.Writer(tmp_path, keep=3, background=True) as writer:
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        writer.save(model, parts, step=1, meta={})
+        assert checkpoint.newest(tmp_path) is None
+        parts[0].step()
+        go_on.set()
+        writer.wait()
+        after = nn.Linear(3, 3)
+        checkpoint.load(checkpoint.newest(tmp_path), after, [torch.optim.AdamW(after.parameters())])
+        assert all(torch.equal(value, before[name]) for name, value in after.state_dict().items())
+        assert not torch.equal(after.weight, model.weight)
+
+        monkeypatch.setattr(dcp, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        writer.save(model, parts, step=2, meta={})
+        with pytest.raises(UserError, match="no room for a checkpoint"):
+            writer.save(model, parts, step=3, meta={})
+        assert checkpoint.steps(tmp_path) == [1]
+
+
 def test_what_is_kept(tmp_path):
     model = nn.Linear(2, 2)
     parts = [torch.optim.AdamW(model.parameters())]
 
     def save(step, best=None, keep=2):
-        checkpoint.save(tmp_path, model, parts, step=step, meta={"best": best and {"step": best, "loss": 0.5}}, keep=keep)
+        checkpoint.Writer(tmp_path, keep=keep).save(model, parts, step=step, meta={"best": best and {"step": best, "loss": 0.5}})
         return checkpoint.steps(tmp_path)
 
     assert checkpoint.best(tmp_path) is None
@@ -94,7 +124,7 @@ def test_what_is_kept(tmp_path):
     assert save(6, best=5, keep=1) == [5, 6]
     (tmp_path / "step_00000006" / "meta.json").write_text("{}")
     assert checkpoint.newest(tmp_path).name == "step_00000005"
-    checkpoint.save(tmp_path, model, parts, step=5, meta={}, keep=1)
+    checkpoint.Writer(tmp_path, keep=1).save(model, parts, step=5, meta={})
     assert checkpoint.steps(tmp_path) == [5] and checkpoint.best(tmp_path) is None
 
 
