@@ -90,6 +90,10 @@ class QuestionSource:
     def __len__(self) -> int:
         return len(self.type)
 
+    def names(self, ids: Any) -> list[str]:
+        """For people: scene and question id of each question, `scene 10012 question 3`."""
+        return [f"scene {self.scene[i]} question {self.question_id[i]}" for i in ids]
+
     def rows(self, question: int) -> np.ndarray:
         """The row numbers of a question, (choices,) or (1,)."""
         return np.arange(self.first_row[question], self.first_row[question + 1])
@@ -154,6 +158,10 @@ class VideoQuestions:
 
     def __len__(self) -> int:
         return len(self.first) - 1
+
+    def names(self, ids: Any) -> list[str]:
+        """For people: the scene of each video, `scene 10012`."""
+        return [f"scene {self.source.scene[self.first[i]]}" for i in ids]
 
     def questions(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
         """The questions of videos `ids` (V,), and for each its video's place in `ids`; both (Q,)."""

@@ -58,7 +58,7 @@ class ResidentWindows:
         if not 0.0 <= contact_share < 1.0:
             raise UserError(f"contact_share={contact_share}: must be at least 0 and below 1")
         slots = load_slots(folder, split, videos)
-        self.videos = len(slots)
+        self.videos, self.keys = len(slots), self.manifest.keys(split)
         if not self.videos:
             raise UserError(f"split {split!r} in {folder} holds no videos")
         self.rows = slots.reshape(self.videos * frames, -1)
@@ -88,6 +88,11 @@ class ResidentWindows:
     def totals(self, ids: np.ndarray) -> dict[str, float]:
         """{"windows": their number}."""
         return {"windows": float(len(ids))}
+
+    def names(self, ids: np.ndarray) -> list[str]:
+        """For people: the key of each window's video and its first frame, `video_00012@35`."""
+        video, start = np.divmod(ids if self.table is None else self.table[ids], self.starts)
+        return [f"{self.keys[v]}@{s}" for v, s in zip(video, start)]
 
     def gather(self, ids: np.ndarray, sample: np.ndarray) -> dict[str, torch.Tensor]:
         """The windows `ids` (B,), with T = T_h + T_p; `sample` (B,) is handed on.

@@ -169,9 +169,9 @@ def by_length(padding: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Rows of words sorted into parts of like length, for padding (R, N) bool, True at padding: (rows (r,), words (r, n), padding (r, n)).
 
     More than half of the words of a batch are padding, and positions are added before: so what is left is the same, for half of the work.
-    It reads the lengths, which on a GPU would wait for it: there, and where a graph is compiled, all rows are one part as they are.
+    It reads the lengths, which on a GPU would wait for it: there, where a graph is compiled and on the meta device, all rows are one part.
     """
-    if padding.is_cuda or torch.compiler.is_compiling():
+    if padding.is_cuda or padding.is_meta or torch.compiler.is_compiling():
         rows, words = (torch.arange(n, device=padding.device) for n in padding.shape)
         return [(rows, words.expand_as(padding), padding)]
     length = (~padding).sum(1)

@@ -140,7 +140,7 @@ def fit(
         signal, clock = guard.agreed()
         log = done % loop.log_every == 0 or done == stop
         save = done % loop.checkpoint_every == 0 or done == stop or signal or clock
-        new = skips.read(partial(batch_ids, config, source)) if log or save else 0
+        new = skips.read(partial(batch_names, config, source)) if log or save else 0
         spent = new and skips.count > loop.skip_budget
         if log:
             values = since.read()
@@ -188,9 +188,9 @@ def total_steps(loop: schema.LoopConfig, samples: int) -> int:
     return loop.steps or math.ceil(loop.epochs * samples / loop.global_batch)
 
 
-def batch_ids(config: Config, source: Source, step: int) -> np.ndarray:
-    """(global batch,): the ids of all samples of a step."""
-    return window_ids(config.seed, step * config.loop.global_batch, config.loop.global_batch, len(source))
+def batch_names(config: Config, source: Source, step: int) -> list[str]:
+    """(global batch,): all samples of a step, by names that a user can look up."""
+    return source.names(window_ids(config.seed, step * config.loop.global_batch, config.loop.global_batch, len(source)))
 
 
 class Sums:

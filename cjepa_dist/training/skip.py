@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,15 +89,15 @@ class Skips:
         """Note the step that made `done`; nothing is read from the device."""
         self.unread.append((done, good, loss.detach()))
 
-    def read(self, samples: Callable[[int], np.ndarray]) -> int:
-        """How many steps since the last read were skipped; all ranks call it. `samples(step)` are the ids of a step's global batch."""
+    def read(self, samples: Callable[[int], list[str]]) -> int:
+        """How many steps since the last read were skipped; all ranks call it. `samples(step)` names a step's global batch."""
         noted, self.unread = self.unread, []
         good = torch.stack([good for _, good, _ in noted]).cpu() if noted else torch.ones(0)
         if good.all():
             return 0
         losses = (runtime.all_reduce(torch.stack([loss for _, _, loss in noted])) / runtime.world_size()).cpu()
         lines = [
-            {"step": done, "loss": str(loss.item()), "samples": samples(done - 1).tolist()}  # "nan" and "inf" are no JSON numbers
+            {"step": done, "loss": str(loss.item()), "samples": samples(done - 1)}  # "nan" and "inf" are no JSON numbers
             for (done, _, _), fine, loss in zip(noted, good, losses)
             if not fine
         ]

@@ -177,6 +177,12 @@ def test_videos_hold_all_their_questions(folder):
     assert len(batch["slots"]) == 4 and videos.totals([2, 0]) == source.totals([*range(10, 15), *range(5)])
 
 
+def test_names_are_what_a_user_can_look_up(folder):
+    source = QuestionSource(folder, "val", **PUBLISHED)
+    assert source.names([0, 6]) == ["scene 100 question 0", "scene 101 question 1"]
+    assert VideoQuestions(source).names([0, 2]) == ["scene 100", "scene 103"]
+
+
 def test_start_depends_on_the_sample_alone(folder):
     source = QuestionSource(folder, "val", **PUBLISHED, seed=4)
     sample = np.arange(10_000, 18_000)

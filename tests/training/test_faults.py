@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -140,6 +141,7 @@ def test_clock_best_and_budget(command, small_data, tmp_path, monkeypatch):
     assert done.returncode == 2 and "more than loop.skip_budget=0" in done.stderr and "Traceback" not in done.stderr
     skipped = json.loads((run / "skipped.jsonl").read_text())
     assert skipped["step"] == 5 and len(skipped["samples"]) == 8 and skipped["loss"] == "nan"
+    assert all(re.fullmatch(r"video_\d{5}@\d+", name) for name in skipped["samples"])
     assert checkpoint.steps(run / "checkpoints")[-1] == 6  # noticed with the metrics of step 6
     assert all(math.isfinite(loss) for _, _, loss in losses(run))
     before = losses(run)

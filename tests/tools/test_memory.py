@@ -1,0 +1,68 @@
+"""tools.memory against what a step really takes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cjepa_dist import config as schema
+from tests.conftest import PROJECT
+from tools import memory
+
+WIDE = [
+    "configs/world_model/quickstart.yaml", "data=d", "run=r", "predictor.width=512", "predictor.mlp_dim=2048", "predictor.depth=7",
+    "predictor.heads=8", "loop.global_batch=64", "optimizer.name=adamw",
+]  # fmt: skip
+STEP = """
+import resource, sys, torch
+from cjepa_dist import config as schema, tasks
+from cjepa_dist.training.optimizer import optimizers
+
+config = schema.parse(schema.TrainWorldModel, sys.argv[1:])
+page = resource.getpagesize()
+before = int(open("/proc/self/statm").read().split()[1]) * page
+task = tasks.build(config)
+optimizer, p = optimizers(task, config.optimizer), config.predictor
+size = config.loop.global_batch
+batch = {
+    "slots": torch.randn(size, p.history_frames + p.pred_frames, p.slots, p.slot_dim),
+    "present": torch.ones(size, p.history_frames + p.pred_frames, p.slots, dtype=torch.bool),
+    "sample": torch.arange(size),
+}
+for _ in range(2):
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.loop.precision == "bf16"):
+        task(batch, 0, 0.99).loss.backward()
+    for part in optimizer:
+        part.step()
+        part.zero_grad()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_estimate_is_what_a_step_takes(precision):
+    arguments = [*WIDE, f"loop.precision={precision}"]
+    done = subprocess.run([sys.executable, "-c", STEP, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    estimated = sum(memory.estimate(schema.parse(schema.TrainWorldModel, arguments)).values())
+    assert 0.7 < estimated / int(done.stdout) < 1.3
+
+
+def test_engines_share_what_they_say():
+    config = schema.parse(schema.TrainWorldModel, WIDE)
+    found = {engine: memory.estimate(config, engine=engine, processes=4) for engine in memory.ENGINES}
+    weights, optimizer = found["ddp"]["weights"], found["ddp"]["optimizer"]
+    assert optimizer == 2 * weights
+    assert all(found[name]["optimizer"] == optimizer // 4 for name in ("zero1", "zero2", "zero3", "fsdp2"))
+    assert found["zero2"]["weights"] == weights and found["zero3"]["weights"] == found["fsdp2"]["weights"] == weights // 4
+    totals = [sum(found[name].values()) for name in ("zero3", "zero2", "zero1", "ddp")]
+    assert totals == sorted(totals)
+
+
+def test_vqa_and_data_and_a_batch_that_does_not_divide(command, small_data):
+    arguments = ("config=configs/aloe/quickstart.yaml", "set=[loop.global_batch=8]", f"data={small_data}")
+    done = command("tools.memory", *arguments, "processes=2", "engine=zero2")
+    assert done.returncode == 0, done.stderr
+    assert "slots of the train split" in done.stdout and "4 samples a pass" in done.stdout
+    wrong = command("tools.memory", *arguments, "processes=3")
+    assert wrong.returncode == 2 and "loop.global_batch=8 is not divisible by 3" in wrong.stderr

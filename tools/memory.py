@@ -1,0 +1,182 @@
+"""What a training step will need in memory, before it is allocated: `python -m tools.memory config=CONFIG.yaml engine=zero2 processes=8`.
+
+    config ──> task and one micro-batch on the meta device ──> forward, backward ──> bytes alive, op by op ──> peak
+                                                               and, by engine, what each process holds of weights, gradients, optimizer
+
+Tensors on the meta device have sizes and no content: a model of any size is estimated on any machine, in seconds. Attention is counted as
+the CPU computes it (its weights are stored); on a GPU it is fused, so the truth is below. Not counted: the interpreter and its libraries
+(about 0.3 GB on a CPU, 0.5 to 1 GB of CUDA context), the allocator's fragments, and what a checkpoint copies.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cjepa_dist import config as schema
+from cjepa_dist import tasks
+from cjepa_dist.config import MISSING, TrainAloe, TrainWorldModel, option
+from cjepa_dist.data.manifest import Manifest
+from cjepa_dist.data.vocabulary import ROW_WORDS
+from cjepa_dist.errors import UserError
+
+ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+MB = 2**20
+LATE = 0.99  # part of the run behind us: every term of the loss is on
+STATES = {"adam": 2, "adamw": 2, "muon": 1}  # copies of a weight that an update rule keeps; muon's are of matrices, the rest has adamw's
+
+
+@dataclass
+class Memory:
+    """Memory of one process in training, by what holds it."""
+
+    config: str = option(MISSING, "config of train_world_model or train_aloe")
+    set: list[str] = option([], "key=value pairs over the config")
+    engine: str = option("ddp", "how processes share the work", choices=ENGINES)
+    processes: int = option(1, "processes", least=1)
+    rows: int = option(24, "ALOE: rows of words (questions and options) a sample", least=1)
+    data: str = option("", "folder of slot shards, whose train split each process holds; empty = not counted")
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all tensors alive, and their peak. Views count once: a storage is counted when an op first returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: dict[int, weakref.ref] = {}
+
+    def note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.seen[key] = weakref.ref(storage, lambda _: self.forget(key, size))
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def forget(self, key: int, size: int) -> None:
+        del self.seen[key]
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.note(leaf)
+        return result
+
+
+def main(config: Memory) -> None:
+    trained = read(config)
+    found = estimate(trained, engine=config.engine, processes=config.processes, rows=config.rows, data=config.data)
+    samples = trained.loop.global_batch // (config.processes * trained.loop.accumulation)
+    of = f"{config.engine}, {config.processes} processes, {samples} samples a pass, {trained.loop.precision}"
+    print(f"{config.config}, {of}: MB a process\n")
+    for name, size in found.items():
+        print(f"{name:<44}{size / MB:>10,.0f}")
+    print(f"{'total':<44}{sum(found.values()) / MB:>10,.0f}")
+
+
+def read(config: Memory) -> TrainWorldModel | TrainAloe:
+    """The training config. Raises UserError where it is none, or the batch does not divide."""
+    content = schema.read_yaml(config.config)
+    arguments = [config.config, *config.set, "data=none", "run=none"]
+    trained = schema.parse(TrainAloe, arguments) if "aloe" in content else schema.parse(TrainWorldModel, arguments)
+    assert trained is not None
+    parts = config.processes * trained.loop.accumulation
+    if trained.loop.global_batch % parts:
+        raise UserError(f"loop.global_batch={trained.loop.global_batch} is not divisible by {parts} (processes x loop.accumulation)")
+    return trained
+
+
+def estimate(
+    config: TrainWorldModel | TrainAloe, *, engine: str = "ddp", processes: int = 1, rows: int = 24, data: str = ""
+) -> Mapping[str, int]:
+    """Bytes of one process, by what holds them."""
+    with torch.device("meta"):
+        task = tasks.build(config)
+    size = config.loop.global_batch // (processes * config.loop.accumulation)
+    weights = sum(p.nbytes for p in task.parameters())
+    optimizer = states(task, config.optimizer.name)
+    sharded = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}[engine] if processes > 1 else 0
+    content, precision = batch(config, size, rows), config.loop.precision
+    step = peak(task, content, precision, keep_gradients=True) - weights
+    if sharded >= 2:  # gradients go to their owners as they come
+        step = min(step, peak(task, content, precision, keep_gradients=False) - weights + weights // processes)
+    found = {
+        "weights": weights // processes if sharded == 3 else weights,
+        "optimizer": optimizer // processes if sharded else optimizer,
+        "activations, gradients, temporary tensors": step,
+    }
+    if engine == "ddp" and processes > 1:
+        found["buckets of gradients"] = weights
+    if sharded == 3:
+        found["gathered weights, two blocks"] = 2 * largest_block(task)
+    if data:
+        manifest = Manifest.load(data)
+        numbers = manifest.frames * manifest.slots * manifest.slot_dim * manifest.count(config.train_split)
+        found["slots of the train split"] = numbers * torch.empty(0, dtype=getattr(torch, manifest.dtype)).element_size()
+    return found
+
+
+def batch(config: TrainWorldModel | TrainAloe, size: int, rows: int) -> dict[str, Tensor]:
+    """A micro-batch of `size` samples on the meta device."""
+    with torch.device("meta"):
+        if isinstance(config, TrainAloe):
+            model, count = config.aloe, size * rows
+            integers = {name: torch.zeros(count, dtype=torch.int64) for name in ("kind", "row_view", "label")}
+            return {
+                "slots": torch.zeros(size, model.frames, model.slots, model.slot_dim),
+                "tokens": torch.zeros(count, ROW_WORDS, dtype=torch.int64),
+                "padding": torch.zeros(count, ROW_WORDS, dtype=torch.bool),
+                "is_choice": torch.zeros(count, dtype=torch.bool),
+                "total_descriptive": torch.ones(()),
+                "total_choice": torch.ones(()),
+                **integers,
+            }
+        sizes, frames = config.predictor, config.predictor.history_frames + config.horizon * config.predictor.pred_frames
+        pairs = {name: torch.zeros(size, sizes.slots, sizes.slots, dtype=torch.bool) for name in ("contact", "influence")}
+        return {
+            "slots": torch.zeros(size, frames, sizes.slots, sizes.slot_dim),
+            "present": torch.ones(size, frames, sizes.slots, dtype=torch.bool),
+            "position": torch.zeros(size, frames, sizes.slots, 2),
+            "sample": torch.zeros(size, dtype=torch.int64),
+            **pairs,
+        }
+
+
+def peak(task: Any, content: dict[str, Tensor], precision: str, *, keep_gradients: bool) -> int:
+    """Bytes alive at most in one forward and backward pass, weights included; gradients leave as they come unless they are kept."""
+    for parameter in task.parameters():
+        parameter.grad = None
+        if not keep_gradients:
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    live = Live()
+    for tensor in (*task.parameters(), *content.values()):
+        live.note(tensor)
+    with live, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        outcome = task(content, 0, LATE)
+        outcome.loss.backward()
+    return live.peak
+
+
+def states(task: nn.Module, name: str) -> int:
+    """Bytes that the update rule keeps for all weights."""
+    return sum(p.nbytes * (STATES[name] if name != "muon" or p.ndim == 2 else STATES["adamw"]) for p in task.parameters())
+
+
+def largest_block(task: nn.Module) -> int:
+    """Bytes of the largest transformer block: what is gathered at a time."""
+    blocks = [block for module in task.modules() if isinstance(module, nn.ModuleList) for block in module]
+    return max((sum(p.nbytes for p in block.parameters()) for block in blocks), default=0)
+
+
+if __name__ == "__main__":
+    schema.launch(Memory, main)
