@@ -159,7 +159,7 @@ def test_other_losses_and_accumulation(engine, other, small_data, tmp_path):
     reference, module, arguments = other
     run = tmp_path / "run"
     good(train(run, small_data, *arguments, "loop.accumulation=2", f"loop.engine={engine}", module=module, processes=2, env={}), engine, 2)
-    compare(run, reference, 6)
+    compare(run, reference, 6, moment=1e-3 if module == ALOE else 1e-4)  # a ReLU of ALOE's may be on one side of 0 or the other
 
 
 ZERO1 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
@@ -191,12 +191,9 @@ def test_what_cannot_be_as_asked_is_an_error(extra, launched, expected, monkeypa
 
 @pytest.mark.slow
 def test_launcher_that_falls_back_is_an_error(small_data, tmp_path):
-    """use_cpu: true makes `accelerate launch` start one process in place of two, in silence."""
-    file = tmp_path / "launch.yaml"
-    text = (PROJECT / "configs" / "accelerate" / "cpu_two.yaml").read_text()
-    file.write_text(text.replace("use_cpu: false", "use_cpu: true"))
-    run = tmp_path / "run"
-    done = train(run, small_data, "loop.processes=2", launcher=("accelerate.commands.launch", "--config_file", str(file)))
+    """`accelerate launch --cpu --num_processes 2` starts one process, in silence."""
+    run, launcher = tmp_path / "run", ("accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    done = train(run, small_data, "loop.processes=2", launcher=launcher)
     assert done.returncode != 0 and "error: loop.processes=2, but 1 run" in done.stderr, done.stderr[-3000:]
     assert not run.exists()
 
@@ -227,7 +224,7 @@ def test_a_replica_that_changed_is_found(engine, small_data, tmp_path):
 
 @pytest.mark.slow
 def test_muon_under_fsdp2(small_data, tmp_path):
-    """Its Newton-Schulz steps run in bfloat16 on sharded matrices: weights within 1e-3, a half of one step at the peak rate."""
+    """Its Newton-Schulz steps round to bfloat16: losses within 1e-4, weights within one step at the peak rate."""
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = (
         "optimizer.name=muon",
@@ -238,4 +235,4 @@ def test_muon_under_fsdp2(small_data, tmp_path):
     )
     good(train(one, small_data, *arguments))
     good(train(two, small_data, *arguments, "loop.engine=fsdp2", processes=2), "fsdp2", 2)
-    compare(two, one, 20, loss=1e-3, moment=1e-2, weight=1e-3)
+    compare(two, one, 20, loss=1e-4, moment=5e-2, weight=2e-3)
