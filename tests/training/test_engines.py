@@ -2,8 +2,8 @@
 
 The reference is one process. It clips gradients, keeps a mean of the weights, has all causal terms and skips a step whose loss is NaN;
 so do the others. Sums over processes are taken in another order, hence tolerances: losses 1e-5 of their value, moments of AdamW 1e-4 of
-the largest in their tensor, weights and their means 1e-4, a twentieth of one step at the peak rate (a key's bias has no gradient but
-rounding, and AdamW makes steps of it).
+the largest in their tensor, weights and their means 1e-4, a twentieth of one step at the peak rate. The keys' bias is left out: softmax
+does not see it, so its gradient is rounding, of which AdamW makes steps.
 """
 
 import json
@@ -91,7 +91,10 @@ def compare(run, reference, step, loss=1e-5, moment=1e-4, weight=1e-4):
     for name, value in expected.items():
         if value.is_floating_point():
             tolerance = moment * value.abs().max().item() if name.startswith("optimizer") else weight
-            torch.testing.assert_close(got[name], value, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+            one, other = value.clone(), got[name].clone()
+            if name.endswith("attention.qkv.bias"):
+                one.view(3, -1)[1] = other.view(3, -1)[1] = 0
+            torch.testing.assert_close(other, one, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
         else:
             assert torch.equal(got[name], value), name
 
@@ -156,7 +159,7 @@ def test_other_losses_and_accumulation(engine, other, small_data, tmp_path):
     reference, module, arguments = other
     run = tmp_path / "run"
     good(train(run, small_data, *arguments, "loop.accumulation=2", f"loop.engine={engine}", module=module, processes=2, env={}), engine, 2)
-    compare(run, reference, 6)
+    compare(run, reference, 6, moment=1e-3 if module == ALOE else 1e-4)  # a ReLU of ALOE's may be on one side of 0 or the other
 
 
 ZERO1 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
@@ -188,15 +191,10 @@ def test_what_cannot_be_as_asked_is_an_error(extra, launched, expected, monkeypa
 
 @pytest.mark.slow
 def test_launcher_that_falls_back_is_an_error(small_data, tmp_path):
-    """use_cpu: true makes `accelerate launch` start one process and leave the plugin out, in silence."""
-    file = tmp_path / "launch.yaml"
-    text = (PROJECT / "configs" / "accelerate" / "cpu_fsdp2.yaml").read_text()
-    file.write_text(text.replace("use_cpu: false", "use_cpu: true"))
-    run = tmp_path / "run"
-    done = train(run, small_data, launcher=("accelerate.commands.launch", "--config_file", str(file)))
-    assert done.returncode != 0 and "error: engine fsdp2 was asked for, but this is one process on its own" in done.stderr, done.stderr[
-        -3000:
-    ]
+    """`accelerate launch --cpu --num_processes 2` starts one process, in silence."""
+    run, launcher = tmp_path / "run", ("accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    done = train(run, small_data, "loop.processes=2", launcher=launcher)
+    assert done.returncode != 0 and "error: loop.processes=2, but 1 run" in done.stderr, done.stderr[-3000:]
     assert not run.exists()
 
 
@@ -217,15 +215,16 @@ def test_accelerate_launch_and_bfloat16(name, engine, reference, small_data, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "zero1"])
 def test_a_replica_that_changed_is_found(engine, small_data, tmp_path):
-    run = tmp_path / "run"
-    env = {"CJEPA_FAULT": "replica@3:rank1"}
+    """Under ZeRO each step makes the weights anew from their parts, so a change is seen only before the next."""
+    run, step = tmp_path / "run", 3 if engine == "ddp" else 5
+    env = {"CJEPA_FAULT": f"replica@{step}:rank1"}
     done = train(run, small_data, f"loop.engine={engine}", "loop.stop_at=9", processes=2, env=env)
     assert done.returncode != 0 and "the replicas of the weights differ after step 5" in done.stderr, done.stderr[-3000:]
 
 
 @pytest.mark.slow
 def test_muon_under_fsdp2(small_data, tmp_path):
-    """Its Newton-Schulz steps run in bfloat16 on sharded matrices: weights within 1e-3, a half of one step at the peak rate."""
+    """Its Newton-Schulz steps round to bfloat16: losses within 1e-4, weights within one step at the peak rate."""
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = (
         "optimizer.name=muon",
@@ -236,4 +235,4 @@ def test_muon_under_fsdp2(small_data, tmp_path):
     )
     good(train(one, small_data, *arguments))
     good(train(two, small_data, *arguments, "loop.engine=fsdp2", processes=2), "fsdp2", 2)
-    compare(two, one, 20, loss=1e-3, moment=1e-2, weight=1e-3)
+    compare(two, one, 20, loss=1e-4, moment=5e-2, weight=2e-3)
