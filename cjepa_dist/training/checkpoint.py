@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from cjepa_dist.tasks import VqaTask, WorldModelTask
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # by torch's writer and reader, whenever one process runs
 
 
 class Writer:
