@@ -35,7 +35,7 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.models import aloe, predictor
 from cjepa_dist.tasks import VqaTask, WorldModelTask, build
 from cjepa_dist.training import checkpoint
-from cjepa_dist.training.loop import open_run, write_json
+from cjepa_dist.training.folder import open_run, write_json
 from cjepa_dist.training.optimizer import optimizers
 
 C_JEPA, ALOE = "C-JEPA", "ALOE"
