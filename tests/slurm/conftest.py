@@ -58,12 +58,12 @@ def ended(runs, seconds=300):
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
     """Starts the cluster; every Slurm command of this session then talks to it."""
-    if missing := [name for name in ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]:
-        if os.environ.get("SLURM_INSTALL") != "1":
-            pytest.skip(f"no Slurm on this machine ({missing[0]} is missing): with SLURM_INSTALL=1 and root, apt-get gets it")
+    missing = [name for name in ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
+    if missing and os.environ.get("SLURM_INSTALL") != "1":
+        pytest.skip(f"no Slurm on this machine ({missing[0]} is missing): with SLURM_INSTALL=1 and root, apt-get gets it")
     folder = tmp_path_factory.mktemp("slurm")
     script = ["bash", str(PROJECT / "tools" / "slurm_cluster.sh")]
-    env = {**os.environ, "BASE_PORT": str(20000 + os.getpid() % 10000), "SLURM_TIMEOUT": "90"}
+    env = {**os.environ, "BASE_PORT": str(20000 + os.getpid() % 10000), "NODE_CPUS": "2"}
     up = subprocess.run([*script, "up", str(folder)], capture_output=True, text=True, env=env)
     if up.returncode:
         subprocess.run([*script, "down", str(folder)], capture_output=True, env=env)
@@ -74,26 +74,25 @@ def slurm(tmp_path_factory):
     del os.environ["SLURM_CONF"]
 
 
+def write(folder: Path, data: Path, *, cluster=None, **fields) -> Path:
+    """Both YAML files of an experiment whose runs go to folder/runs; the path of the experiment's."""
+    facts = yaml.safe_load((PROJECT / "configs" / "slurm" / "test.yaml").read_text())
+    (folder / "cluster.yaml").write_text(yaml.safe_dump({**facts, **(cluster or {})}))
+    content = {
+        "cluster": str(folder / "cluster.yaml"),
+        "runs": str(folder / "runs"),
+        "data": str(data),
+        "arms": {"baseline": {"config": "configs/world_model/quickstart.yaml"}},
+        "world_model": WORLD,
+        "aloe": ALOE,
+        "blind": False,
+        **fields,
+    }
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(content))
+    return folder / "experiment.yaml"
+
+
 @pytest.fixture
 def experiment(tmp_path, small_data):
-    """experiment(cluster={field: value}, field=value, ...) writes both YAML files; returns the path of the experiment's. RUNS is tmp_path/runs."""
-
-    def write(cluster=None, **fields) -> Path:
-        facts = yaml.safe_load((PROJECT / "configs" / "slurm" / "test.yaml").read_text())
-        (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({**facts, **(cluster or {})}))
-        content = {
-            "cluster": str(tmp_path / "cluster.yaml"),
-            "runs": str(tmp_path / "runs"),
-            "data": str(small_data),
-            "arms": {"baseline": {"config": "configs/world_model/quickstart.yaml"}},
-            "world_model": WORLD,
-            "aloe": ALOE,
-            "blind": False,
-            "evaluate": {"draws": 10, "windows": 64, "videos": 4},
-            "evaluate_graph": {"windows": 32, "draws": 5, "samples": 2},
-            **fields,
-        }
-        (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(content))
-        return tmp_path / "experiment.yaml"
-
-    return write
+    """experiment(cluster={field: value}, field=value, ...) -> path of its YAML; its runs go to tmp_path/runs."""
+    return lambda **fields: write(tmp_path, small_data, **fields)
