@@ -210,14 +210,17 @@ def read(path: Path) -> str | None:
 
 
 def tail(path: Path, lines: int = TAIL) -> list[str]:
-    """The last lines of a log that say something."""
+    """The last lines of a log that say something, of the last start; our own "error: ..." first if a launcher's words pushed it out."""
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, path.stat().st_size - 65536))
             text = stream.read().decode(errors="replace")
     except OSError:
         return []
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+    found = [line.rstrip() for line in text.splitlines() if line.strip()]
+    begin = max((index + 1 for index, line in enumerate(found) if line.startswith("== ")), default=0)
+    errors = [line for line in found[begin:-lines] if line.startswith("error: ")]
+    return errors[-1:] + found[begin:][-lines:]
 
 
 def file_name(name: str) -> str:

@@ -6,7 +6,7 @@ import yaml
 from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
 from slurm import plan
-from slurm.job import Place, Spec, argv_of
+from slurm.job import Place, Spec, argv_of, tail
 from slurm.schema import Cluster, Experiment, read_cluster
 from slurm.status import duration
 from tests.conftest import PROJECT
@@ -115,3 +115,11 @@ def test_no_slurm_is_one_line(tmp_path, monkeypatch, experiment):
 
 def test_duration():
     assert [duration(seconds) for seconds in (None, 30, 600, 7200)] == ["", "30 s", "10 min", "2.0 h"]
+
+
+def test_tail(tmp_path):
+    """What a launcher says after our error does not hide it; what an earlier start said does not count."""
+    log = tmp_path / "log"
+    log.write_text("== start 1\nerror: old\n== start 2\nerror: the cause\n" + "traceback\n\n" * 20 + "end\n")
+    assert tail(log, 3) == ["error: the cause", "traceback", "traceback", "end"]
+    assert tail(tmp_path / "none") == []

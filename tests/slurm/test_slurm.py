@@ -43,7 +43,7 @@ def undisturbed(command, data, folder, steps, processes=0):
 
 @pytest.fixture(scope="module")
 def timed(slurm, small_data, tmp_path_factory):
-    """90 seconds of pauses under a limit of two minutes, of which Slurm gives 90 at most, submitted before the other tests: it takes nobody's CPU."""
+    """90 seconds of pauses in jobs of which Slurm allows at most 90. Submitted before the other tests: it takes nobody's CPU."""
     folder = tmp_path_factory.mktemp("timed")
     steps = {**WORLD, "loop.steps": 45, "loop.checkpoint_every": 100}
     path = write(folder, small_data, cluster={**paused(45), "minutes": {"world_model": 2}}, world_model=steps)
