@@ -118,6 +118,7 @@ def to_slurm(experiment: Experiment, cluster: Cluster, record: Record, jobs: lis
 def here(record: Record, cluster: Cluster, jobs: list[Job]) -> int:
     """Run the jobs on this machine, in order. 0 if all succeeded, 1 if not, 75 after a signal."""
     failed: set[str] = set()
+    cluster = dataclasses.replace(cluster, gpus_per_node=min(cluster.gpus_per_node, gpus_here()))
     for job in jobs:
         record.jobs[job.name], record.ids[job.name] = job, ""
         record.write()
@@ -139,6 +140,15 @@ def here(record: Record, cluster: Cluster, jobs: list[Job]) -> int:
     if failed:
         print(f"error: {len(failed)} of {len(jobs)} jobs failed: {', '.join(sorted(failed))}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def gpus_here() -> int:
+    """GPUs of this machine, by its driver: importing torch to count them takes seconds."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except OSError:
+        return 0
+    return done.stdout.count("GPU ") if done.returncode == 0 else 0
 
 
 def shown(jobs: list[Job], notes: dict[str, str]) -> str:

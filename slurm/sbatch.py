@@ -38,7 +38,8 @@ def options(job: Job, cluster: Cluster, runs: Path, needs: list[str], after: lis
         "mem": f"{cluster.memory_gb}G" if cluster.memory_gb else "",
         "time": getattr(cluster.minutes, job.stage),
         "stderr_to_stdout": True,
-        "setup": [*(f"module load {name}" for name in cluster.modules), *cluster.setup],
+        # Since Slurm 22.05 srun does not take --cpus-per-task from sbatch: the step would get one CPU.
+        "setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *(f"module load {name}" for name in cluster.modules), *cluster.setup],
         "additional_parameters": extra,
     }
     return {name: value for name, value in found.items() if value}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from cjepa_dist import config as schema
 from cjepa_dist.config import MISSING, option
 
@@ -81,4 +83,13 @@ class Experiment:
 
 def read_cluster(path: str) -> Cluster:
     """Raises UserError, naming the file and the field."""
-    return schema.build(Cluster, schema.read_yaml(path))
+    return schema.build(Cluster, escaped(OmegaConf.to_container(schema.read_yaml(path))))
+
+
+def escaped(tree: Any) -> Any:
+    """`${` is the shell's in these files, not OmegaConf's."""
+    if isinstance(tree, dict):
+        return {key: escaped(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [escaped(value) for value in tree]
+    return tree.replace("${", "\\${") if isinstance(tree, str) else tree

@@ -192,8 +192,15 @@ database() { mariadb --no-defaults --socket="$MYSQL_UNIX_PORT" -e 'create databa
 no_jobs() { [[ ! $(squeue -h -o %A) ]]; }
 nodes_up() { [[ $(sinfo -h -N -p low -t idle,mix,alloc,comp -o %N | wc -l) = "$NODES" ]]; }
 
+# cores_of I: the cores of node I, as taskset lists them; nodes share them where there are fewer cores than nodes.
+cores_of() {
+    local all
+    all=$(nproc)
+    seq -s, $((($1 - 1) % all)) "$NODES" $((all - 1))
+}
+
 up() {
-    local name
+    local name cores
     [[ $EUID = 0 ]] || die "needs root"
     install_missing
     mkdir -p "$dir"
@@ -214,10 +221,12 @@ up() {
     for name in "${nodes[@]}"; do
         # Each node its own host name, where the kernel lets us.
         export SLURMD_NODENAME=$name
+        # ... and its own share of the cores: threads of many jobs on the same cores spend their time waiting for each other.
+        cores=$(cores_of "${name#node}")
         if unshare --uts true 2>/dev/null; then
-            start "$name" unshare --uts sh -c "hostname $name && exec slurmd -D -N $name"
+            start "$name" unshare --uts sh -c "hostname $name && exec taskset -c $cores slurmd -D -N $name"
         else
-            start "$name" slurmd -D -N "$name"
+            start "$name" taskset -c "$cores" slurmd -D -N "$name"
         fi
     done
     wait_for 60 nodes_up || { status || true; die "nodes are not up: see $log"; }

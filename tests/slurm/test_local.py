@@ -23,7 +23,7 @@ def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, t
     assert "evaluate/world_model/odd/seed_0: left out, it needs world_model/odd/seed_0" in done.stdout
     assert json.loads((runs / "world_model/baseline/seed_0/done.json").read_text())["step"] == 6
     text = (runs / "report/report.md").read_text()
-    assert "# Missing: 2 of 4 jobs" in text and "ctt.fraction=0.25 of the 6 windows" in text and "| baseline/seed_0 " in text
+    assert "# Missing: 2 of 4 jobs" in text and "ctt.fraction=0.25 of the 6 windows" in text and "| seed_0 | predictor |" in text
 
     status = ours("status", runs)
     assert status.returncode == 1 and "world_model/odd/seed_0: cjepa_dist.train_world_model ended with exit code 2" in status.stdout

@@ -82,6 +82,12 @@ def test_clusters(path):
     assert path.read_text().startswith("# ")
 
 
+def test_the_shell_keeps_its_dollars(tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"setup": ["echo ${HOME:-0} $USER"], "environment": {"A": "${B}"}}))
+    cluster = read_cluster(str(tmp_path / "c.yaml"))
+    assert cluster.setup == ["echo ${HOME:-0} $USER"] and cluster.environment == {"A": "${B}"}
+
+
 def test_unknown_cluster_field(tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"partitions": "gpu"}))
     with pytest.raises(UserError, match="unknown config key partitions; the nearest is partition"):
