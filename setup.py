@@ -44,7 +44,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["cjepa_dist", "cjepa_dist.*", "data_prep", "data_prep.*"]),
+    packages=find_packages(include=["cjepa_dist", "cjepa_dist.*", "data_prep", "data_prep.*", "slurm"]),
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -9,7 +9,7 @@ TEXT = (PROJECT / "README.md").read_text()
 
 def test_map_has_one_line_a_file():
     block = TEXT[TEXT.index("## Files") :]
-    for package in ("cjepa_dist", "data_prep"):
+    for package in ("cjepa_dist", "data_prep", "slurm"):
         for path in sorted((PROJECT / package).rglob("*.py")):
             if path.name != "__init__.py":
                 name = str(path.relative_to(PROJECT / package))
@@ -23,10 +23,10 @@ def test_map_has_one_line_a_file():
 
 
 def test_named_files_and_modules_exist():
-    for page in (PROJECT / "README.md", PROJECT / "docs" / "clevrer.md"):
+    for page in (PROJECT / "README.md", PROJECT / "docs" / "clevrer.md", PROJECT / "docs" / "slurm.md"):
         text = page.read_text()
         for path in re.findall(r"configs/[\w/]+\.yaml", text):
             assert (PROJECT / path).is_file(), f"{page.name} names {path}"
-        for module in re.findall(r"-m ((?:cjepa_dist|data_prep)\.\w+)", text):
+        for module in re.findall(r"-m ((?:cjepa_dist|data_prep|slurm)\.\w+)", text):
             folder = PROJECT / module.replace(".", "/")
             assert folder.with_suffix(".py").is_file() or (folder / "__main__.py").is_file(), f"{page.name} names {module}"

@@ -1,0 +1,165 @@
+"""Hand a graph of jobs over: to Slurm, to this machine, or to the eye (dry_run). What is finished or in the queue is left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+from cjepa_dist import config as schema
+from cjepa_dist.errors import UserError
+from slurm import record as records
+from slurm.job import STOPPED, Place, run
+from slurm.plan import Job, check, chosen, plan, spec
+from slurm.record import ACTIVE, Record
+from slurm.schema import Cluster, Experiment, read_cluster
+
+
+def hand_over(experiment: Experiment) -> int:
+    """Plan, check, and queue what is not finished. Raises UserError before anything is queued."""
+    cluster = read_cluster(experiment.cluster)
+    jobs = plan(experiment)
+    check(experiment, jobs)
+    runs = Path(experiment.runs).resolve()
+    record = records.read(runs) or Record(runs, {})
+    record.experiment = dataclasses.asdict(experiment)
+    busy = {name for name, (state, _, _) in records.states(record).items() if state in ACTIVE}
+    wanted = open_jobs(jobs, experiment.stage, record, busy)
+    if experiment.executor == "slurm":
+        return to_slurm(experiment, cluster, record, wanted, busy)
+    if experiment.dry_run:
+        print(shown(wanted, {}))
+        return 0
+    writable(record)
+    return here(record, cluster, wanted)
+
+
+def open_jobs(jobs: list[Job], stage: str, record: Record, busy: set[str]) -> list[Job]:
+    """The jobs of `stage` that are neither finished nor in the queue, and the report if anything before it changes.
+
+    Raises UserError where something there was made with other settings, or a job needs what neither is there nor will be.
+    """
+    whole = {job.name: job for job in jobs}
+    wanted: list[Job] = []
+    names: set[str] = set()
+    for job in chosen(jobs, stage):
+        old = record.jobs.get(job.name)
+        if old and old.key != job.key and (job.name in busy or job.done() or (job.trains and job.folder.exists())):
+            where = Path(job.outputs[0]).parent
+            raise UserError(f"{job.name} was made with other settings than today's: take another runs=, or remove {where}")
+        if job.name in busy or (job.done() and not names & {*job.needs, *job.after}):
+            continue
+        if lost := [name for name in job.needs if name not in names | busy and not whole[name].done()]:
+            raise UserError(f"{job.name} needs {lost[0]}, which is not there: submit stage={whole[lost[0]].stage} too")
+        wanted.append(job)
+        names.add(job.name)
+    return wanted
+
+
+def writable(record: Record) -> None:
+    """Makes RUNS/.slurm. Raises UserError where that cannot be written."""
+    try:
+        (record.home / "logs").mkdir(parents=True, exist_ok=True)
+        probe = record.home / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {record.runs}: {error.strerror}; set runs= to a folder that all nodes can write to") from error
+
+
+def to_slurm(experiment: Experiment, cluster: Cluster, record: Record, jobs: list[Job], busy: set[str]) -> int:
+    try:
+        from slurm import sbatch
+    except ImportError as error:
+        raise UserError(f"submitit is not installed ({error}): pip install submitit, use slurm/train.sbatch, or executor=local") from error
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S_%f")  # a folder of its own: submitit would take old results for new ones
+    folder = record.home / "submitit" / stamp
+    ids = {name: record.ids[name] for name in busy}
+
+    def settings(job: Job, numbers: dict[str, str]) -> dict:
+        needs, after = ([numbers[name] for name in group if name in numbers] for group in (job.needs, job.after))
+        return sbatch.options(job, cluster, record.runs, needs, after)
+
+    if experiment.dry_run:
+        names = {job.name: f"<{job.name}>" for job in jobs}
+        sheets = {job.name: settings(job, {**ids, **names}) for job in jobs}
+        for job in jobs:
+            print(f"# --- {job.name}\n{sbatch.text(folder, sheets[job.name], 'python -u -m submitit.core._submit ' + str(folder))}")
+        try:
+            said = sbatch.check(cluster, sheets, folder)
+        except UserError as error:
+            print(shown(jobs, {}))
+            raise UserError(f"{error} (dry_run: nothing was queued)") from error
+        print(shown(jobs, said))
+        return 0
+    if not jobs:
+        print(f"nothing to submit: all of stage={experiment.stage} is finished or in the queue")
+        return 0
+    sbatch.check(cluster, {job.name: settings(job, {}) for job in jobs}, folder)
+    writable(record)
+    fresh: list[str] = []
+    try:
+        for job in jobs:
+            ids[job.name] = sbatch.submit(job, cluster, record.home, folder, settings(job, ids))
+            fresh.append(ids[job.name])
+            record.jobs[job.name], record.ids[job.name] = job, ids[job.name]
+            record.write()
+    except BaseException:
+        subprocess.run(["scancel", *fresh], check=False) if fresh else None  # half a graph is of no use to anybody
+        raise
+    print(shown(jobs, {job.name: f"job {ids[job.name]}" for job in jobs}))
+    print(f"{len(jobs)} jobs submitted; look at them with: python -m slurm.status {record.runs}")
+    return 0
+
+
+def here(record: Record, cluster: Cluster, jobs: list[Job]) -> int:
+    """Run the jobs on this machine, in order. 0 if all succeeded, 1 if not, 75 after a signal."""
+    failed: set[str] = set()
+    cluster = dataclasses.replace(cluster, gpus_per_node=min(cluster.gpus_per_node, gpus_here()))
+    for job in jobs:
+        record.jobs[job.name], record.ids[job.name] = job, ""
+        record.write()
+    for job in jobs:
+        if lost := failed & set(job.needs):
+            failed.add(job.name)
+            print(f"{job.name}: left out, it needs {', '.join(sorted(lost))}", flush=True)
+            continue
+        print(f"{job.name} ...", flush=True)
+        began = time.monotonic()
+        try:
+            run(spec(job, cluster, record.home), Place("", 0, 0, 1))
+        except SystemExit as stop:
+            if stop.code == STOPPED:
+                print(f"{job.name}: stopped; the same command goes on", flush=True)
+                return STOPPED
+            failed.add(job.name)
+        print(f"{job.name}: {'failed' if job.name in failed else 'done'} after {time.monotonic() - began:.0f} s", flush=True)
+    if failed:
+        print(f"error: {len(failed)} of {len(jobs)} jobs failed: {', '.join(sorted(failed))}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def gpus_here() -> int:
+    """GPUs of this machine, by its driver: importing torch to count them takes seconds."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except OSError:
+        return 0
+    return done.stdout.count("GPU ") if done.returncode == 0 else 0
+
+
+def shown(jobs: list[Job], notes: dict[str, str]) -> str:
+    """One line a job: what it waits for, and a note."""
+    lines = []
+    for job in jobs:
+        waits = [*job.needs, *(f"({name})" for name in job.after)]
+        lines.append("  ".join(filter(None, [job.name, f"<- {', '.join(waits)}" if waits else "", notes.get(job.name, "")])))
+    return "\n".join([*lines, f"{len(jobs)} jobs; in brackets: need only have ended"])
+
+
+def restore(record: Record) -> Experiment:
+    """The experiment that a record was made by, whole."""
+    return schema.build(Experiment, {**record.experiment, "stage": "all", "dry_run": False})

@@ -1,0 +1,241 @@
+"""What runs inside a job, on each of its nodes: our entry points, one after another, and what to do when one stops.
+
+    Spec ──> python -m MODULE, or torchrun over the nodes and processes of the job ──> RUNS/.slurm/logs/<name>.log
+    a signal to the job ──> SIGTERM to the entry point ──> checkpoint, RUN/resume.json ──> scontrol requeue ──> the same job goes on
+
+Needs neither submitit nor torch in this process. `python -m slurm.job MODULE key=value ...` does the same for an sbatch file of your own.
+Requeueing is asked for here and not left to submitit: one path for time limits, preemption and a plain sbatch, whatever the signal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+STOPPED = os.EX_TEMPFAIL  # 75, as of the training loop: the same command goes on
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+FRESH_RESTARTS = 3  # of what begins anew each time: one that never fits its time limit must end some day
+TAIL = 12  # lines of a log in an error
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A job: commands in order, each [module, argument, ...]; `processes` a node and `grace` (s) for a training's checkpoint."""
+
+    name: str
+    commands: list[list[str]]
+    home: str = ""  # RUNS/.slurm; empty = log to stdout, no events
+    processes: int = 1
+    grace: int = 60
+    max_restarts: int = 100
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a Slurm job this process is; job "" outside of Slurm."""
+
+    job: str
+    restart: int
+    node: int
+    nodes: int
+
+    @staticmethod
+    def here() -> Place:
+        env = os.environ
+        number = {key: int(env.get(f"SLURM_{key}", 0)) for key in ("RESTART_COUNT", "NODEID", "NNODES")}
+        return Place(env.get("SLURM_JOB_ID", ""), number["RESTART_COUNT"], number["NODEID"], max(1, number["NNODES"]))
+
+
+def run(spec: Spec, place: Place | None = None) -> None:
+    """Run the commands. Returns when all are done; else leaves with SystemExit: 75 stopped by a signal, 1 failed."""
+    place = place or Place.here()
+    runner = Runner(spec, place)
+    before = {number: signal.signal(number, runner.note) for number in SIGNALS}
+    runner.event("start", host=socket.gethostname())
+    try:
+        for command in spec.commands:
+            began, run_folder = time.time(), folder_of(command)
+            mark = read(run_folder / "resume.json") if run_folder else None
+            code = runner.call(command)
+            stopped = run_folder is not None and read(run_folder / "resume.json") not in (None, mark)
+            if code and (stopped or runner.received):
+                raise SystemExit(runner.again(resumable=run_folder is not None))
+            if code:
+                raise SystemExit(runner.fail(f"{command[0]} ended with exit code {code} after {time.time() - began:.0f} s"))
+        runner.event("done")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Runner:
+    """Runs one command after another and passes signals on to it."""
+
+    def __init__(self, spec: Spec, place: Place) -> None:
+        self.spec, self.place, self.received = spec, place, 0
+        self.child: subprocess.Popen[bytes] | None = None
+        self.log: Path | None = None
+        if spec.home:
+            name = file_name(spec.name) + (f".node{place.node}" if place.node else "")
+            self.log = Path(spec.home) / "logs" / f"{name}.log"
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+
+    def note(self, number: int, frame: Any) -> None:
+        self.received = number
+        if self.child is not None and self.child.poll() is None:
+            self.child.terminate()
+
+    def call(self, command: list[str]) -> int:
+        """Exit code of one command; its output goes to the log."""
+        if self.received:  # between two commands
+            return STOPPED
+        argv = argv_of(command, self.spec, self.place)
+        stream: IO[bytes] | None = self.log.open("ab") if self.log else None
+        try:
+            if stream:
+                stream.write(f"== {stamp()} {self.where()}: {' '.join(argv[1:])}\n".encode())
+                stream.flush()
+            # A session of its own: Slurm's signal goes to the whole process group, and twice is not what a launcher expects.
+            self.child = subprocess.Popen(
+                argv,
+                stdout=stream,
+                stderr=subprocess.STDOUT if stream else None,
+                start_new_session=True,
+                env={**os.environ, **self.spec.environment},
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            )
+            if self.received:
+                self.child.terminate()
+            return self.child.wait()
+        finally:
+            self.child = None
+            if stream:
+                stream.close()
+
+    def again(self, *, resumable: bool) -> int:
+        """After a stop by a signal: put the job back into the queue, unless somebody cancelled it or Slurm has done so. Returns 75 or 1."""
+        limit = self.spec.max_restarts if resumable else FRESH_RESTARTS
+        reason = signal.Signals(self.received).name if self.received else "a signal to the training process"
+        if self.place.restart >= limit:
+            return self.fail(f"stopped by {reason} for the {self.place.restart + 1}th time: more time a job is needed, or max_restarts")
+        self.event("stopped", reason=reason)
+        if self.place.job and self.place.node == 0:
+            # COMPLETING means a scancel (requeueing would bring it back) or a requeue under way: only a running job is ours to requeue.
+            state = ask("squeue", "-h", "-j", self.place.job, "-o", "%T")
+            if state == "RUNNING":
+                ask("scontrol", "requeue", self.place.job)
+        return STOPPED
+
+    def fail(self, message: str) -> int:
+        lines = tail(self.log) if self.log else []
+        self.event("failed", always=True, reason=message, lines=lines)
+        print("\n".join([f"error: {self.spec.name}: {message}", *lines]), file=sys.stderr, flush=True)
+        return 1
+
+    def where(self) -> str:
+        return f"job {self.place.job or 'local'}, start {self.place.restart + 1}, {socket.gethostname()}"
+
+    def event(self, kind: str, *, always: bool = False, **content: Any) -> None:
+        """One line in RUNS/.slurm/events/<name>.jsonl, from the first node; a failure from any."""
+        if not self.spec.home or (self.place.node and not always):
+            return
+        path = events_path(Path(self.spec.home), self.spec.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = {"event": kind, "time": stamp(), "job": self.place.job, "restart": self.place.restart, **content}
+        with path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+def argv_of(command: list[str], spec: Spec, place: Place) -> list[str]:
+    """The command line: plain Python for one process, torchrun for more, with a rendezvous that no earlier start of the job shares."""
+    world = spec.processes * place.nodes
+    module, *arguments = command
+    if not module.rpartition(".")[2].startswith("train_"):
+        return [sys.executable, "-u", "-m", module, *arguments]
+    arguments = [*arguments, f"loop.processes={world}"]
+    if world == 1:
+        return [sys.executable, "-u", "-m", module, *arguments]
+    if place.nodes == 1:
+        meet = ["--standalone"]
+    else:
+        head = ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
+        port = 20000 + int(place.job) % 20000
+        meet = [
+            f"--nnodes={place.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{port}", f"--rdzv-id={place.job}.{place.restart}",
+            f"--rdzv-conf=is_host={int(place.node == 0)}", f"--local-addr={os.environ.get('SLURMD_NODENAME', socket.gethostname())}",
+        ]  # fmt: skip
+    launcher = ["-m", "torch.distributed.run", *meet, f"--nproc-per-node={spec.processes}", "--max-restarts=0"]
+    return [sys.executable, *launcher, f"--shutdown-timeout={spec.grace}", "-m", module, *arguments]
+
+
+def folder_of(command: list[str]) -> Path | None:
+    """The run folder of a training command."""
+    if not command[0].rpartition(".")[2].startswith("train_"):
+        return None
+    return next((Path(part.removeprefix("run=")) for part in command if part.startswith("run=")), None)
+
+
+def die_with_parent() -> None:
+    """In the child: killed with -9, this process would leave it training on its own."""
+    ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+
+
+def ask(*command: str) -> str:
+    """Output of a Slurm command; asked three times, as a busy controller may not answer, then empty."""
+    for attempt in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            break
+        print(f"{' '.join(command)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+        time.sleep(attempt)
+    return done.stdout.strip()
+
+
+def read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def tail(path: Path, lines: int = TAIL) -> list[str]:
+    """The last lines of a log that say something, of the last start; our own "error: ..." first if a launcher's words pushed it out."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 65536))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return []
+    found = [line.rstrip() for line in text.splitlines() if line.strip()]
+    begin = max((index + 1 for index, line in enumerate(found) if line.startswith("== ")), default=0)
+    errors = [line for line in found[begin:-lines] if line.startswith("error: ")]
+    return errors[-1:] + found[begin:][-lines:]
+
+
+def file_name(name: str) -> str:
+    return name.replace("/", ".")
+
+
+def events_path(home: Path, name: str) -> Path:
+    return home / "events" / f"{file_name(name)}.jsonl"
+
+
+def stamp() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m slurm.job MODULE [CONFIG.yaml] key=value ...   (PROCESSES_PER_NODE, default 1)")
+    run(Spec(sys.argv[1], [sys.argv[1:]], processes=int(os.environ.get("PROCESSES_PER_NODE", "1"))))

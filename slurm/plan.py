@@ -1,0 +1,238 @@
+"""An experiment as a list of jobs, each after those it needs.
+
+    data ──> world_model/<arm>/seed_<n> ──> rollout/<arm>/seed_<n> ──> aloe/<arm>/seed_<n> ──> evaluate/aloe/<arm>/seed_<n> ──┐
+                     └──────────────────────> evaluate/world_model/<arm>/seed_<n> ──────────────────────────────────────────> report
+
+A folder is named by what differs between runs (arm, swept fields, seed), never by a job's number: a job that starts again finds its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cjepa_dist import config as schema
+from cjepa_dist.config import TrainAloe, TrainWorldModel
+from cjepa_dist.errors import UserError
+from slurm.job import Spec
+from slurm.schema import STAGES, Cluster, Experiment
+
+SCHEMAS = {  # of the commands that take fields of the user's
+    "cjepa_dist.train_world_model": ("cjepa_dist.config", "TrainWorldModel"),
+    "cjepa_dist.train_aloe": ("cjepa_dist.config", "TrainAloe"),
+    "cjepa_dist.evaluate": ("cjepa_dist.evaluate", "Evaluate"),
+    "cjepa_dist.evaluate_graph": ("cjepa_dist.evaluate_graph", "EvaluateGraph"),
+    "data_prep.simulate": ("data_prep.simulate.video", "Simulate"),
+    "data_prep.import_pickle": ("data_prep.import_pickle", "ImportPickle"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """`outputs` are there when it is done; `needs` must have succeeded before it, `after` only have ended."""
+
+    name: str
+    stage: str
+    commands: list[list[str]]
+    outputs: list[str]
+    needs: list[str]
+    after: list[str]
+    key: str = ""  # of the commands and the configs in them
+
+    @property
+    def trains(self) -> bool:
+        return self.stage in ("world_model", "aloe")
+
+    @property
+    def folder(self) -> Path:
+        """Of a training: its run folder."""
+        return Path(self.outputs[0]).parent
+
+    def done(self) -> bool:
+        return all(Path(path).exists() for path in self.outputs)
+
+
+def plan(experiment: Experiment) -> list[Job]:
+    """All jobs of the experiment, in an order that they may run in. Raises UserError for a field or arm that makes no sense."""
+    if not experiment.arms:
+        raise UserError("config field arms: name at least one world model, such as arms.baseline.config=configs/world_model/full.yaml")
+    if not experiment.seed:
+        raise UserError("config field seed: name at least one")
+    runs = Path(experiment.runs).resolve()
+    jobs: list[Job] = []
+    data, source = data_job(experiment, runs, jobs)
+    scored: list[str] = []
+    models: list[tuple[str, int, Job]] = []
+    for seed in experiment.seed:
+        control = None
+        if experiment.control:
+            control = model_job(experiment, runs, "own_slot", {"config": experiment.control}, seed, data, source)
+            jobs.append(control)
+        for arm, fields in arms(experiment):
+            model = model_job(experiment, runs, arm, fields, seed, data, source)
+            models.append((arm, seed, model))
+            jobs += [model, measure_model(experiment, model, control, data)]
+            scored.append(jobs[-1].name)
+    if experiment.aloe_config:
+        for index, (arm, seed, model) in enumerate(models):
+            rolled = runs / "rollout" / arm / f"seed_{seed}"
+            command = ["cjepa_dist.rollout", f"world_model={model.folder}", f"data={data}", f"out={rolled}"]
+            rollout = Job(f"rollout/{arm}/seed_{seed}", "rollout", [command], [str(rolled / "manifest.json")], [model.name], [])
+            jobs.append(rollout)
+            blind = [("blind", {"blind": True})] if experiment.blind and index % (len(models) // len(experiment.seed)) == 0 else []
+            for name, extra in [(arm, {}), *blind]:
+                for suffix, fields in crossed(experiment.aloe, TrainAloe):
+                    for number in experiment.aloe_seed or [seed]:
+                        aloe = aloe_job(experiment, runs, name + suffix, {**fields, **extra}, seed, number, rolled, rollout)
+                        command = ["cjepa_dist.evaluate", f"run={aloe.folder}", f"split={experiment.split}", *pairs(experiment.evaluate)]
+                        output = str(aloe.folder / "eval" / f"vqa_{experiment.split}.json")
+                        jobs += [aloe, Job(f"evaluate/{aloe.name}", "evaluate", [command], [output], [aloe.name], [])]
+                        scored.append(jobs[-1].name)
+    jobs.append(Job("report", "report", [["slurm.report", str(runs)]], [str(runs / "report" / "report.md")], [], scored))
+    return [with_key(job) for job in jobs]
+
+
+def data_job(experiment: Experiment, runs: Path, jobs: list[Job]) -> tuple[Path, list[str]]:
+    """(folder of the shards, names of the jobs that make it)."""
+    if experiment.data:
+        if not (Path(experiment.data) / "manifest.json").is_file():
+            raise UserError(f"config field data={experiment.data}: no data set is there (no manifest.json)")
+        return Path(experiment.data).resolve(), []
+    out = runs / "data"
+    config = [experiment.prepare_config] if experiment.prepare_config else []
+    command = [f"data_prep.{experiment.prepare}", *config, f"out={out}", *pairs(experiment.prepare_fields)]
+    jobs.append(Job("data", "data", [command], [str(out / "manifest.json")], [], []))
+    return out, ["data"]
+
+
+def arms(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Arms with one value a field; names of swept ones say which."""
+    for name, fields in experiment.arms.items():
+        if not isinstance(fields, dict) or not isinstance(fields.get("config"), str):
+            raise UserError(f"config field arms.{name}: needs config=FILE, and may have fields of train_world_model beside it")
+        own = {key: value for key, value in flat(fields) if key != "config"}
+        for suffix, values in crossed({**dict(flat(experiment.world_model)), **own}, TrainWorldModel):
+            yield name + suffix, {"config": fields["config"], **values}
+
+
+def model_job(experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, data: Path, source: list[str]) -> Job:
+    if arm == "own_slot":  # compared with all arms, so it takes their common fields, without the sweeps
+        fields = {**{key: value for key, value in flat(experiment.world_model) if not swept(key, value, TrainWorldModel)}, **fields}
+    values = {key: value for key, value in fields.items() if key != "config"}
+    name = f"world_model/{arm}/seed_{seed}"
+    command = ["cjepa_dist.train_world_model", fields["config"], *pairs(values), f"seed={seed}", f"data={data}", f"run={runs / name}"]
+    return Job(name, "world_model", [command], [str(runs / name / "done.json")], list(source), [])
+
+
+def measure_model(experiment: Experiment, model: Job, control: Job | None, data: Path) -> Job:
+    own = [f"own_slot={control.folder}"] if control else []
+    commands = [["cjepa_dist.evaluate", f"run={model.folder}", f"split={experiment.split}", *own, *pairs(experiment.evaluate)]]
+    outputs = [str(model.folder / "eval" / f"world_model_{experiment.split}.json")]
+    if experiment.graphs:
+        fields = [f"data={data}", f"split={experiment.split}", *pairs(experiment.evaluate_graph)]
+        commands.append(["cjepa_dist.evaluate_graph", f"run={model.folder}", *fields])
+        outputs.append(str(model.folder / "eval" / f"graphs_{experiment.split}.json"))
+    needs = [model.name, *([control.name] if control else [])]
+    return Job(f"evaluate/{model.name}", "evaluate", commands, outputs, needs, [])
+
+
+def aloe_job(
+    experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, number: int, rolled: Path, rollout: Job
+) -> Job:
+    name = f"aloe/{arm}/seed_{seed}" + (f"_aloe_{number}" if number != seed or len(experiment.aloe_seed) > 1 else "")
+    command = ["cjepa_dist.train_aloe", experiment.aloe_config, *pairs(fields), f"seed={number}", f"data={rolled}", f"run={runs / name}"]
+    return Job(name, "aloe", [command], [str(runs / name / "done.json")], [rollout.name], [])
+
+
+# --------------------------------------------------------------------------------------------------------------------- fields and sweeps
+
+
+def flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def crossed(fields: dict[str, Any], kind: type) -> list[tuple[str, dict[str, Any]]]:
+    """Every combination of the swept fields: (suffix for a name, fields with one value each)."""
+    whole = dict(flat(fields))
+    sweeps = {key: value for key, value in whole.items() if swept(key, value, kind)}
+    if empty := [key for key, values in sweeps.items() if not values]:
+        raise UserError(f"config field {empty[0]}: a sweep needs at least one value")
+    found = []
+    for combination in itertools.product(*sweeps.values()):
+        chosen = dict(zip(sweeps, combination))
+        found.append(("".join(f"+{key}_{word(value)}" for key, value in chosen.items()), {**whole, **chosen}))
+    return found
+
+
+def swept(key: str, value: Any, kind: type) -> bool:
+    """Whether a list is several values of a field, and not one value of a field that takes a list."""
+    if not isinstance(value, list):
+        return False
+    takes_list = any(name == key and isinstance(schema.initial(field), list) for name, field in schema.walk(kind))
+    return not takes_list or any(isinstance(each, list) for each in value)
+
+
+def word(value: Any) -> str:
+    """A value as a part of a folder's name: commas part the runs of a report, and `/` folders."""
+    return (json.dumps(value) if isinstance(value, (bool, list)) else str(value)).replace("/", "-").replace(",", "-").replace(" ", "")
+
+
+def pairs(fields: dict[str, Any]) -> list[str]:
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flat(fields)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check(experiment: Experiment, jobs: list[Job]) -> None:
+    """Every command that takes fields against its schema, before anything is queued. Raises UserError, naming job and field."""
+    heavy = {"cjepa_dist.evaluate": experiment.evaluate, "cjepa_dist.evaluate_graph": experiment.evaluate_graph}  # they import torch
+    for job in jobs:
+        for module, *arguments in job.commands:
+            if module in SCHEMAS and heavy.get(module, True):
+                place, name = SCHEMAS[module]
+                kind: type = getattr(importlib.import_module(place), name)
+                try:
+                    schema.parse(kind, arguments)
+                except UserError as error:
+                    raise UserError(f"{job.name}: {error}") from error
+
+
+def spec(job: Job, cluster: Cluster, home: Path) -> Spec:
+    """What the job runs, as its nodes need to know it."""
+    environment = dict(cluster.environment)
+    if cluster.scratch:
+        environment["TMPDIR"] = cluster.scratch
+    processes = cluster.processes_per_node or cluster.gpus_per_node or 1
+    grace = max(5, cluster.signal_delay - 5)
+    return Spec(job.name, job.commands, str(home), processes if job.trains else 1, grace, cluster.max_restarts, environment)
+
+
+def chosen(jobs: list[Job], stage: str) -> list[Job]:
+    """The jobs of `stage=`. Raises UserError for a stage that there is not."""
+    if stage == "all":
+        return jobs
+    names = [name.strip() for name in stage.split(",")]
+    if unknown := [name for name in names if name not in STAGES]:
+        raise UserError(f"config field stage={stage}: {unknown[0]!r} is none of all, {', '.join(STAGES)}")
+    return [job for job in jobs if job.stage in names]
+
+
+def with_key(job: Job) -> Job:
+    """Adds a checksum of what the job will do, by its commands and the YAML files in them: whether what is there was made by the same."""
+    text = json.dumps(job.commands)
+    for command in job.commands:
+        for part in command:
+            if part.endswith(".yaml") and Path(part).is_file():
+                text += Path(part).read_text()
+    return replace(job, key=f"{zlib.crc32(text.encode()):08x}")

@@ -1,0 +1,98 @@
+"""A job as options of sbatch, by the facts of the cluster; what Slurm thinks of them; handing them over by submitit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+
+from cjepa_dist.errors import UserError
+from slurm import job as inside
+from slurm.plan import Job, spec
+from slurm.schema import Cluster
+
+
+def options(job: Job, cluster: Cluster, runs: Path, needs: list[str], after: list[str]) -> dict[str, Any]:
+    """Options by submitit's names. `needs` and `after` are numbers of jobs: success of the former, the end of the latter."""
+    gpus = 0 if job.stage in ("data", "report") else cluster.gpus_per_node if job.trains else min(1, cluster.gpus_per_node)
+    units = gpus or (cluster.processes_per_node or 1 if job.trains else 1)
+    extra: dict[str, Any] = {"signal": f"{cluster.signal}@{cluster.signal_delay}", "requeue": True, **cluster.options}
+    depends = ([f"afterok:{':'.join(needs)}"] if needs else []) + ([f"afterany:{':'.join(after)}"] if after else [])
+    if depends:
+        extra |= {"dependency": ",".join(depends), "kill-on-invalid-dep": "yes"}  # else it waits for ever for one that failed
+    found: dict[str, Any] = {
+        "job_name": f"{runs.name}.{inside.file_name(job.name)}",
+        "partition": cluster.partition if gpus or not cluster.cpu_partition else cluster.cpu_partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "nodes": cluster.nodes if job.trains else 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": cluster.data_cpus if job.stage == "data" else cluster.cpus_per_gpu * units,
+        "gpus_per_node": gpus,
+        "mem": f"{cluster.memory_gb}G" if cluster.memory_gb else "",
+        "time": getattr(cluster.minutes, job.stage),
+        "stderr_to_stdout": True,
+        # Since Slurm 22.05 srun does not take --cpus-per-task from sbatch: the step would get one CPU.
+        "setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *(f"module load {name}" for name in cluster.modules), *cluster.setup],
+        "additional_parameters": extra,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def text(folder: Path, settings: dict[str, Any], command: str) -> str:
+    """The sbatch file."""
+    return _make_sbatch_string(command=command, folder=folder, **settings)
+
+
+def submit(job: Job, cluster: Cluster, home: Path, folder: Path, settings: dict[str, Any]) -> str:
+    """Queue a job; its number. Raises UserError with what sbatch said."""
+    executor = SlurmExecutor(folder)
+    executor.update_parameters(**settings)
+    try:
+        return executor.submit(inside.run, spec(job, cluster, home)).job_id
+    except Exception as error:  # submitit's FailedJobError, or the shell's
+        raise UserError(f"{job.name}: sbatch refused it: {' '.join(str(error).split())}") from error
+
+
+def check(cluster: Cluster, jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, str]:
+    """{job: what `sbatch --test-only` says} of each kind of job, before any is queued. Raises UserError for what cannot work."""
+    if not shutil.which("sbatch"):
+        raise UserError("no sbatch on this machine: go to a login node of the cluster, or take executor=local to run everything here")
+    known = partitions()
+    for name in filter(None, (cluster.partition, cluster.cpu_partition)):
+        if name not in known:
+            raise UserError(f"unknown partition {name}: this cluster has {', '.join(known)}; edit the YAML that cluster= names")
+    said: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for name, settings in jobs.items():
+        kind = re.sub(r"--(job-name|dependency|output|kill-on-invalid-dep)=\S+", "", text(folder, settings, "true"))
+        if kind not in seen:
+            extra = settings["additional_parameters"]
+            alone = {key: value for key, value in extra.items() if key not in ("dependency", "kill-on-invalid-dep")}
+            seen[kind] = try_out(name, text(folder, {**settings, "additional_parameters": alone}, "true"))
+        said[name] = seen[kind]
+    return said
+
+
+def try_out(name: str, content: str) -> str:
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as stream:
+        stream.write(content)
+        stream.flush()
+        done = subprocess.run(["sbatch", "--test-only", stream.name], capture_output=True, text=True, check=False)
+    answer = " ".join((done.stderr or done.stdout).split())
+    if done.returncode:
+        raise UserError(f"{name}: Slurm would not take this job ({answer}): edit the YAML that cluster= names")
+    return answer.removeprefix("sbatch: ")
+
+
+def partitions() -> list[str]:
+    done = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"Slurm does not answer: {' '.join(done.stderr.split())}")
+    return sorted(set(done.stdout.split()))

@@ -1,0 +1,95 @@
+"""What a cluster is (configs/slurm/*.yaml, one a cluster) and what an experiment is (configs/experiment/*.yaml)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cjepa_dist import config as schema
+from cjepa_dist.config import MISSING, option
+
+STAGES = ("data", "world_model", "rollout", "aloe", "evaluate", "report")
+
+
+@dataclass
+class Minutes:
+    """Time limits of the jobs. One that trains may be short: it is put back into the queue and goes on."""
+
+    data: int = option(240, "making the data set", unit="minutes", least=1)
+    world_model: int = option(720, "training a world model", unit="minutes", least=1)
+    rollout: int = option(120, "rolling out the data set", unit="minutes", least=1)
+    aloe: int = option(1440, "training an ALOE", unit="minutes", least=1)
+    evaluate: int = option(120, "measuring a run", unit="minutes", least=1)
+    report: int = option(30, "writing the report", unit="minutes", least=1)
+
+
+@dataclass
+class Cluster:
+    """Facts of one Slurm cluster: the one file that a user edits."""
+
+    partition: str = option("", "partition; empty = the cluster's default")
+    cpu_partition: str = option("", "partition of jobs without GPUs (data, report); empty = the same")
+    account: str = option("", "account to charge; empty = the user's default")
+    qos: str = option("", "quality of service; empty = the default")
+    constraint: str = option("", "features that nodes must have, as sbatch's --constraint")
+    nodes: int = option(1, "nodes of a job that trains", unit="nodes", least=1)
+    gpus_per_node: int = option(0, "GPUs taken on each node by a job that trains; 0 = CPUs only", unit="GPUs", least=0)
+    processes_per_node: int = option(0, "training processes on a node; 0 = one a GPU, or 1", least=0)
+    cpus_per_gpu: int = option(8, "CPUs for each GPU (for each process where there are none)", unit="CPUs", least=1)
+    data_cpus: int = option(16, "CPUs of the job that makes data", unit="CPUs", least=1)
+    memory_gb: int = option(0, "memory of a job on each node; 0 = the partition's default", unit="GB", least=0)
+    minutes: Minutes = option(Minutes, "time limits")
+    signal: str = option("USR2", "signal before the time limit", choices=("USR1", "USR2", "TERM"))
+    signal_delay: int = option(180, "the signal comes so long before the limit (Slurm: up to 60 s more)", unit="seconds", least=10)
+    max_restarts: int = option(100, "times that a training goes back into the queue before it counts as failed", least=0)
+    modules: list[str] = option([], "environment modules to load")
+    setup: list[str] = option([], "further shell lines at the start of a job")
+    environment: dict[str, str] = option({}, "environment variables of a job, such as NCCL_SOCKET_IFNAME")
+    scratch: str = option("", "folder for temporary files on every node (TMPDIR); empty = as it is")
+    options: dict[str, str] = option({}, "further options of sbatch, name: value")
+
+
+@dataclass
+class Experiment:
+    """The whole experiment as a graph of jobs: data, world models, rollouts, ALOE, measurements, one report.
+
+    A field of an arm may be a list: `arms.ctt.ctt.invariance.weight=[0,0.01]` makes an arm for each value, and lists are crossed.
+    """
+
+    runs: str = option(MISSING, "folder for everything that the experiment makes; on a file system that all nodes see")
+    cluster: str = option("configs/slurm/h100_1node.yaml", "facts of the cluster")
+    executor: str = option("slurm", "where jobs run; local = here, one after another", choices=("slurm", "local"))
+    stage: str = option("all", "all, or some of " + ", ".join(STAGES) + ", with commas between")
+    dry_run: bool = option(False, "show the jobs, their sbatch files and what Slurm says of them; queue nothing")
+    data: str = option("", "folder of slot shards that are there; empty = make them in RUNS/data")
+    prepare: str = option("simulate", "what makes the data", choices=("simulate", "import_pickle"))
+    prepare_config: str = option("", "its config")
+    prepare_fields: dict[str, Any] = option({}, "its fields")
+    arms: dict[str, Any] = option({}, "world models to compare, the first is the reference: name -> {config: FILE, field: value or list}")
+    control: str = option("", "config of the world model that sees only the object's own slot; empty = none")
+    world_model: dict[str, Any] = option({}, "fields of every world model, values or lists")
+    aloe_config: str = option("", "config of ALOE; empty = no ALOE")
+    aloe: dict[str, Any] = option({}, "fields of every ALOE, values or lists")
+    blind: bool = option(True, "also an ALOE that sees the slots of other videos, on the first arm")
+    seed: list[int] = option([0], "seeds of the world models")
+    aloe_seed: list[int] = option([], "seeds of the ALOEs on each rollout; empty = the seed of its world model")
+    split: str = option("val", "split to measure on")
+    graphs: bool = option(True, "measure graphs too (needs the simulator's truth)")
+    evaluate: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate")
+    evaluate_graph: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate_graph")
+
+
+def read_cluster(path: str) -> Cluster:
+    """Raises UserError, naming the file and the field."""
+    return schema.build(Cluster, escaped(OmegaConf.to_container(schema.read_yaml(path))))
+
+
+def escaped(tree: Any) -> Any:
+    """`${` is the shell's in these files, not OmegaConf's."""
+    if isinstance(tree, dict):
+        return {key: escaped(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [escaped(value) for value in tree]
+    return tree.replace("${", "\\${") if isinstance(tree, str) else tree

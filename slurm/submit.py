@@ -1,0 +1,13 @@
+"""Submit an experiment: `python -m slurm.submit configs/experiment/clevrer.yaml runs=DIR [key=value ...]`.
+
+What is finished or in the queue already is left alone, so that the same command also completes an experiment.
+"""
+
+from __future__ import annotations
+
+from cjepa_dist import config as schema
+from slurm.graph import hand_over
+from slurm.schema import Experiment
+
+if __name__ == "__main__":
+    schema.launch(Experiment, hand_over)

@@ -1,0 +1,35 @@
+"""executor=local: the same graph without Slurm, one job after another."""
+
+import json
+
+import pytest
+
+from tests.slurm.conftest import ours
+
+
+@pytest.mark.slow
+def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, tmp_path):
+    """`odd` fails at its first step: the batch does not divide into CTT's fraction."""
+    config = "configs/world_model/quickstart"
+    arms = {"baseline": {"config": f"{config}.yaml"}, "odd": {"config": f"{config}_ctt.yaml", "loop.global_batch": 6}}
+    path, runs = experiment(arms=arms, executor="local", graphs=False), tmp_path / "runs"
+
+    done = ours("submit", path, "dry_run=true")
+    assert done.returncode == 0 and "world_model/odd/seed_0" in done.stdout and not runs.exists(), done.stderr
+
+    done = ours("submit", path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "error: 2 of 5 jobs failed: evaluate/world_model/odd/seed_0, world_model/odd/seed_0" in done.stderr
+    assert "evaluate/world_model/odd/seed_0: left out, it needs world_model/odd/seed_0" in done.stdout
+    assert json.loads((runs / "world_model/baseline/seed_0/done.json").read_text())["step"] == 6
+    text = (runs / "report/report.md").read_text()
+    assert "# Missing: 2 of 4 jobs" in text and "ctt.fraction=0.25 of the 6 windows" in text and "| seed_0 | predictor |" in text
+
+    status = ours("status", runs)
+    assert status.returncode == 1 and "world_model/odd/seed_0: cjepa_dist.train_world_model ended with exit code 2" in status.stdout
+    assert "3 of 5 jobs done" in status.stdout and "6/6" in status.stdout
+
+    done = ours("submit", path, "world_model.loop.steps=8")
+    assert done.returncode == 2 and "world_model/baseline/seed_0 was made with other settings than today's" in done.stderr
+    done = ours("submit", path, "stage=evaluate")
+    assert done.returncode == 2 and "evaluate/world_model/odd/seed_0 needs world_model/odd/seed_0" in done.stderr

@@ -1,0 +1,131 @@
+"""The graph of an experiment, and what is refused before anything is queued. Needs no Slurm."""
+
+import pytest
+import yaml
+
+from cjepa_dist import config as schema
+from cjepa_dist.errors import UserError
+from slurm import plan
+from slurm.job import Place, Spec, argv_of, tail
+from slurm.schema import Cluster, Experiment, read_cluster
+from slurm.status import duration
+from tests.conftest import PROJECT
+from tests.slurm.conftest import ours
+
+CLEVRER = str(PROJECT / "configs" / "experiment" / "clevrer.yaml")
+
+
+def jobs_of(tmp_path, *arguments):
+    experiment = schema.parse(Experiment, [CLEVRER, f"runs={tmp_path}", *arguments])
+    jobs = plan.plan(experiment)
+    plan.check(experiment, jobs)
+    return {job.name: job for job in jobs}
+
+
+def test_graph(tmp_path):
+    jobs = jobs_of(tmp_path, "seed=[0,1]")
+    assert jobs["world_model/ctt/seed_1"].needs == ["data"] and "seed=1" in jobs["world_model/ctt/seed_1"].commands[0]
+    assert jobs["evaluate/world_model/ctt/seed_1"].needs == ["world_model/ctt/seed_1", "world_model/own_slot/seed_1"]
+    assert jobs["rollout/ctt/seed_0"].needs == ["world_model/ctt/seed_0"]
+    assert jobs["aloe/ctt/seed_0"].needs == ["rollout/ctt/seed_0"] and jobs["aloe/blind/seed_0"].needs == ["rollout/baseline/seed_0"]
+    assert "blind=true" in jobs["aloe/blind/seed_1"].commands[0]
+    assert not jobs["report"].needs and set(jobs["report"].after) == {name for name in jobs if name.startswith("evaluate/")}
+    order = list(jobs)
+    assert all(order.index(name) < order.index(job.name) for job in jobs.values() for name in job.needs + job.after)
+    assert len(jobs) == 1 + 2 * (3 + 2 + 2 + 3 + 3) + 1
+
+
+def test_sweeps_are_crossed_and_named_by_what_differs(tmp_path):
+    jobs = jobs_of(tmp_path, "arms.ctt.ctt.invariance.weight=[0,0.01]", "arms.ctt.ctt.margin=[0.02,0.05]", "seed=[3]", "aloe_config=''")
+    names = [name for name in jobs if name.startswith("world_model/ctt")]
+    assert len(names) == 4 and "world_model/ctt+ctt.invariance.weight_0.01+ctt.margin_0.05/seed_3" in names
+    assert "ctt.invariance.weight=0.01" in jobs[names[-1]].commands[0]
+    assert not any("," in name or "=" in name for name in names)
+    # a field that takes a list is no sweep; a list of lists is
+    jobs = jobs_of(tmp_path, "world_model.mask.counts=[0,1]", "seed=[0]", "aloe_config=''")
+    assert "mask.counts=[0, 1]" in jobs["world_model/baseline/seed_0"].commands[0]
+    jobs = jobs_of(tmp_path, "world_model.mask.counts=[[0,1],[1]]", "seed=[0]", "aloe_config=''", "aloe_seed=[5]")
+    assert "world_model/baseline+mask.counts_[0-1]/seed_0" in jobs
+
+
+def test_seeds_of_aloe(tmp_path):
+    jobs = jobs_of(tmp_path, "seed=[0]", "aloe_seed=[7,8]", "blind=false")
+    assert {"aloe/ctt/seed_0_aloe_7", "aloe/ctt/seed_0_aloe_8"} <= set(jobs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["arms.ctt.predictor.widht=3"], "world_model/ctt/seed_0: unknown config key predictor.widht; the nearest is predictor.width"),
+        (["aloe.loop.step=3"], "unknown config key loop.step"),
+        (["arms.new.seed=3"], "arms.new: needs config=FILE"),
+        (["data=/nowhere"], "data=/nowhere: no data set is there"),
+        (["seed=[]"], "config field seed"),
+    ],
+)
+def test_refused(tmp_path, arguments, message):
+    with pytest.raises(UserError) as error:
+        jobs_of(tmp_path, *arguments)
+    assert message in str(error.value)
+
+
+def test_stages(tmp_path):
+    jobs = plan.plan(schema.parse(Experiment, [CLEVRER, f"runs={tmp_path}"]))
+    assert {job.stage for job in plan.chosen(jobs, "world_model, aloe")} == {"world_model", "aloe"}
+    with pytest.raises(UserError, match="'train' is none of all, data"):
+        plan.chosen(jobs, "train")
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "configs" / "slurm").glob("*.yaml")), ids=lambda path: path.stem)
+def test_clusters(path):
+    assert isinstance(read_cluster(str(path)), Cluster)
+    assert path.read_text().startswith("# ")
+
+
+def test_the_shell_keeps_its_dollars(tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"setup": ["echo ${HOME:-0} $USER"], "environment": {"A": "${B}"}}))
+    cluster = read_cluster(str(tmp_path / "c.yaml"))
+    assert cluster.setup == ["echo ${HOME:-0} $USER"] and cluster.environment == {"A": "${B}"}
+
+
+def test_unknown_cluster_field(tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"partitions": "gpu"}))
+    with pytest.raises(UserError, match="unknown config key partitions; the nearest is partition"):
+        read_cluster(str(tmp_path / "c.yaml"))
+
+
+def test_a_restart_meets_anew(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    monkeypatch.setattr("slurm.job.ask", lambda *command: "n1\nn2")
+    command = ["cjepa_dist.train_aloe", "c.yaml", "run=r"]
+    first, second = (argv_of(command, Spec("a", [command], processes=8), Place("77", restart, 1, 2)) for restart in (0, 1))
+    assert "--rdzv-id=77.0" in first and "--rdzv-id=77.1" in second
+    assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=n1:20077", "--rdzv-conf=is_host=0", "loop.processes=16"} <= set(first)
+    alone = argv_of(command, Spec("a", [command]), Place("", 0, 0, 1))
+    assert alone[1:] == ["-u", "-m", *command, "loop.processes=1"]
+
+
+def test_no_slurm_is_one_line(tmp_path, monkeypatch, experiment):
+    path = experiment()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = ours("submit", path)
+    assert done.returncode == 2 and done.stderr.startswith("error: no sbatch on this machine") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "file").write_text("")
+    done = ours("submit", path, f"runs={tmp_path / 'file'}", "executor=local")
+    assert done.returncode == 2 and "cannot write to" in done.stderr
+    for name in ("status", "cancel", "resume"):
+        done = ours(name, tmp_path)
+        assert done.returncode == 2 and "holds no experiment" in done.stderr
+
+
+def test_duration():
+    assert [duration(seconds) for seconds in (None, 30, 600, 7200)] == ["", "30 s", "10 min", "2.0 h"]
+
+
+def test_tail(tmp_path):
+    """What a launcher says after our error does not hide it; what an earlier start said does not count."""
+    log = tmp_path / "log"
+    log.write_text("== start 1\nerror: old\n== start 2\nerror: the cause\n" + "traceback\n\n" * 20 + "end\n")
+    assert tail(log, 3) == ["error: the cause", "traceback", "traceback", "end"]
+    assert tail(tmp_path / "none") == []

@@ -1,0 +1,157 @@
+"""On a real Slurm: what ends a job, and what becomes of the run. Jobs that train are slowed down by pauses, which take no CPU."""
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT
+from tests.slurm.conftest import WORLD, call, ended, ids, ours, queue, wait_for, write
+from tests.training.test_resume import same, weights
+
+pytestmark = pytest.mark.slow
+RUN = "world_model/baseline/seed_0"
+
+
+def paused(steps):
+    """Cluster facts under which each step takes two seconds."""
+    return {"environment": {"OMP_NUM_THREADS": "1", "CJEPA_FAULT": ",".join(f"pause@{step}" for step in range(steps))}}
+
+
+def events(runs, name=RUN):
+    lines = (runs / ".slurm" / "events" / f"{name.replace('/', '.')}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def submit(path, *arguments):
+    done = ours("submit", path, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def steps_of(runs):
+    return sorted((runs / RUN / "checkpoints").glob("step_????????/checksums.json"))
+
+
+def undisturbed(command, data, folder, steps, processes=0):
+    fields = [f"{key}={value}" for key, value in {**WORLD, "loop.steps": steps}.items()]
+    module = "cjepa_dist.train_world_model"
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})  # a job has one core, and so one thread: more would sum in another order
+    try:
+        done = command(module, "configs/world_model/quickstart.yaml", *fields, f"data={data}", f"run={folder}", processes=processes)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert done.returncode == 0, done.stderr
+    return weights(folder, steps)
+
+
+@pytest.fixture(scope="module")
+def timed(slurm, small_data, tmp_path_factory):
+    """A job whose first start takes 90 seconds of pauses, while its limit allows at most 90. Submitted before the other tests."""
+    folder = tmp_path_factory.mktemp("timed")
+    steps = {**WORLD, "loop.steps": 45, "loop.checkpoint_every": 100}
+    pauses = ",".join(f"pause@{step}" for step in range(45))
+    setup = [f'if [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ]; then export CJEPA_FAULT={pauses}; fi']
+    path = write(folder, small_data, cluster={"setup": setup, "minutes": {"world_model": 2}}, world_model=steps)
+    submit(path, "stage=world_model")
+    return folder / "runs"
+
+
+def test_whole_graph_with_a_branch_that_fails(timed, tmp_path, small_data):
+    config = "configs/world_model/quickstart"
+    arms = {
+        "baseline": {"config": f"{config}.yaml"},
+        "odd": {"config": f"{config}_ctt.yaml", "loop.global_batch": 6},  # does not divide into CTT's fraction
+    }
+    fields = {"prepare_fields": {"train": 16, "val": 8, "test": 8}, "aloe_config": "configs/aloe/quickstart.yaml"}
+    fields |= {
+        "evaluate": {"draws": 10, "videos": 4},
+        "evaluate_graph": {"windows": 32, "draws": 5, "estimators": ["attention", "distance"]},
+    }
+    path, runs = write(tmp_path, "", arms=arms, control=f"{config}_own_slot.yaml", **fields), tmp_path / "runs"
+    shown = submit(path)
+    assert "report  <- (evaluate/world_model/baseline/seed_0)" in shown and "13 jobs submitted" in shown
+    status = ended(runs, 480)
+    assert status.returncode == 1 and "8 of 13 jobs done" in status.stdout, status.stdout
+    assert "ctt.fraction=0.25 of the 6 windows" in status.stdout
+    assert "rollout/odd/seed_0: never started: it needs world_model/odd/seed_0 (failed)" in status.stdout
+    text = (runs / "report/report.md").read_text()
+    assert "# Missing: 5 of 12 jobs" in text and "| aloe/odd/seed_0 | CANCELLED | never started" in text
+    assert (runs / "aloe/baseline/seed_0/eval/vqa_val.json").is_file() and "descriptive" in text
+    assert "nothing to submit" in submit(path, "stage=data")
+
+
+def test_requeued_on_two_nodes(timed, tmp_path, small_data, command):
+    path, runs = write(tmp_path, small_data, cluster={**paused(8), "nodes": 2}, world_model={**WORLD, "loop.steps": 8}), tmp_path / "runs"
+    submit(path, "stage=world_model")
+    number = ids(runs)[RUN]
+    wait_for(lambda: steps_of(runs), 120, lambda: ours("status", runs).stdout)
+    assert call("scontrol", "requeue", number).returncode == 0
+    status = ended(runs)
+    assert status.returncode == 0, status.stdout
+    assert [event["event"] for event in events(runs)][-2:] == ["start", "done"]
+    assert len([event for event in events(runs) if event["event"] == "start"]) == 2
+    assert json.loads((runs / RUN / "environment.json").read_text())["processes"] == 2
+    assert "resumed from" in (runs / ".slurm" / "logs" / f"{RUN.replace('/', '.')}.log").read_text()
+    whole, found = undisturbed(command, small_data, tmp_path / "whole", 8, processes=2), weights(runs / RUN, 8)
+    assert all(torch.allclose(found[name], whole[name], rtol=0, atol=1e-6) for name in whole)
+
+
+def test_cancelled_and_resumed(timed, tmp_path, small_data, command):
+    path, runs = write(tmp_path, small_data, cluster=paused(8), world_model={**WORLD, "loop.steps": 8}, graphs=False), tmp_path / "runs"
+    submit(path)
+    wait_for(lambda: steps_of(runs), 120, lambda: ours("status", runs).stdout)
+    refused = ours("submit", path, "world_model.loop.steps=9")
+    assert refused.returncode == 2 and "was made with other settings" in refused.stderr
+    assert "nothing to submit" in submit(path)
+    assert "3 jobs cancelled" in ours("cancel", runs).stdout
+    status = ended(runs)
+    assert status.returncode == 1 and f"{RUN}: cancelled" in status.stdout, status.stdout
+    assert json.loads((runs / RUN / "resume.json").read_text())["reason"] == "SIGTERM"
+    assert "3 jobs submitted" in ours("resume", runs).stdout
+    status = ended(runs)
+    assert status.returncode == 0 and "3 of 3 jobs done" in status.stdout, status.stdout
+    assert same(weights(runs / RUN, 8), undisturbed(command, small_data, tmp_path / "whole", 8))
+
+
+def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
+    before = queue("-o", "%A")
+    path = write(tmp_path, small_data)
+    shown = submit(path, "dry_run=true")
+    assert "#SBATCH --signal=USR2@30" in shown and "#SBATCH --requeue" in shown and "to start at" in shown and "<- world_model/" in shown
+    for cluster, message in (
+        ({"partition": "gpus"}, "unknown partition gpus: this cluster has high, low"),
+        ({"account": "nobody", "nodes": 9}, "Slurm would not take this job"),
+        ({"partitoin": "low"}, "unknown config key partitoin; the nearest is partition"),
+    ):
+        done = ours("submit", write(tmp_path, small_data, cluster=cluster))
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "runs").exists() and set(queue("-o", "%A")) <= set(before)
+
+
+def test_plain_sbatch(timed, tmp_path, small_data):
+    fields = [f"{key}={value}" for key, value in WORLD.items()]
+    options = ["--gpus-per-node=0", "--cpus-per-task=1", "--time=5", "--wait", f"--output={tmp_path / 'log'}"]
+    command = [
+        "cjepa_dist.train_world_model",
+        "configs/world_model/quickstart.yaml",
+        *fields,
+        f"data={small_data}",
+        f"run={tmp_path / 'run'}",
+    ]
+    done = call("env", f"PYTHON={sys.executable}", "sbatch", *options, str(PROJECT / "slurm" / "train.sbatch"), *command)
+    assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
+    assert (tmp_path / "run" / "done.json").is_file()
+
+
+def test_time_limit(timed, tmp_path, small_data, command):
+    """The job is put back before its limit as often as it takes, and the weights are those of a run without limits."""
+    status = ended(timed, 400)
+    assert status.returncode == 0, status.stdout
+    stops = [event for event in events(timed) if event["event"] == "stopped"]
+    assert stops and all(stop["reason"] == "SIGUSR2" for stop in stops) and events(timed)[-1]["restart"] == len(stops)
+    assert len(steps_of(timed)) == len(stops) + 1
+    assert same(weights(timed / RUN, 45), undisturbed(command, small_data, tmp_path / "whole", 45))
