@@ -2,7 +2,7 @@
 # The main job, end to end: simulate -> world models -> errors and graphs -> rollouts -> ALOE -> accuracies -> one table.
 #
 #   bash tools/quickstart.sh           at most 12 minutes on 2 cores after the install
-#   FULL=1 bash tools/quickstart.sh    the size whose table means something: an hour or two on 2 cores
+#   FULL=1 bash tools/quickstart.sh    the size whose table means something: a bit over two hours on 2 cores
 #
 #   VENV=DIR      another environment than .venv
 #   RUNS=DIR      another folder for data and runs than runs/quickstart (runs/full with FULL=1)

@@ -63,12 +63,13 @@ def test_unknown_targets_are_one_line(command):
 
 def test_training_says_what_the_loop_costs(command, tmp_path):
     tiny = "change=[predictor.width=16,predictor.depth=1,predictor.mlp_dim=16,loop.global_batch=4]"
-    done = command("tools.bench", "training", "block=2", "rounds=2", "videos=2", tiny, f"out={tmp_path / 'bench.json'}")
+    done = command("tools.bench", "training", "block=2", "rounds=2", "videos=2", tiny, "engines=[ddp]", f"out={tmp_path / 'bench.json'}")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "bench.json").read_text())
     assert len(content["overheads"][0]) == len(content["overheads"][1]) == 2
     assert content["checkpoint_seconds"] > 0 and content["restart_seconds"] > 0 and content["flop"] > 0
     assert content["all_reduced_bytes"] == 4 * content["parameters"]
+    assert content["traffic"]["ddp"] > 0.9 * content["all_reduced_bytes"]  # of two processes each sends what it has, once
     for part in ("| bare step |", "overhead of the loop: aim below 3%", "Model, not measured", "Assumed: 40% of 989 TFLOP/s", "| 64 |"):
         assert part in done.stdout, part
 

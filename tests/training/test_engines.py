@@ -22,7 +22,7 @@ from cjepa_dist.training.engine import start
 from tests.conftest import PROJECT
 
 WORLD, ALOE = "cjepa_dist.train_world_model", "cjepa_dist.train_aloe"
-STEPS = 40
+STEPS = 50
 LOOP = (
     "loop.global_batch=8", "loop.precision=fp32", "loop.log_every=2", "loop.checkpoint_every=20", "loop.keep=9", "loop.compare_every=5",
     "optimizer.name=adamw", "optimizer.lr=0.002", "optimizer.schedule=cosine", "optimizer.warmup=0.1",

@@ -2,6 +2,7 @@
 
     one process, in turns:  a block of steps of training/loop.py | a block of bare steps | ...  ──> ratio of each pair ──> median
     then: the time of its checkpoints; a new process from its start to the first step after the checkpoint
+    then two real processes under each engine: the bytes they send a step
     then counted, not measured: FLOP, bytes all-reduced ──> a model of the step on N H100s, assumptions printed
 
 A bare step is the same task, optimizer and batches (which are in memory already), without feed, telemetry, guard, skipping, seeds. The
@@ -35,6 +36,8 @@ from cjepa_dist.training.flops import shapes_of, step_flops
 from cjepa_dist.training.loop import train
 from cjepa_dist.training.optimizer import optimizers
 from tools.bench.scaling import Step, scaling
+from tools.bench.traffic import table as tell
+from tools.bench.traffic import traffic
 from tools.bench.world_model import synchronise
 
 AIM = 0.03
@@ -51,6 +54,7 @@ class BenchTraining:
     rounds: int = option(6, "pairs of blocks; medians are shown", least=1)
     videos: int = option(40, "videos of random slots", unit="videos", least=1)
     gpus: list[int] = option([1, 8, 16, 64], "numbers of H100s in the model of the step; 8 a machine")
+    engines: list[str] = option(["ddp", "fsdp2", "zero1", "zero2", "zero3"], "engines whose traffic is measured, on CPUs; [] = none")
     out: str = option("", "JSON file for the same numbers")
 
 
@@ -156,6 +160,8 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
     flop = step_flops(shapes_of(bare.task), batches[:1], 0, 0.5)
     count = sum(p.numel() for p in bare.task.parameters())
     step = Step(flop, 4 * count, statistics.median(plain[0] for plain in turns.plain))
+    few = [each for each in map(str, arguments) if not each.startswith(("loop.stop_at=", "run="))]
+    sent = traffic([*few, "optimizer.name=adamw", "loop.precision=fp32"], config.engines, folder / "traffic")
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "batch": full.loop.global_batch,
@@ -169,6 +175,7 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
         "parameters": count,
         "flop": flop,
         "all_reduced_bytes": step.bytes,
+        "traffic": sent,
         "scaling": scaling(step, config.gpus),
     }
 
@@ -225,6 +232,7 @@ def table(config: BenchTraining, found: dict[str, Any]) -> str:
             "",
             f"- overhead of the loop: aim below {AIM:.0%}, {met} by {by}",
             "",
+            *([tell(found["traffic"], found["all_reduced_bytes"]), ""] if found["traffic"] else []),
             found["scaling"],
         ]
     )
