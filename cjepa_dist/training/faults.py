@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -37,11 +38,11 @@ def strike(step: int, batches: list[dict[str, torch.Tensor]]) -> None:
         time.sleep(60)
 
 
-def strike_replica(step: int, replicas: list[torch.Tensor]) -> None:
+def strike_replica(step: int, replicas: Callable[[], list[torch.Tensor]]) -> None:
     """After `step` steps, on what this process holds alike with others."""
     if due("replica", step):
         with torch.no_grad():
-            replicas[0].view(-1)[0] += 1e-3
+            replicas()[0].view(-1)[0] += 1e-3
 
 
 def strike_checkpoint(step: int) -> None:

@@ -135,7 +135,7 @@ def fit(
         telemetry.step(done)
         profiler.step(done)
 
-        faults.strike_replica(done, engine.replicas())
+        faults.strike_replica(done, engine.replicas)
         if loop.compare_every and done % loop.compare_every == 0:
             replicas.compare(engine.replicas(), done)
         signal, clock = guard.agreed()

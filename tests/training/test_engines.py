@@ -130,7 +130,7 @@ def test_elastic_resume(chain, reference, small_data, tmp_path):
     """Stopped and resumed at another number of processes, or under another engine, it is the run."""
     run, links = tmp_path / "run", CHAINS[chain]
     for index, (engine, processes) in enumerate(links):
-        stop = STEPS * (index + 1) // len(links)
+        stop = STEPS if index + 1 == len(links) else STEPS * (index + 1) // len(links) // 2 * 2  # where lines are written anyway
         done = train(run, small_data, f"loop.engine={engine}", f"loop.stop_at={stop}", processes=processes)
         good(done)
         assert ("resumed from" in done.stdout) == (index > 0)
