@@ -19,8 +19,8 @@ from cjepa_dist import runtime
 from cjepa_dist.causal.attention import published_adjacency
 from cjepa_dist.causal.graph import GraphContext, estimate, residual
 from cjepa_dist.causal.intervention import without_dropout
+from cjepa_dist.clevrer.vocabulary import TYPES
 from cjepa_dist.config import TermConfig, TrainAloe, TrainWorldModel
-from cjepa_dist.data.vocabulary import TYPES
 from cjepa_dist.losses import collapse, ctt, jepa, vqa
 from cjepa_dist.losses.ctt import CttTerms
 from cjepa_dist.models.aloe import Aloe

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from cjepa_dist import config as schema
 from cjepa_dist import tasks
+from cjepa_dist.clevrer.vocabulary import ROW_WORDS
 from cjepa_dist.config import MISSING, TrainAloe, TrainWorldModel, option
 from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.vocabulary import ROW_WORDS
 from cjepa_dist.errors import UserError
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")

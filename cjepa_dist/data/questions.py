@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, PAD, QUESTION_WORDS, ROW_WORDS, TYPES, WORDS, encode
 from cjepa_dist.data.shards import Manifest, load_slots, read_split
-from cjepa_dist.data.vocabulary import ANSWERS, CHOICE_WORDS, PAD, QUESTION_WORDS, ROW_WORDS, TYPES, WORDS, encode
 from cjepa_dist.errors import UserError
 
 VIDEO_FRAMES = 128

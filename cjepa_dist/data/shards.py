@@ -1,7 +1,7 @@
 """Slot shards: webdataset tars, one sample a video, read and checked.
 
     DIR/manifest.json             what there is: counts, keys, checksums (`manifest.py`)
-    DIR/<split>/000000.tar ...    video_00000.json  video_00000.slots.npy  [video_00000.questions.json]  [video_00000.truth.npz]
+    DIR/<split>/000000.tar ...    video_00000.json  .slots.npy  [.questions.json]  [.truth.npz]  [.worlds.npz]  [.match.npz]
 
     writer.py: DatasetWriter ──> tars + manifest ──┬─> read_split    samples, one at a time, members of choice
                                                    ├─> load_slots    one array (V, T, S, D), straight from the page cache
@@ -31,8 +31,8 @@ from cjepa_dist.errors import UserError
 
 __all__ = ["DatasetWriter", "Manifest", "Sample", "ShardEntry", "SplitWriter", "load_slots", "read_split", "verify_folder"]
 
-SLOTS, ANNOTATION, QUESTIONS, TRUTH = "slots.npy", "json", "questions.json", "truth.npz"
-MEMBERS = (SLOTS, ANNOTATION, QUESTIONS, TRUTH)
+SLOTS, ANNOTATION, QUESTIONS, TRUTH, WORLDS, MATCH = "slots.npy", "json", "questions.json", "truth.npz", "worlds.npz", "match.npz"
+MEMBERS = (SLOTS, ANNOTATION, QUESTIONS, TRUTH, WORLDS, MATCH)
 
 
 def read_split(folder: str | Path, split: str, members: Sequence[str] = MEMBERS, *, videos: int = 0) -> Iterator[Sample]:
@@ -49,7 +49,9 @@ def read_split(folder: str | Path, split: str, members: Sequence[str] = MEMBERS,
                     slots=shard.slots(key, manifest) if SLOTS in members else None,
                     annotation=shard.json(key, ANNOTATION) if ANNOTATION in members else None,
                     questions=shard.json(key, QUESTIONS) if QUESTIONS in members else None,
-                    truth=shard.truth(key) if TRUTH in members else None,
+                    truth=shard.arrays(key, TRUTH) if TRUTH in members else None,
+                    worlds=shard.arrays(key, WORLDS) if WORLDS in members else None,
+                    match=shard.arrays(key, MATCH) if MATCH in members else None,
                 )
 
 
@@ -116,7 +118,8 @@ def shard_faults(folder: str | Path, split: str, entry: ShardEntry, manifest: Ma
                 attempt(shard.slots, key, manifest)
                 attempt(shard.json, key, ANNOTATION)
                 attempt(shard.json, key, QUESTIONS)
-                attempt(shard.truth, key)
+                for member in (TRUTH, WORLDS, MATCH):
+                    attempt(shard.arrays, key, member)
     except UserError as error:
         faults.append(str(error))
     return faults
@@ -223,9 +226,9 @@ class Shard:
         except ValueError as error:
             raise UserError(f"shard {self.path}, key {key}: {member} is no JSON ({error})") from None
 
-    def truth(self, key: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray] | None:
-        """The arrays of truth.npz, or those of `names` that it has; None without truth. UserError if it is damaged (CRC)."""
-        extent = self.members[key].get(TRUTH)
+    def arrays(self, key: str, member: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray] | None:
+        """The arrays of an npz member, or those of `names` that it has; None without the member. UserError if it is damaged (CRC)."""
+        extent = self.members[key].get(member)
         if extent is None:
             return None
         try:
@@ -234,4 +237,4 @@ class Shard:
                 wanted = there if names is None else [f"{name}.npy" for name in names if f"{name}.npy" in there]
                 return {name.removesuffix(".npy"): parse_npy(archive.read(name)) for name in wanted}
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError) as error:
-            raise UserError(f"shard {self.path}, key {key}: {TRUTH} is damaged ({error})") from None
+            raise UserError(f"shard {self.path}, key {key}: {member} is damaged ({error})") from None

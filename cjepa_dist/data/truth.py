@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.shards import Shard, take
+from cjepa_dist.data.shards import TRUTH, Shard, take
 from cjepa_dist.errors import UserError
 
 NEAR = 1.5  # a near miss comes closer than this many diameters
@@ -37,7 +37,7 @@ def load_truth(folder: str | Path, split: str, videos: int = 0, names: Sequence[
     for entry, keys in take(manifest, split, videos):
         with Shard(folder, split, entry) as shard:
             for key in keys:
-                truth = shard.truth(key, names)
+                truth = shard.arrays(key, TRUTH, names)
                 if truth is None:
                     raise UserError(f"shard {shard.path}, key {key}: has no truth; only simulated data has it")
                 if count and truth.keys() != columns.keys():
@@ -56,7 +56,7 @@ def load_presence(folder: str | Path, split: str, videos: int = 0) -> np.ndarray
     manifest = Manifest.load(folder)
     for entry, keys in take(manifest, split, videos):
         with Shard(folder, split, entry) as shard:
-            if not keys or "present" not in (shard.truth(keys[0], ("present",)) or {}):
+            if not keys or "present" not in (shard.arrays(keys[0], TRUTH, ("present",)) or {}):
                 return None
         break
     present = load_truth(folder, split, videos, ("present",))["present"]

@@ -29,18 +29,20 @@ from cjepa_dist.data.manifest import Manifest, ShardEntry, partial, sync_folder
 from cjepa_dist.errors import UserError
 
 DTYPES = ("float16", "float32")
-SLOT_ARRAYS = ("future_slots", "counterfactual_slots")  # arrays of the truth that are slots: stored in the type of the slots
+SLOT_ARRAYS = ("future_slots", "counterfactual_slots", "slots")  # arrays of npz members that are slots: stored in the type of the slots
 
 
 @dataclass
 class Sample:
-    """One video. `slots` (T, S, D); `annotation` and `questions` as CLEVRER's JSON; `truth` as docs/design.md lists it; None = absent."""
+    """One video. `slots` (T, S, D); `annotation` and `questions` CLEVRER's JSON; the others as in docs/design.md; None = absent."""
 
     key: str
     slots: np.ndarray | None = None
     annotation: dict[str, Any] | None = None
     questions: dict[str, Any] | None = None
     truth: dict[str, np.ndarray] | None = None
+    worlds: dict[str, np.ndarray] | None = None
+    match: dict[str, np.ndarray] | None = None
 
 
 class SplitWriter:
@@ -71,9 +73,10 @@ class SplitWriter:
         members: dict[str, bytes] = {"slots.npy": npy(slots), "json": to_json(annotation)}
         if sample.questions is not None:
             members["questions.json"] = to_json(sample.questions)
-        if sample.truth is not None:
-            truth = {name: np.asarray(array) for name, array in sample.truth.items()}
-            members["truth.npz"] = npz({k: self.narrow(sample.key, v) if k in SLOT_ARRAYS else v for k, v in truth.items()})
+        for member, content in (("truth.npz", sample.truth), ("worlds.npz", sample.worlds), ("match.npz", sample.match)):
+            if content is not None:
+                arrays = {name: np.asarray(array) for name, array in content.items()}
+                members[member] = npz({k: self.narrow(sample.key, v) if k in SLOT_ARRAYS else v for k, v in arrays.items()})
         size = sum(512 + -(-len(content) // 512) * 512 for content in members.values())
         if self.file is not None and self.file.size + size > self.shard_bytes:
             self.finish()

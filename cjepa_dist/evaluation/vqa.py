@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from cjepa_dist.clevrer.vocabulary import ANSWERS
 from cjepa_dist.data.questions import QuestionSource
 from cjepa_dist.data.shards import read_split
-from cjepa_dist.data.vocabulary import ANSWERS
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap, ratio
 from cjepa_dist.models.aloe import Aloe

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from cjepa_dist.clevrer.scene import SHOWN, TRUTH_FRAMES
 from cjepa_dist.config import launch
 from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample
 from cjepa_dist.errors import UserError
 from data_prep.simulate import slots as encoder
-from data_prep.simulate.scene import SHOWN, TRUTH_FRAMES
 from data_prep.simulate.video import SPLITS, VERSION, Simulate, Video, listed, make_chunk, make_video, rare_collections
 
 CHUNK = 8  # videos a job

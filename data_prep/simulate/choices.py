@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from data_prep.simulate.language import BY_FAMILY, Filler, Namer, fill, plain
-from data_prep.simulate.programs import SHOWN, Event, World
-from data_prep.simulate.scene import FRAMES, TRUTH_FRAMES
+from cjepa_dist.clevrer.language import BY_FAMILY, Filler, Namer, fill, plain
+from cjepa_dist.clevrer.programs import SHOWN, Event, World
+from cjepa_dist.clevrer.scene import FRAMES, TRUTH_FRAMES
 
 Question = dict[str, Any]
 Option = tuple[str, tuple[int, ...], bool]  # family of the choice, its objects, whether it is true before negation

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
+from cjepa_dist.clevrer.language import BY_FAMILY, TIMES, Filler, Form, Namer, at_event, fill, phrase, plain
+from cjepa_dist.clevrer.programs import ATTRIBUTES, SHOWN, World
 from cjepa_dist.errors import UserError
-from data_prep.simulate.language import BY_FAMILY, TIMES, Filler, Form, Namer, at_event, fill, phrase, plain
-from data_prep.simulate.programs import ATTRIBUTES, SHOWN, World
 
 # One place for each question: the families that may stand there, and how often.
 PLAN: tuple[dict[str, float], ...] = (

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.simulate.scene import FRAMES
+from cjepa_dist.clevrer.scene import FRAMES
 
 Array = np.ndarray
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from cjepa_dist.clevrer.language import Namer, described
+from cjepa_dist.clevrer.programs import World
+from cjepa_dist.clevrer.scene import History, SceneObject
 from cjepa_dist.errors import UserError
 from data_prep.simulate.choices import counterfactual as ask_counterfactual
 from data_prep.simulate.choices import explanatory, predictive
 from data_prep.simulate.descriptive import descriptive
-from data_prep.simulate.language import Namer, described
-from data_prep.simulate.programs import World
-from data_prep.simulate.scene import History, SceneObject
 
 
 def make_questions(

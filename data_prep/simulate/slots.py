@@ -26,8 +26,8 @@ import functools
 
 import numpy as np
 
+from cjepa_dist.clevrer.scene import COLORS, MATERIALS, SHAPES, SceneObject
 from data_prep.simulate.physics import RADIUS, VIEW
-from data_prep.simulate.scene import COLORS, MATERIALS, SHAPES, SceneObject
 
 MAP_VERSION = 1
 MAP_SEED = 20_240_601

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from cjepa_dist.clevrer.scene import SHOWN, TRUTH_FRAMES, SceneObject
 from data_prep.simulate import physics, slots
 from data_prep.simulate.physics import RADIUS, SUBSTEPS, Body, Paths
-from data_prep.simulate.scene import SHOWN, TRUTH_FRAMES, SceneObject
 from data_prep.simulate.world import World, counterfactual, episodes, frame_of, presence
 
 LEAST_EFFECT = 0.02  # of a radius: a smaller effect is no influence

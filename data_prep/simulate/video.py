@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
+from cjepa_dist.clevrer.scene import SHOWN, TRUTH_FRAMES, History
 from cjepa_dist.config import option
 from data_prep.simulate import slots as encoder
 from data_prep.simulate import truth, world
 from data_prep.simulate.questions import make_questions, removed_objects
-from data_prep.simulate.scene import SHOWN, TRUTH_FRAMES, History
 
 VERSION = 1  # of the world: change it whenever the same seed would give other videos
 SPLITS = ("train", "val", "test")

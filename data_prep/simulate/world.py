@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cjepa_dist.clevrer.scene import COLORS, FRAMES, MATERIALS, SHAPES, SHOWN, Collision, History, SceneObject
 from data_prep.simulate import physics
 from data_prep.simulate.physics import RADIUS, SUBSTEPS, Body, Paths
-from data_prep.simulate.scene import COLORS, FRAMES, MATERIALS, SHAPES, SHOWN, Collision, History, SceneObject
 
 OBJECTS = {3: 0.08, 4: 0.32, 5: 0.35, 6: 0.25}  # how many, and how often
 SPEED = (0.012, 0.042)  # of a moving object when it is meant to collide, units / frame

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, WORDS, encode, split
 from cjepa_dist.data.questions import QuestionSource, VideoQuestions
 from cjepa_dist.data.shards import DatasetWriter, Sample
-from cjepa_dist.data.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, WORDS, encode, split
 from cjepa_dist.errors import UserError
 
 T, S, D = 160, 3, 4

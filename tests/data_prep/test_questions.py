@@ -7,11 +7,11 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from cjepa_dist.data.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, encode
+from cjepa_dist.clevrer.language import described, parse
+from cjepa_dist.clevrer.programs import World
+from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, encode
 from cjepa_dist.errors import UserError
 from data_prep.simulate import world as worlds
-from data_prep.simulate.language import described, parse
-from data_prep.simulate.programs import World
 from data_prep.simulate.questions import make_questions, removed_objects
 
 VIDEOS = 250
@@ -162,7 +162,7 @@ def test_a_video_in_which_nothing_happens():
 
 
 def quiet():
-    from data_prep.simulate.scene import FRAMES, History, SceneObject
+    from cjepa_dist.clevrer.scene import FRAMES, History, SceneObject
 
     objects = [SceneObject(0, "red", "metal", "cube"), SceneObject(1, "blue", "rubber", "sphere")]
     still = np.zeros((FRAMES, 2, 2))

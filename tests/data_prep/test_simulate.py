@@ -13,12 +13,12 @@ import pymunk
 import pytest
 from sklearn.linear_model import Ridge
 
+from cjepa_dist.clevrer.scene import COLORS, FRAMES, MATERIALS, SHAPES, SHOWN, TRUTH_FRAMES
 from cjepa_dist.data.shards import Manifest, read_split, verify_folder
 from cjepa_dist.errors import UserError
 from data_prep.simulate import __main__ as entry
 from data_prep.simulate import physics, slots, truth, world
 from data_prep.simulate.physics import SUBSTEPS, Body
-from data_prep.simulate.scene import COLORS, FRAMES, MATERIALS, SHAPES, SHOWN, TRUTH_FRAMES
 from data_prep.simulate.video import Simulate, make_video
 
 VIDEOS = 200

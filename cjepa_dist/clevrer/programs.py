@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cjepa_dist.clevrer.scene import COLORS, MATERIALS, SHAPES, SHOWN, History
 from cjepa_dist.errors import UserError
-from data_prep.simulate.scene import COLORS, MATERIALS, SHAPES, SHOWN, History
 
 MOVING_SPEED = 0.003  # world units a video frame; above it an object "is moving". A new object has .01 to .04.
 

@@ -17,9 +17,9 @@ from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 
+from cjepa_dist.clevrer.programs import ATTRIBUTES
+from cjepa_dist.clevrer.scene import SceneObject
 from cjepa_dist.errors import UserError
-from data_prep.simulate.programs import ATTRIBUTES
-from data_prep.simulate.scene import SceneObject
 
 
 class Form(NamedTuple):

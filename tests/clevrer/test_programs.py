@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cjepa_dist.data.vocabulary import CHOICE_WORDS, QUESTION_WORDS, encode
+from cjepa_dist.clevrer.language import FORMS, Filler, Namer, at_event, described, fill, parse, phrase, plain
+from cjepa_dist.clevrer.programs import ATTRIBUTES, MOVING_SPEED, OPERATORS, WORDS, World, check
+from cjepa_dist.clevrer.scene import FRAMES, Collision, History, SceneObject
+from cjepa_dist.clevrer.vocabulary import CHOICE_WORDS, QUESTION_WORDS, encode
 from cjepa_dist.errors import UserError
-from data_prep.simulate.language import FORMS, Filler, Namer, at_event, described, fill, parse, phrase, plain
-from data_prep.simulate.programs import ATTRIBUTES, MOVING_SPEED, OPERATORS, WORDS, World, check
-from data_prep.simulate.scene import FRAMES, Collision, History, SceneObject
 
 OBJECTS = [
     SceneObject(0, "red", "metal", "cube"),
