@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from cjepa_dist.config import launch, option
-from cjepa_dist.data.shards import Manifest, verify_folder
+from cjepa_dist.data.shards import Manifest
+from cjepa_dist.data.verify import verify_folder
 
 
 @dataclass

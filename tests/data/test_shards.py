@@ -9,7 +9,8 @@ import pytest
 import webdataset
 
 from cjepa_dist.data.manifest import checksum
-from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, SplitWriter, load_slots, read_split, verify_folder
+from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, SplitWriter, load_slots, read_split
+from cjepa_dist.data.verify import verify_folder
 from cjepa_dist.errors import UserError
 
 FRAMES, SLOTS, WIDTH = 6, 3, 8

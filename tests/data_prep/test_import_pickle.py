@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist.data.shards import Manifest, load_slots, read_split, verify_folder
+from cjepa_dist.data.shards import Manifest, load_slots, read_split
+from cjepa_dist.data.verify import verify_folder
 from cjepa_dist.errors import UserError
 from data_prep import safe_pickle
 from data_prep.import_pickle import ImportPickle, main

@@ -14,7 +14,8 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from cjepa_dist.clevrer.scene import COLORS, FRAMES, MATERIALS, SHAPES, SHOWN, TRUTH_FRAMES
-from cjepa_dist.data.shards import Manifest, read_split, verify_folder
+from cjepa_dist.data.shards import Manifest, read_split
+from cjepa_dist.data.verify import verify_folder
 from cjepa_dist.errors import UserError
 from data_prep.simulate import __main__ as entry
 from data_prep.simulate import physics, slots, truth, world
