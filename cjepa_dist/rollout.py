@@ -17,6 +17,7 @@ import torch
 
 from cjepa_dist import config as schema
 from cjepa_dist.config import MISSING, option
+from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, read_split
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import WorldModelTask
@@ -63,12 +64,11 @@ def main(config: Rollout) -> int:
         for name in config.splits or manifest.splits:
             split = writer.split(name)
             for group in batched(read_split(config.data, name), config.videos):
-                frames = torch.from_numpy(np.stack([np.asarray(sample.slots) for sample in group])).to(device, torch.float32)
+                frames = torch.from_numpy(widen(np.stack([np.asarray(sample.slots) for sample in group]))).to(device)
                 with torch.no_grad():
                     future = predictor.rollout(frames, config.count, trained.frameskip).cpu().numpy()
                 for sample, predicted in zip(group, future):
-                    observed = np.asarray(sample.slots)
-                    split.add(replace(sample, slots=np.concatenate([observed, predicted.astype(observed.dtype)])))
+                    split.add(replace(sample, slots=np.concatenate([widen(np.asarray(sample.slots)), predicted])))
                 done += len(group)
     print(f"{done} videos rolled out to {manifest.frames + config.count} frames: {done / (time.perf_counter() - began):.1f} videos/s")
     return 0

@@ -25,13 +25,21 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: file name in the split's folder, number of samples, bytes, xxh3 (64 bit, hex) of the file, keys in order."""
+    """One shard: file name in the split's folder, number of samples, bytes, xxh3 (64 bit, hex) of the file, keys in order.
+
+    `mean`, `squares` (D): mean of each of the slots' numbers over frames and slots, and sum of squares of what is left; `lost`: what
+    storing them cost, [sum of squared errors, largest error]. From these the data set's are put together (`moments.py`); none: an older
+    data set.
+    """
 
     name: str
     samples: int
     bytes: int
     xxh3: str
     keys: list[str]
+    mean: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+    lost: list[float] = field(default_factory=list)
 
 
 @dataclass

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, PAD, QUESTION_WORDS, ROW_WORDS, TYPES, WORDS, encode
+from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.shards import Manifest, load_slots, read_split
 from cjepa_dist.errors import UserError
 
@@ -129,7 +130,7 @@ class QuestionSource:
             words[plain], label[plain] = (part[rows[plain]] for part in self.affirmed)
         words = words.astype(np.int64)
         batch = {
-            "slots": slots.astype(np.float32),
+            "slots": widen(slots),
             "tokens": words,
             "padding": words == 0,
             "is_choice": self.is_choice[self.row_question[rows]],

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from cjepa_dist.data.dtypes import finite, stored
 from cjepa_dist.data.manifest import Manifest, ShardEntry
-from cjepa_dist.data.tar import BLOCK, Extent, Part, finite, npy_header, parse_header, parse_npy
+from cjepa_dist.data.tar import BLOCK, Extent, Part, npy_header, parse_header, parse_npy
 from cjepa_dist.data.writer import DatasetWriter, Sample, SplitWriter
 from cjepa_dist.errors import UserError
 
@@ -63,7 +64,7 @@ def load_slots(folder: str | Path, split: str, videos: int = 0) -> np.ndarray:
     """
     manifest = Manifest.load(folder)
     chosen = list(take(manifest, split, videos))
-    array = np.empty((sum(len(keys) for _, keys in chosen), *manifest.shape), manifest.dtype)
+    array = np.empty((sum(len(keys) for _, keys in chosen), *manifest.shape), stored(manifest.dtype))
     row = 0
     for entry, keys in chosen:
         with Shard(folder, split, entry) as shard:
@@ -155,7 +156,7 @@ class Shard:
             shape, dtype, start = npy_header(os.pread(self.descriptor, min(extent.length, 128), extent.offset))
         except ValueError as error:
             raise UserError(f"shard {self.path}, key {key}: {SLOTS} is damaged ({error})") from None
-        if shape != manifest.shape or dtype != np.dtype(manifest.dtype):
+        if shape != manifest.shape or dtype != stored(manifest.dtype):
             raise UserError(f"shard {self.path}, key {key}: slots are {dtype} {shape}, the manifest says {manifest.dtype} {manifest.shape}")
         array = np.empty(shape, dtype) if into is None else into
         if start + array.nbytes != extent.length or os.preadv(self.descriptor, [array.data], extent.offset + start) != array.nbytes:

@@ -1,4 +1,4 @@
-"""Bytes of a shard: where a tar's members are, and arrays out of them without tarfile, which is slower and forgives too much.
+"""Bytes of a shard, read and written without tarfile's streams, which are slower and forgive too much.
 
 tar:  header (512 bytes) | content, padded to 512 | header | ... | two zero blocks
 npy:  magic, version, length | header: type, order, shape | data
@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import os
+import tarfile
+import zipfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 BLOCK = 512
-EXPONENT = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000), 8: (np.uint64, 0x7FF0000000000000)}
+RECORD = 20 * BLOCK  # a tar ends at a multiple of this
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,41 @@ def parse_npy(content: bytes) -> np.ndarray:
     return np.frombuffer(content, dtype, offset=start).reshape(shape)
 
 
-def finite(array: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite: the exponent bits of none are all ones. On float16 far faster than np.isfinite."""
-    if array.dtype.kind != "f":
-        return True
-    integer, mask = EXPONENT[array.dtype.itemsize]
-    return not bool(((array.view(integer) & mask) == mask).any())
+def tar_pieces(name: str, content: list[Any]) -> list[Any]:
+    """A member as buffers to write one after the other: header, `content` (buffers), padding; bytes as webdataset's TarWriter has them."""
+    size = sum(memoryview(piece).nbytes for piece in content)
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.uname, member.gname = size, 0o444, "bigdata", "bigdata"
+    return [member.tobuf(tarfile.USTAR_FORMAT), *content, bytes(-size % BLOCK)]
+
+
+def tar_end(size: int) -> bytes:
+    """What ends a tar of `size` bytes: two zero blocks, and zeros up to a whole record."""
+    return bytes(2 * BLOCK + -(size + 2 * BLOCK) % RECORD)
+
+
+def npy_pieces(array: np.ndarray) -> list[Any]:
+    """A .npy of version 1 as two buffers: header, data."""
+    array = np.ascontiguousarray(array) if array.ndim else array
+    return [npy_start(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data if array.size else b""]
+
+
+@functools.lru_cache(maxsize=1024)
+def npy_start(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    layout = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, layout)
+    return buffer.getvalue()
+
+
+def npz(arrays: dict[str, np.ndarray]) -> bytes:
+    """An .npz like np.savez, with fixed times. Stored: deflating noisy float16 saves a tenth and costs ten times the write."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(arrays):
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), b"".join(npy_pieces(arrays[name])))
+    return buffer.getvalue()
+
+
+def to_json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()

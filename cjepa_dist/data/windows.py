@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.shards import load_slots
 from cjepa_dist.data.truth import WindowTruth, load_presence
@@ -115,7 +116,7 @@ class ResidentWindows:
         shape = (len(ids), len(self.steps), slots, width)
         # numpy, so one thread: this runs beside the training step, whose threads a second OpenMP team would stall.
         batch = {
-            "slots": torch.from_numpy(self.rows[rows.reshape(-1)].astype(np.float32).reshape(shape)),
+            "slots": torch.from_numpy(widen(self.rows[rows.reshape(-1)]).reshape(shape)),
             "sample": torch.from_numpy(np.array(sample, np.int64)),
         }
         if self.present is not None:

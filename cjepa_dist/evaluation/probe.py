@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.shards import read_split
 
@@ -55,7 +56,7 @@ def fit_probe(data: str | Path, split: str, *, videos: int = 200, ridge: float =
             return None
         frames = len(sample.slots)
         seen = sample.truth["present"][:frames]
-        slots.append(sample.slots[seen].astype(np.float32))
+        slots.append(widen(sample.slots[seen]))
         positions.append(sample.truth["position"][:frames][seen])
     x, y = np.concatenate(slots), np.concatenate(positions)
     if not len(x):

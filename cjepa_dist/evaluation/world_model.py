@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from cjepa_dist.config import TrainWorldModel
+from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.shards import Sample, read_split
 from cjepa_dist.data.windows import ResidentWindows
@@ -168,8 +169,8 @@ def rollout(
         truths = [sample.truth for sample in group if sample.truth is not None and "future_slots" in sample.truth]
         if len(truths) < len(group):
             return None
-        frames = torch.from_numpy(np.stack([sample.slots[:OBSERVED] for sample in group if sample.slots is not None])).float()
-        target = torch.from_numpy(np.stack([truth["future_slots"] for truth in truths])).float()
+        frames = torch.from_numpy(widen(np.stack([sample.slots[:OBSERVED] for sample in group if sample.slots is not None])))
+        target = torch.from_numpy(widen(np.stack([truth["future_slots"] for truth in truths])))
         true = torch.from_numpy(np.stack([truth["position"][OBSERVED:] for truth in truths])).float()
         present = torch.from_numpy(np.stack([truth["present"] for truth in truths]))
         seen = observed(present, OBSERVED - 1, skip) & present[:, OBSERVED:]

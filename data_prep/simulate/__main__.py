@@ -27,8 +27,9 @@ from cjepa_dist.clevrer.scene import SHOWN, TRUTH_FRAMES
 from cjepa_dist.config import launch
 from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample
 from cjepa_dist.errors import UserError
+from data_prep.parts import share, with_part
 from data_prep.simulate import slots as encoder
-from data_prep.simulate.video import SPLITS, VERSION, Simulate, Video, listed, make_chunk, make_video, rare_collections
+from data_prep.simulate.video import SPLITS, VERSION, Simulate, Video, listed, make_chunk, make_video, rare_collections, video_key
 
 CHUNK = 8  # videos a job
 
@@ -44,22 +45,24 @@ def main(config: Simulate) -> int:
         raise UserError(f"{config.out} holds a data set made with other settings; choose another out=, or remove it first")
     rare_collections()
     began, done, totals = time.monotonic(), 0, np.zeros(3, np.int64)
-    videos = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
+    videos = share([(split, index) for split in SPLITS for index in range(getattr(config, split))], config.part)
     empty = encoder.empty_slot(config.slot_dim)
+    name, size = encoder.encoder_name(config.tier), config.shard_mb
     with DatasetWriter(
-        config.out, encoder=encoder.encoder_name(config.tier), source=source, dtype=config.dtype, shard_mb=config.shard_mb, empty_slot=empty
+        config.out, encoder=name, source=source, dtype=config.dtype, shard_mb=size, empty_slot=empty, resume=source
     ) as writer:
-        for (split, _), video in zip(videos, produce(config, videos)):
+        todo = [(split, index) for split, index in videos if video_key(config, split, index) not in writer.split(split).known]
+        for (split, _), video in zip(todo, produce(config, todo)):
             writer.split(split).add(Sample(video.key, video.slots, video.annotation.json(), video.questions, video.truth))
             totals += video.rejected, video.collisions, video.unseen
             done += 1
             if sys.stderr.isatty() and done % 100 == 0:
-                print(f"\r{done} / {len(videos)} videos", end="", file=sys.stderr, flush=True)
+                print(f"\r{done} / {len(todo)} videos", end="", file=sys.stderr, flush=True)
     seconds = time.monotonic() - began
-    rejected, collisions, unseen = totals.tolist()
+    rejected, collisions, unseen = (totals / max(1, done)).tolist()
     print(
-        f"{config.out}: {done} videos in {seconds:.1f} s, {60 * done / seconds:.0f} videos/min; a video has {collisions / done:.2f} "
-        f"collisions and {unseen / done:.2f} after its end; {rejected / done:.2f} worlds a video were dropped"
+        f"{config.out}: {done} videos in {seconds:.1f} s, {60 * done / seconds:.0f} videos/min; a video has {collisions:.2f} "
+        f"collisions and {unseen:.2f} after its end; {rejected:.2f} worlds a video were dropped"
     )
     return 0
 
@@ -79,11 +82,11 @@ def check(config: Simulate) -> None:
 def describe(config: Simulate) -> dict[str, Any]:
     """What the manifest keeps as source: everything that the videos depend on."""
     settings = dataclasses.asdict(config)
-    for name in ("out", "workers"):
+    for name in ("out", "workers", "part"):
         del settings[name]
     for name in ("questions", "counterfactual_splits", "influence"):
         settings[name] = listed(settings[name])
-    return {"made_by": "data_prep.simulate", "version": VERSION, "map_version": encoder.MAP_VERSION, **settings}
+    return with_part({"made_by": "data_prep.simulate", "version": VERSION, "map_version": encoder.MAP_VERSION, **settings}, config.part)
 
 
 def produce(config: Simulate, videos: list[tuple[str, int]]) -> Iterator[Video]:

@@ -17,6 +17,7 @@ from omegaconf import MISSING
 
 from cjepa_dist.clevrer.scene import SHOWN, TRUTH_FRAMES, History
 from cjepa_dist.config import option
+from data_prep.parts import part_option
 from data_prep.simulate import slots as encoder
 from data_prep.simulate import truth, world
 from data_prep.simulate.questions import make_questions, removed_objects
@@ -32,7 +33,8 @@ class Simulate:
     """Simulate a CLEVRER-style world into slot shards: slots, questions, annotations and truth.
 
     180 frames a video, of which 128 are shown and 160 have truth. The view is 2 wide, the radius of an object is 0.17; a rubber
-    object has mass 1, a metal one 2. If `out` already holds the same data set, nothing is done.
+    object has mass 1, a metal one 2. If `out` already holds the same data set, nothing is done; a
+    run that was stopped goes on from its last whole shard.
     """
 
     out: str = option(MISSING, "folder to write; it must be empty, missing, or hold the same data set")
@@ -54,6 +56,7 @@ class Simulate:
     influence_horizon: int = option(5, "influence is the effect of a removal after so many frames", unit="video frames", least=1)
     dtype: str = option("float16", "stored type of the slots", choices=("float16", "float32"))
     shard_mb: int = option(256, "size at which a new shard begins", unit="MiB", least=1)
+    part: str = part_option()
     workers: int = option(0, "processes; 0 = one a core this process may use", least=0)
 
 
@@ -87,6 +90,11 @@ def scene_indices(config: Simulate) -> dict[str, int]:
     if config.train <= FIRST_SCENE["val"] and config.val <= FIRST_SCENE["test"] - FIRST_SCENE["val"]:
         return FIRST_SCENE
     return {"train": 0, "val": config.train, "test": config.train + config.val}
+
+
+def video_key(config: Simulate, split: str, index: int) -> str:
+    """`video_00012`: 12 is the scene index."""
+    return f"video_{scene_indices(config)[split] + index:05d}"
 
 
 def make_chunk(config: Simulate, videos: list[tuple[str, int]]) -> list[Video]:
@@ -129,7 +137,7 @@ def make_video(config: Simulate, split: str, index: int) -> Video:
         arrays |= truth.counterfactual_truth([worlds[r] for r in removed], slot_object, background, noise, config.tier, config.dtype)
     shown = sum(collision.frame < SHOWN for collision in factual.collisions)
     return Video(
-        f"video_{scene_index:05d}",
+        video_key(config, split, index),
         video_slots[:SHOWN],
         truth.annotation(scene, scene_index),
         questions,

@@ -1,0 +1,142 @@
+"""Makes one data set of the parts that several processes made: `python -m data_prep.merge out=DIR parts=DIR.parts`.
+
+    DIR.parts/0 ... DIR.parts/7 ──same settings? each part once? no key twice?──> shards linked, in order, renumbered ──> one manifest
+
+Linked, not copied, where the file system can: the parts may be removed afterwards, the data set keeps the bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from cjepa_dist.config import launch, option
+from cjepa_dist.data import journal
+from cjepa_dist.data.manifest import NAME, Manifest, checksum, partial, sync_folder
+from cjepa_dist.data.moments import set_moments
+from cjepa_dist.data.writer import publish
+from cjepa_dist.errors import UserError
+
+
+@dataclass
+class Merge:
+    """Make one data set of the parts that part=i/n made. Nothing is done if `out` holds it already."""
+
+    out: str = option(MISSING, "folder of slot shards to make")
+    parts: Any = option(MISSING, "folder of parts, or a list of parts: [A,B,...]")
+
+
+def main(config: Merge) -> int:
+    """Link the shards, write the manifest; the parts stay as they are. UserError for gaps, overlaps, parts of other data sets."""
+    parts = in_order(find(config.parts))
+    merged = combine(parts)
+    out = Path(config.out).absolute()
+    if (out / NAME).exists() and dataclasses.asdict(Manifest.load(out)) == dataclasses.asdict(merged):
+        print(f"{out} already holds these parts")
+        return 0
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already holds something; choose another folder, or remove it first")
+    folder = partial(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = journal.acquire(folder)
+    try:
+        journal.clear(folder, set())
+        for split, entries in merged.splits.items():
+            (folder / split).mkdir()
+            sources = [(part / split / entry.name) for part, manifest in parts for entry in manifest.splits.get(split, [])]
+            for entry, source in zip(entries, sources, strict=True):
+                link(source, folder / split / entry.name, entry.bytes, entry.xxh3)
+            sync_folder(folder / split)
+        publish(merged, folder, out)
+    finally:
+        os.close(lock)
+    print(f"{out}: {len(parts)} parts; " + ", ".join(f"{split} {merged.count(split)}" for split in merged.splits) + " videos")
+    return 0
+
+
+def find(parts: Any) -> list[Path]:
+    """Folders of the parts: those named, or those in a folder. UserError for none, and for one that is not finished."""
+    if isinstance(parts, (list, tuple)):
+        return [Path(str(part)) for part in parts]
+    folder = Path(str(parts))
+    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not found:
+        raise UserError(f"parts={folder}: there is no part in it; make some with part=i/n out={folder}/i")
+    for path in found:
+        if path.name.endswith(".partial"):
+            raise UserError(f"part {path} is not finished; run its command again, or remove it")
+    return found
+
+
+def in_order(folders: list[Path]) -> list[tuple[Path, Manifest]]:
+    """Parts 0 .. n-1 with their manifests. UserError unless each of n is there once, made with the same settings and of the same shape."""
+    found: dict[int, tuple[Path, Manifest]] = {}
+    expected: Any = None
+    for folder in folders:
+        manifest = Manifest.load(folder)
+        which = manifest.source.get("part")
+        if not which:
+            raise UserError(f"{folder} is no part of a data set: it was not made with part=i/n")
+        i, n = map(int, which.split("/"))
+        if i in found:
+            raise UserError(f"{folder} and {found[i][0]} overlap: both are part {i}; remove one of them")
+        about = n, common(manifest), manifest.encoder, manifest.shape, manifest.dtype, manifest.empty_slot
+        if expected is not None and about != expected:
+            names = ("number of parts", "settings", "encoder", "shape", "dtype", "empty slot")
+            differ = next(name for name, a, b in zip(names, about, expected) if a != b)
+            raise UserError(f"{folder} does not belong to {next(iter(found.values()))[0]}: they differ in {differ}")
+        expected, found[i] = about, (folder, manifest)
+    if missing := [i for i in range(expected[0]) if i not in found]:
+        raise UserError(
+            f"{len(missing)} of {expected[0]} parts are missing: {', '.join(map(str, missing))}; make them with part=i/{expected[0]}"
+        )
+    return [found[i] for i in range(expected[0])]
+
+
+def common(manifest: Manifest) -> dict[str, Any]:
+    return {name: value for name, value in manifest.source.items() if name != "part"}
+
+
+def combine(parts: list[tuple[Path, Manifest]]) -> Manifest:
+    """The manifest of all parts: their shards in order, renumbered, mean and spread put together. UserError for a key in two parts."""
+    first = parts[0][1]
+    merged = dataclasses.replace(first, source=common(first), splits={})
+    where: dict[str, Path] = {}
+    for folder, manifest in parts:
+        for split, entries in manifest.splits.items():
+            for entry in entries:
+                for key in entry.keys:
+                    if key in where:
+                        raise UserError(f"{folder} and {where[key]} overlap: both have key {key}")
+                    where[key] = folder
+                together = merged.splits.setdefault(split, [])
+                together.append(dataclasses.replace(entry, name=f"{len(together):06d}.tar"))
+    set_moments(merged)
+    return merged
+
+
+def link(source: Path, target: Path, size: int, xxh3: str) -> None:
+    """A second name for a shard, or a copy on another file system. UserError if the shard is not there whole."""
+    try:
+        if source.stat().st_size != size:
+            raise UserError(f"shard {source} has {source.stat().st_size} bytes, its manifest says {size}; make this part again")
+    except OSError as error:
+        raise UserError(f"shard {source} cannot be read: {error.strerror}; make this part again") from error
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+        with open(target, "rb") as file:
+            os.fsync(file.fileno())
+        if checksum(target) != xxh3:
+            raise UserError(f"shard {source} has changed since it was written; make this part again") from None
+
+
+if __name__ == "__main__":
+    launch(Merge, main)
