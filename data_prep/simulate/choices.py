@@ -1,10 +1,12 @@
 """Multiple-choice questions: explanatory, predictive, counterfactual, with options that are plausible and balanced.
 
     explanatory     why an effect (a collision, an exit) happened: presences, collisions, entrances that truly took place, causes or not
-    predictive      two pairs in view at the end or just before: one will collide, the other might
+    predictive      two pairs: one will collide, the other might
     counterfactual  pairs of the remaining objects: collisions that stay, that vanish, that are new, and pairs that never meet
 
-A question has about as many true as false statements: `_split` takes (a, b) of them, (b, a) as often, so that neither the number
+    subjects (effects, objects to remove) ─statements, true and false─> _fairly ─(subject, a true and b false ones)─> _ask ─> JSON
+
+Statements are as often true as false in each scene: `_fairly` takes (a, b) of them as often as (b, a), so that neither the number
 of options nor a negation says which are right. The removed object is never in an option, nor are the objects of an effect in an option
 of presence or entrance (as in the real questions): those could be judged from the text.
 """
@@ -13,9 +15,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from cjepa_dist.clevrer.language import BY_FAMILY, Filler, Namer, fill, plain
 from cjepa_dist.clevrer.programs import SHOWN, Event, World
@@ -23,119 +25,133 @@ from cjepa_dist.clevrer.scene import FRAMES, TRUTH_FRAMES
 
 Question = dict[str, Any]
 Option = tuple[str, tuple[int, ...], bool]  # family of the choice, its objects, whether it is true before negation
-# How often a choice is of which kind, among the true ones and among the false ones: set so that each kind is true about as often as false.
-# (Real questions: presence .46, collision .32, entrance .22, and a kind tells the answer up to 63 % of the time.)
+Weighted = list[tuple[Option, float]]
+Subject = TypeVar("Subject", bound=Hashable)
+
+# Weights below are fitted to this simulator, so that what comes out has the real shares: `python -m tools.question_statistics`.
+
+# (a, b): a statements of one side and b of the other, (a, b) and (b, a) as often.
+CAUSES_SPLITS = {(2, 2): 0.16, (3, 1): 1.0, (2, 1): 0.08, (3, 0): 0.4, (4, 0): 0.21}
+PAIRS_SPLITS = {(2, 2): 0.18, (3, 1): 1.0, (2, 1): 0.11, (1, 1): 0.01, (3, 0): 0.06}
+# How often a choice is of which kind, by the effect, among the true and the false ones: each kind must be true as often as false, also
+# a collision with an object of the effect ("touching") and one without ("apart"), which the text tells apart. A collision of an object that
+# exits comes always before: it is no option. (Real ones: presence .46, collision .32, entrance .22, a kind tells the answer up to 63 %.)
 CAUSES = {
-    True: {"presence": 0.45, "cause_collision": 0.27, "entrance": 0.9},
-    False: {"presence": 0.48, "cause_collision": 0.45, "entrance": 0.1},
+    ("collision", True): {"presence": 0.06, "entrance": 1.0, "apart": 0.23, "touching": 0.006},
+    ("collision", False): {"presence": 0.37, "entrance": 0.073, "apart": 0.077, "touching": 1.0},
+    ("out", True): {"presence": 0.05, "entrance": 0.14, "apart": 1.0},
+    ("out", False): {"presence": 0.27, "entrance": 0.05, "apart": 1.0},
 }
-LATELY = 16  # an object in view in the last so many frames may be in an option of a predictive question
+EXITS = 0.5  # share of videos without two collisions to ask about in which exits are asked about instead
+LATELY = 16  # an object in view in the last so many frames is rather in a wrong option of a predictive question than another
 # Weights of pairs as options of counterfactual questions. CLEVRER draws among all pairs, so that most of its answers are those of the video
 # as it was; a pair that collides in only one of the two worlds says more about a model, and is drawn somewhat more often here.
 CHANGED, COLLIDES, NEITHER = 2.0, 1.0, 0.5
-SPLITS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
-SPLIT_WEIGHTS = (1, 4, 4, 6, 2, 2)
 
 
-def explanatory(world: World, namer: Namer, random: Random, most: int = 2) -> list[Question]:
-    """Up to `most` questions; each about another effect."""
+def explanatory(world: World, namer: Namer, random: Random) -> list[Question]:
+    """Up to two questions, each about another effect: a collision, or where these do not suffice an exit (of real ones one in ten)."""
     times = Counter(e.objects for e in world.happened if e.kind == "collision")
-    effects = [e for e in world.happened if (e.kind == "collision" and times[e.objects] == 1) or e.kind == "out"]
-    random.shuffle(effects)
-    effects.sort(key=lambda e: e.kind == "out" and random.random() < 0.6)  # collisions first: real questions ask of exits in one of nine
     questions: list[Question] = []
-    for effect in effects:
-        if len(questions) == most:
-            break
-        options = _causes(world, effect, times)
-        chosen = _split(options, [CAUSES[o[2]][o[0]] / sum(p[0] == o[0] and p[2] == o[2] for p in options) for o in options], random)
-        if chosen:
-            family = "exit" if effect.kind == "out" else "collision"
+    for kind, family in (("collision", "collision"), *([("out", "exit")] if random.random() < EXITS else [])):
+        effects = [e for e in world.happened if e.kind == kind and times[e.objects] < 2]
+        subjects = {effect: _causes(world, effect, times) for effect in effects}
+        for effect, chosen in _fairly(subjects, dict.fromkeys(effects, 1.0), CAUSES_SPLITS, 2 - len(questions), random):
             questions.append(_ask(world, namer, random, family, effect.objects, chosen))
     return questions
 
 
-def _causes(world: World, effect: Event, times: Counter) -> list[Option]:
+def _causes(world: World, effect: Event, times: Counter) -> Weighted:
     causes = world.ancestors(effect)
     involved = {o for e in causes for o in e.objects}
-    options: list[Option] = [("presence", (o,), o in involved) for o in world.objects if o not in effect.objects]
+    options: list[tuple[str, Option]] = [("presence", ("presence", (o,), o in involved)) for o in world.objects if o not in effect.objects]
     for event in world.happened:
-        if event.kind == "collision" and event != effect and times[event.objects] == 1:
-            options.append(("cause_collision", event.objects, event in causes))
-        elif event.kind == "in" and event.objects[0] not in effect.objects:
-            options.append(("entrance", event.objects, event in causes))
-    return options
+        touching = not set(event.objects).isdisjoint(effect.objects)
+        if event.kind == "collision" and event != effect and times[event.objects] == 1 and not (touching and effect.kind == "out"):
+            options.append(("touching" if touching else "apart", ("cause_collision", event.objects, event in causes)))
+        elif event.kind == "in" and not touching:
+            options.append(("entrance", ("entrance", event.objects, event in causes)))
+    alike = Counter((kind, option[2]) for kind, option in options)
+    return [(option, CAUSES[effect.kind, option[2]][kind] / alike[kind, option[2]]) for kind, option in options]
 
 
 def predictive(world: World, namer: Namer, random: Random) -> list[Question]:
-    """One question if a pair collides soon after the shown frames and another, in view, does not; else none."""
+    """One question if a pair collides within the rolled-out frames after the shown ones and another never does; else none."""
     unseen = {e.objects: e.frame for e in reversed(world.unseen) if e.kind == "collision"}
     will = [pair for pair, frame in unseen.items() if frame < TRUTH_FRAMES]
-    closest = _approach(world, SHOWN - 1, FRAMES - SHOWN)
     hidden = {(c.a, c.b) for c in world.history.collisions if c.frame >= SHOWN}  # also those out of view: not a fair "wrong"
-    wont = [pair for pair in closest if pair not in hidden]
+    wont = [e.objects for e in world.pairs if e.objects not in hidden]
     if not will or not wont:
         return []
     right = random.choice(will)
     met = {e.objects for e in world.happened}  # they seldom meet again: too easy a "wrong"
-    near = [(0.5 if pair in met else 1.0) * (0.3 + math.exp(-closest[pair] / 0.3)) for pair in wont]
+    closest = _approach(world, SHOWN - 1, FRAMES - SHOWN)
+    near = [(0.5 if pair in met else 1.0) * (0.3 + math.exp(-closest[pair] / 0.3)) if pair in closest else 1e-3 for pair in wont]
     wrong = random.choices(wont, near)[0]
     chosen: list[Option] = [("pair", right, True), ("pair", wrong, False)]
     random.shuffle(chosen)
     return [_ask(world, namer, random, "next", (), chosen)]
 
 
-def counterfactual(world: World, namer: Namer, random: Random, most: int = 2) -> list[Question]:
-    """Up to `most` questions, each without another object: one re-simulation each, most likely of an object on which others depend."""
+def counterfactual(world: World, namer: Namer, random: Random) -> list[Question]:
+    """Up to two questions, each without another object, most likely one on which others depend. Re-simulates without each object."""
     collisions = [e for e in world.happened if e.kind == "collision"]
-    if not collisions or len(world.objects) < 3:
-        return []
-    weights = {o: 0.1 for o in world.objects}
+    often = {o: 0.1 for o in world.objects}
     for event in collisions:
         for o in {o for cause in world.ancestors(event) for o in cause.objects} - set(event.objects):
-            weights[o] += 4.0
+            often[o] += 4.0
         for o in event.objects:
-            weights[o] += 0.3
-    questions: list[Question] = []
+            often[o] += 0.3
     factual = {e.objects for e in collisions}
-    for _ in range(most):
-        removed = random.choices(list(weights), list(weights.values()))[0]
-        del weights[removed]
-        options, likely = [], []
-        pairs = world.without(removed)
-        unclear = {(c.a, c.b) for c in world.resimulated(removed).collisions} - set(pairs)
-        for event in world.pairs:
-            pair = event.objects
-            if removed in pair or pair in unclear:
-                continue
-            collides, before = pair in pairs, pair in factual
-            options.append(("pair", pair, collides))
-            likely.append(CHANGED if collides != before else COLLIDES if collides else NEITHER)
-        chosen = _split(options, likely, random)
-        if chosen:
-            questions.append(_ask(world, namer, random, "counterfactual", (removed,), chosen))
-    return questions
+    subjects = {o: _pairs(world, o, factual) for o in world.objects}
+    return [
+        _ask(world, namer, random, "counterfactual", (removed,), chosen)
+        for removed, chosen in _fairly(subjects, often, PAIRS_SPLITS, 2, random)
+    ]
 
 
-def _split(options: Sequence[Option], weights: Sequence[float], random: Random) -> list[Option]:
-    """Two to four options, true and false ones about equal in number; [] if there are none of one side.
+def _pairs(world: World, removed: int, factual: set[tuple[int, ...]]) -> Weighted:
+    """All pairs of the others, but for those that collide out of view or after the video."""
+    pairs = world.without(removed)
+    unclear = {(c.a, c.b) for c in world.resimulated(removed).collisions} - set(pairs)
+    options: Weighted = []
+    for event in world.pairs:
+        pair = event.objects
+        if removed not in pair and pair not in unclear:
+            collides = pair in pairs
+            likely = CHANGED if collides != (pair in factual) else COLLIDES if collides else NEITHER
+            options.append((("pair", pair, collides), likely))
+    return options
 
-    A split (a, b) whose mirror (b, a) is out of reach is not drawn: the rarer side would be rarer among the options too, and a model
-    that reads only the text would profit.
+
+def _fairly(
+    subjects: dict[Subject, Weighted], often: dict[Subject, float], splits: dict[tuple[int, int], float], most: int, random: Random
+) -> Iterator[tuple[Subject, list[Option]]]:
+    """Up to `most` subjects, each once, with two to four of its options in random order.
+
+    A split (a, b) is drawn only where (b, a) is within reach too, of the same subject or of another, and then each as often: with the
+    rarer side rarer among the options, a model that reads only the text would profit.
     """
-    pools = [[(o, w) for o, w in zip(options, weights) if o[2] == side] for side in (True, False)]
-    have = [len(pool) for pool in pools]
-    if not all(have):
-        return []
-    fair = {(a, b): w for (a, b), w in zip(SPLITS, SPLIT_WEIGHTS) if max(a, b) <= min(have)}
-    counts = random.choices(list(fair), list(fair.values()))[0]
-    chosen: list[Option] = []
-    for pool, count in zip(pools, counts):
-        for _ in range(count):
-            index = random.choices(range(len(pool)), [w for _, w in pool])[0]
-            chosen.append(pool.pop(index)[0])
-    random.shuffle(chosen)
-    return chosen
+    pools = {subject: [[pair for pair in options if pair[0][2] == side] for side in (True, False)] for subject, options in subjects.items()}
+    for _ in range(most):
+        able = {
+            split: [s for s, (true, false) in pools.items() if len(true) >= split[0] and len(false) >= split[1]]
+            for a, b in splits
+            for split in ((a, b), (b, a))
+        }
+        fair = {(a, b): weight for (a, b), weight in splits.items() if able[a, b] and able[b, a]}
+        if not fair:
+            return
+        a, b = random.choices(list(fair), list(fair.values()))[0]
+        split = random.choice(((a, b), (b, a)))
+        subject = random.choices(able[split], [often[s] for s in able[split]])[0]
+        chosen: list[Option] = []
+        for pool, count in zip(pools.pop(subject), split):
+            for _ in range(count):
+                index = random.choices(range(len(pool)), [weight for _, weight in pool])[0]
+                chosen.append(pool.pop(index)[0])
+        random.shuffle(chosen)
+        yield subject, chosen
 
 
 def _ask(world: World, namer: Namer, random: Random, family: str, about: tuple[int, ...], options: Sequence[Option]) -> Question:

@@ -28,7 +28,7 @@ def make_questions(
 ) -> dict[str, Any]:
     """CLEVRER's questions JSON of one video.
 
-    `counterfactual(object_id)` is called for at most two objects. Source: spec/clevrer.md (forms, frequencies, semantics).
+    `counterfactual(object_id)` is called once for each object at most. Source: spec/clevrer.md (forms, frequencies, semantics).
     """
     random = Random(int(rng.integers(1 << 62)))
     world = World(history, counterfactual)

@@ -22,7 +22,7 @@ from data_prep.simulate import slots as encoder
 from data_prep.simulate import truth, world
 from data_prep.simulate.questions import make_questions, removed_objects
 
-VERSION = 1  # of the world: change it whenever the same seed would give other videos
+VERSION = 2  # of all that a seed gives: change it whenever that changes (2: other questions than 1, the same worlds)
 SPLITS = ("train", "val", "test")
 FIRST_SCENE = {"train": 0, "val": 10_000, "test": 15_000}  # CLEVRER's numbers
 FEWEST_SLOTS = max(world.OBJECTS) + 1  # a slot for each object and one for the background
