@@ -48,11 +48,11 @@ class Part(io.RawIOBase):
     def tell(self) -> int:
         return self.at
 
-    def read(self, size: int = -1) -> bytes:
+    def readinto(self, buffer: Any) -> int:
         left = max(0, self.extent.length - self.at)
-        content = os.pread(self.descriptor, left if size is None or size < 0 else min(size, left), self.extent.offset + self.at)
-        self.at += len(content)
-        return content
+        count = os.preadv(self.descriptor, [memoryview(buffer)[:left]], self.extent.offset + self.at)
+        self.at += count
+        return count
 
 
 def parse_header(header: bytes) -> tuple[str, int]:

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -28,6 +27,7 @@ from cjepa_dist.config import launch
 from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample
 from cjepa_dist.errors import UserError
 from data_prep.parts import share, with_part
+from data_prep.progress import Progress
 from data_prep.simulate import slots as encoder
 from data_prep.simulate.video import SPLITS, VERSION, Simulate, Video, listed, make_chunk, make_video, rare_collections, video_key
 
@@ -44,7 +44,7 @@ def main(config: Simulate) -> int:
             return 0
         raise UserError(f"{config.out} holds a data set made with other settings; choose another out=, or remove it first")
     rare_collections()
-    began, done, totals = time.monotonic(), 0, np.zeros(3, np.int64)
+    began, totals = time.monotonic(), np.zeros(3, np.int64)
     videos = share([(split, index) for split in SPLITS for index in range(getattr(config, split))], config.part)
     empty = encoder.empty_slot(config.slot_dim)
     name, size = encoder.encoder_name(config.tier), config.shard_mb
@@ -52,13 +52,12 @@ def main(config: Simulate) -> int:
         config.out, encoder=name, source=source, dtype=config.dtype, shard_mb=size, empty_slot=empty, resume=source
     ) as writer:
         todo = [(split, index) for split, index in videos if video_key(config, split, index) not in writer.split(split).known]
+        progress = Progress(len(todo))
         for (split, _), video in zip(todo, produce(config, todo)):
             writer.split(split).add(Sample(video.key, video.slots, video.annotation.json(), video.questions, video.truth))
             totals += video.rejected, video.collisions, video.unseen
-            done += 1
-            if sys.stderr.isatty() and done % 100 == 0:
-                print(f"\r{done} / {len(todo)} videos", end="", file=sys.stderr, flush=True)
-    seconds = time.monotonic() - began
+            progress.add()
+    seconds, done = time.monotonic() - began, progress.done
     rejected, collisions, unseen = (totals / max(1, done)).tolist()
     print(
         f"{config.out}: {done} videos in {seconds:.1f} s, {60 * done / seconds:.0f} videos/min; a video has {collisions:.2f} "
