@@ -1,17 +1,30 @@
-"""Checks a folder of slot shards against its manifest.
+"""Checks a folder of slot shards against its manifest, and makes the best of one that is damaged.
 
-DIR ──verify_folder──> faults, one line each ──> exit code 0 (none), 1 (some), 2 (there is no data set)
+    DIR ──verify_folder──> faults, one line each ──repair=true──> DIR: what is good, with a manifest of that
+                                                             └──> DIR.bad: the rest, the old manifest, lost.json
+
+Exit code 0 (no fault, or repaired), 1 (faults), 2 (there is no data set, or nothing of it is good).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from omegaconf import MISSING
 
 from cjepa_dist.config import launch, option
-from cjepa_dist.data.shards import Manifest
-from cjepa_dist.data.verify import verify_folder
+from cjepa_dist.data.dtypes import widen
+from cjepa_dist.data.manifest import NAME, Manifest, ShardEntry
+from cjepa_dist.data.moments import Moments, set_moments
+from cjepa_dist.data.shards import Shard
+from cjepa_dist.data.verify import Fault, verify_folder
+from cjepa_dist.errors import UserError
 
 
 @dataclass
@@ -19,20 +32,85 @@ class Verify:
     """Check a folder of slot shards: every file, checksum, key, shape and value."""
 
     data: str = option(MISSING, "folder of slot shards")
+    processes: int = option(0, "processes; 0 = one a core this process may use", least=0)
+    repair: bool = option(False, "move what is damaged to DATA.bad and leave a data set of what is good")
 
 
 def main(config: Verify) -> int:
-    """Print the faults, or one line of what is there; 1 if there are faults."""
-    manifest = Manifest.load(config.data)
-    faults = verify_folder(config.data)
+    """Print the faults, and one line of what is there; 1 if there are faults that stay."""
+    folder = Path(config.data).absolute()
+    faults = verify_folder(folder, config.processes or len(os.sched_getaffinity(0)))
     for fault in faults:
-        print(fault)
+        print(fault.text)
+    manifest = Manifest.load(folder)
+    if faults and config.repair:
+        print(repair(folder, faults))
+        manifest = Manifest.load(folder)
     size = sum(entry.bytes for entries in manifest.splits.values() for entry in entries)
     shards = sum(len(entries) for entries in manifest.splits.values())
     videos = ", ".join(f"{name} {manifest.count(name)}" for name in manifest.splits)
-    verdict = f"{len(faults)} faults" if faults else "whole"
+    verdict = f"{len(faults)} faults" + (", repaired" if config.repair else "") if faults else "whole"
     print(f"{config.data}: {verdict}; videos: {videos}; {shards} shards, {size / 1e6:.1f} MB, slots {manifest.shape} {manifest.dtype}")
-    return 1 if faults else 0
+    return 1 if faults and not config.repair else 0
+
+
+def repair(folder: Path, faults: list[Fault]) -> str:
+    """Make `folder` a data set of its good shards; nothing is deleted. Says what was lost. UserError if no shard is good.
+
+    The manifest is replaced first: stopped after that, what is bad is extra, and the next repair moves it.
+    """
+    manifest, bad = Manifest.load(folder), {fault.path for fault in faults}
+    splits, lost = {}, {}
+    for split, entries in manifest.splits.items():
+        good = [entry for entry in entries if folder / split / entry.name not in bad]
+        if good:
+            splits[split] = [measured(folder, split, entry, manifest) for entry in good]
+        if dropped := {entry.name: entry.keys for entry in entries if folder / split / entry.name in bad}:
+            lost[split] = dropped
+    if not splits:
+        raise UserError(f"{folder}: no shard is whole, so nothing was changed; restore the data set or make it again")
+    aside = unused(folder.with_name(f"{folder.name}.bad"))
+    aside.mkdir()
+    shutil.copy2(folder / NAME, aside / NAME)
+    (aside / "lost.json").write_text(json.dumps(lost, indent=1))
+    counts = {split: sum(map(len, shards.values())) for split, shards in lost.items()}
+    before = manifest.source.get("lost", {})
+    total = {split: before.get(split, 0) + counts.get(split, 0) for split in {**before, **counts}}
+    source = {**manifest.source, "lost": total} if total else manifest.source
+    repaired = dataclasses.replace(manifest, splits=splits, source=source)
+    set_moments(repaired)
+    repaired.save(folder)
+    for path in sorted(bad):
+        if path.exists():
+            (aside / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, aside / path.relative_to(folder))
+    for split in manifest.splits.keys() - splits.keys():
+        if (folder / split).is_dir():
+            (folder / split).rmdir()
+    told = [f"{counts[split]} of {manifest.count(split)} samples of {split}{names(shards)}" for split, shards in lost.items()]
+    where = f"{sum(map(len, lost.values()))} shards moved to {aside}"
+    return f"{where}; lost: {'; '.join(told) or 'no sample'}; lost.json there names all keys"
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of path1, path2, ... that does not exist."""
+    return next(p for i in itertools.count() if not (p := path.with_name(f"{path.name}{i or ''}")).exists())
+
+
+def measured(folder: Path, split: str, entry: ShardEntry, manifest: Manifest) -> ShardEntry:
+    """A shard's entry with its moments, which data sets of older versions lack."""
+    if entry.mean:
+        return entry
+    moments = Moments()
+    with Shard(folder, split, entry) as shard:
+        for key in entry.keys:
+            moments.add(widen(shard.slots(key, manifest)))
+    return dataclasses.replace(entry, mean=moments.mean.tolist(), squares=moments.squares.tolist(), lost=[0.0, 0.0])
+
+
+def names(shards: dict[str, list[str]], count: int = 5) -> str:
+    keys = [key for named in shards.values() for key in named]
+    return f" ({', '.join(keys[:count])}{', ...' if len(keys) > count else ''})"
 
 
 if __name__ == "__main__":

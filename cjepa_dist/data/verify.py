@@ -1,50 +1,70 @@
 """Is a data set what was written? Every fault, named.
 
-manifest.json ──each shard──> length, xxh3, tar, keys, every member ──> faults, one line each
+manifest.json ──each shard, by several processes──> length, xxh3, tar, keys, every member ──┐
+folder ──what the manifest does not know────────────────────────────────────────────────────┴──> [Fault]
 """
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cjepa_dist.data.manifest import Manifest, ShardEntry, checksum
+from cjepa_dist.data.manifest import NAME, Manifest, ShardEntry, checksum
 from cjepa_dist.data.shards import ANNOTATION, MATCH, QUESTIONS, TRUTH, WORLDS, Shard
 from cjepa_dist.errors import UserError
 
 
-def verify_folder(folder: str | Path) -> list[str]:
-    """Every fault of a data set, one line each, naming the shard (and the key): [] if it is whole. UserError if there is none.
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, in a line, and the file that it is wrong with (for a shard: where it is, or should be)."""
+
+    text: str
+    path: Path
+
+
+def verify_folder(folder: str | Path, processes: int = 1) -> list[Fault]:
+    """Every fault of a data set, naming the shard (and the key): [] if it is whole. UserError if there is none.
 
     Finds missing and extra files, truncation (also between two samples), flipped bytes, wrong or doubled keys, slots of a wrong shape or
     type, values that are not finite, JSON and truth that cannot be read. Goes on after a fault, so that one call names them all.
     """
     manifest = Manifest.load(folder)
-    faults = []
+    shards = [(split, entry) for split, entries in manifest.splits.items() for entry in entries]
+    about = dataclasses.replace(manifest, splits={})
+    jobs = [(folder, split, entry, about) for split, entry in shards]
+    if processes > 1 and len(jobs) > 1:
+        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+            found = list(pool.map(shard_faults, *zip(*jobs)))
+    else:
+        found = [shard_faults(*job) for job in jobs]
+    faults: list[Fault] = []
     seen: dict[str, str] = {}
-    for split, entries in manifest.splits.items():
-        for entry in entries:
-            path = Path(folder) / split / entry.name
-            if path.is_file() and path.stat().st_size == entry.bytes and checksum(path) != entry.xxh3:
-                faults.append(f"{path}: its bytes have changed (xxh3 is not the manifest's)")
-            if entry.samples != len(entry.keys):
-                faults.append(f"{path}: the manifest counts {entry.samples} samples and names {len(entry.keys)} keys")
-            for key in entry.keys:
-                if key in seen:
-                    faults.append(f"{path}: key {key} is also in {seen[key]}")
-                seen[key] = f"{split}/{entry.name}"
-            faults += shard_faults(folder, split, entry, manifest)
-        names = {entry.name for entry in entries}
-        present = Path(folder) / split
-        extra = sorted(p.name for p in present.iterdir() if p.name not in names) if present.is_dir() else []
-        faults += [f"{present / name}: extra, the manifest does not know it" for name in extra]
-    known = {"manifest.json", *manifest.splits}
-    faults += [f"{path}: extra, the manifest does not know it" for path in sorted(Path(folder).iterdir()) if path.name not in known]
-    return faults
+    for (split, entry), texts in zip(shards, found):
+        path = Path(folder) / split / entry.name
+        for key in entry.keys:
+            if key in seen:
+                texts.append(f"{path}: key {key} is also in {seen[key]}")
+            seen[key] = f"{split}/{entry.name}"
+        faults += [Fault(text, path) for text in texts]
+    return faults + extra_files(Path(folder), manifest)
+
+
+def extra_files(folder: Path, manifest: Manifest) -> list[Fault]:
+    """Files and folders that the manifest does not know."""
+    known = {folder / NAME, *(folder / split for split in manifest.splits)}
+    known |= {folder / split / entry.name for split, entries in manifest.splits.items() for entry in entries}
+    places = [folder, *(folder / split for split in manifest.splits if (folder / split).is_dir())]
+    extra = {path for place in places for path in place.iterdir()} - known
+    return [Fault(f"{path}: extra, the manifest does not know it", path) for path in sorted(extra)]
 
 
 def shard_faults(folder: str | Path, split: str, entry: ShardEntry, manifest: Manifest) -> list[str]:
-    faults = []
+    """Faults of one shard; of `manifest` only shape and type are asked."""
+    faults: list[str] = []
 
     def attempt(read: Any, *arguments: Any) -> None:
         try:
@@ -52,6 +72,11 @@ def shard_faults(folder: str | Path, split: str, entry: ShardEntry, manifest: Ma
         except UserError as error:
             faults.append(str(error))
 
+    path = Path(folder) / split / entry.name
+    if path.is_file() and path.stat().st_size == entry.bytes and checksum(path) != entry.xxh3:
+        faults.append(f"{path}: its bytes have changed (xxh3 is not the manifest's)")
+    if entry.samples != len(entry.keys):
+        faults.append(f"{path}: the manifest counts {entry.samples} samples and names {len(entry.keys)} keys")
     try:
         with Shard(folder, split, entry) as shard:
             for key in entry.keys:

@@ -1,14 +1,22 @@
 """`python -m data_prep.verify` and `import_pickle` as a user runs them: one clear line, the right exit code."""
 
+import dataclasses
+import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 
+from cjepa_dist.data.manifest import Manifest, checksum
+from cjepa_dist.data.shards import DatasetWriter, Sample, Shard, load_slots
+from cjepa_dist.data.verify import verify_folder
+from cjepa_dist.errors import UserError
 from data_prep.import_pickle import ImportPickle
 from data_prep.import_pickle import main as import_pickle
 from data_prep.verify import Verify, main
@@ -65,3 +73,127 @@ def test_import_as_a_command_refuses_code(tmp_path):
     refused = run("data_prep.import_pickle", f"source={tmp_path}/x.pkl", f"out={tmp_path}/out")
     assert refused.returncode == 2 and "posix.system" in refused.stderr and refused.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == ["x.pkl"]
+
+
+# --- repair
+
+
+@pytest.fixture
+def many(tmp_path):
+    """12 + 3 videos in 4 + 1 shards, and another folder beside them."""
+    with DatasetWriter(tmp_path / "data", encoder="test", source={"seed": 0}, shard_mb=1) as writer:
+        for split, scenes in (("train", range(12)), ("val", range(20, 23))):
+            for scene in scenes:
+                writer.split(split).add(Sample(f"video_{scene:05d}", np.random.default_rng(scene).standard_normal((40, 16, 256))))
+    assert [len(entries) for entries in Manifest.load(tmp_path / "data").splits.values()] == [4, 1]
+    return tmp_path / "data"
+
+
+def truncate(folder):
+    os.truncate(folder / "train" / "000001.tar", 5000)
+
+
+def cut(folder):
+    """The first two of three samples, as a valid tar."""
+    path = folder / "train" / "000001.tar"
+    entry = Manifest.load(folder).splits["train"][1]
+    with Shard(folder, "train", entry) as shard:
+        end = min(extent.offset for extent in shard.members[entry.keys[2]].values()) - 512
+    path.write_bytes(path.read_bytes()[:end] + bytes(1024))
+
+
+def double(folder):
+    """Shard 1 holds shard 0's keys, with a manifest that agrees."""
+    shutil.copy(folder / "train" / "000000.tar", folder / "train" / "000001.tar")
+    manifest = Manifest.load(folder)
+    manifest.splits["train"][1] = dataclasses.replace(manifest.splits["train"][0], name="000001.tar")
+    manifest.save(folder)
+
+
+def put_nan(folder):
+    path, manifest = folder / "train" / "000001.tar", Manifest.load(folder)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"NUMPY") + 127 + 2 * 80  # the data begin 127 bytes after this
+    content[at : at + 2] = np.array([np.nan], np.float16).tobytes()
+    path.write_bytes(content)
+    manifest.splits["train"][1] = dataclasses.replace(manifest.splits["train"][1], xxh3=checksum(path))
+    manifest.save(folder)
+
+
+def put_shape(folder):
+    with DatasetWriter(f"{folder}_other", encoder="test", source={}) as writer:
+        for key in Manifest.load(folder).splits["train"][1].keys:
+            writer.split("train").add(Sample(key, np.zeros((2, 3, 4))))
+    os.replace(f"{folder}_other/train/000000.tar", folder / "train" / "000001.tar")
+    manifest = Manifest.load(folder)
+    manifest.splits["train"][1] = dataclasses.replace(Manifest.load(f"{folder}_other").splits["train"][0], name="000001.tar")
+    manifest.save(folder)
+    shutil.rmtree(f"{folder}_other")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message", "lost"),
+    [
+        (truncate, "train/000001.tar is truncated", 3),
+        (cut, "train/000001.tar is truncated", 3),
+        (lambda folder: flip(folder / "train" / "000001.tar"), "train/000001.tar: its bytes have changed", 3),
+        (lambda folder: (folder / "train" / "000001.tar").unlink(), "train/000001.tar cannot be opened", 3),
+        (lambda folder: (folder / "train" / "000009.tar").write_bytes(b"x"), "train/000009.tar: extra", 0),
+        (lambda folder: (folder / "notes").mkdir(), "notes: extra", 0),
+        (double, "train/000001.tar: key video_00000 is also in train/000000.tar", 3),
+        (put_nan, "train/000001.tar, key video_00003: a slot holds a value that is not finite", 3),
+        (put_shape, "train/000001.tar, key video_00003: slots are float16 (2, 3, 4)", 3),
+    ],
+)
+def test_each_fault_is_named_and_repaired(many, capsys, harm, message, lost):
+    harm(many)
+    before = {p: p.read_bytes() for p in many.rglob("*.tar")}
+    kept = [*range(12)] if not lost else [0, 1, 2, *range(6, 12)]
+    assert main(Verify(data=str(many))) == 1
+    assert message in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in many.rglob("*.tar")} == before, "looking changes nothing"
+    assert main(Verify(data=str(many), repair=True)) == 0
+    told = capsys.readouterr().out
+    assert message in told and (f"lost: {lost} of 12 samples of train (video_0000" in told if lost else "lost: no sample" in told)
+    assert verify_folder(many) == [] and Manifest.load(many).keys("train") == [f"video_{scene:05d}" for scene in kept]
+    slots = load_slots(many, "train").astype(np.float64)
+    np.testing.assert_allclose(Manifest.load(many).mean, slots.mean((0, 1, 2)), rtol=1e-9, atol=1e-12)
+    aside = many.with_name("data.bad")
+    assert len(Manifest.load(aside).keys("train")) == 12
+    everything = {p.name: p.read_bytes() for folder in (many, aside) for p in folder.rglob("*.tar")}
+    assert everything == {p.name: content for p, content in before.items()}, "nothing is deleted"
+    assert sum(len(keys) for shards in json.loads((aside / "lost.json").read_text()).values() for keys in shards.values()) == lost
+    assert Manifest.load(many).source == ({"seed": 0, "lost": {"train": 3}} if lost else {"seed": 0})
+    assert main(Verify(data=str(many), repair=True)) == 0 and not many.with_name("data.bad1").exists()
+
+
+def test_a_data_set_without_a_good_shard_is_left_alone(data):
+    for split in ("train", "val"):
+        flip(data / split / "000000.tar")
+    before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="no shard is whole, so nothing was changed"):
+        main(Verify(data=str(data), repair=True))
+    assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before and not data.with_name("data.bad").exists()
+
+
+def test_a_lost_split_an_older_data_set_and_several_processes(many, capsys):
+    manifest = Manifest.load(many)
+    older = [dataclasses.replace(entry, mean=[], squares=[], lost=[]) for entry in manifest.splits["train"]]
+    dataclasses.replace(manifest, splits={"train": older, "val": manifest.splits["val"]}).save(many)
+    flip(many / "val" / "000000.tar")
+    flip(many / "train" / "000003.tar")
+    assert [f.text for f in verify_folder(many, processes=2)] == [f.text for f in verify_folder(many)]
+    assert main(Verify(data=str(many), repair=True, processes=2)) == 0
+    assert "lost: 3 of 12 samples of train" in capsys.readouterr().out
+    repaired = Manifest.load(many)
+    assert [*repaired.splits] == ["train"] and verify_folder(many) == []
+    slots = load_slots(many, "train").astype(np.float64)
+    np.testing.assert_allclose(repaired.std, slots.std((0, 1, 2)), rtol=1e-12)
+
+
+def test_shards_are_read_by_plain_webdataset(many):
+    urls = [str(path) for path in sorted((many / "train").glob("*.tar"))]
+    read = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in read] == Manifest.load(many).keys("train")
+    assert np.array_equal(np.stack([sample["slots.npy"] for sample in read]), load_slots(many, "train"))
+    assert [sample["json"]["scene_index"] for sample in read] == list(range(12))
