@@ -227,6 +227,11 @@ class TrainAloe:
     affirm: float = option(
         0.0, 'share of the run that asks negated questions without their "not", answers turned round: options are learned first', least=0.0
     )
+    protocol: str = option(
+        "published",
+        "what counterfactual questions see: the video, as published systems do, or the world without the object (worlds.npz)",
+        choices=("published", "counterfactual"),
+    )
     blind: bool = option(False, "control: every question sees the slots of another video")
     descriptive_weight: float = option(1.0, "weight of the cross-entropy of descriptive questions", least=0.0)
     choice_weight: float = option(1.0, "weight of the binary cross-entropy of choices", least=0.0)

@@ -63,7 +63,7 @@ def main(config: Evaluate) -> int:
         files, table = {f"world_model_{config.split}.json": result}, world_model_table(result)
     else:
         result, answers = measure_aloe(config, task, trained, data)
-        result = {"kind": "vqa", **head, "blind": trained.blind, **result}
+        result = {"kind": "vqa", **head, "protocol": trained.protocol, "blind": trained.blind, **result}
         files, table = {f"vqa_{config.split}.json": result, f"submission_{config.split}.json": answers}, vqa_table(result)
     result["seconds"] = round(time.time() - began, 1)
     folder = Path(config.run) / "eval"
@@ -88,8 +88,9 @@ def measure_aloe(config: Evaluate, task: Any, trained: TrainAloe, data: str) -> 
     starts = sorted({trained.eval_start, *(range(trained.starts) if config.starts == "all" else ())})
     # Made at the last start, so that frames past the end of the video are refused at once; the slots are read once for all starts.
     source = QuestionSource(
-        data, config.split, frames=trained.aloe.frames, stride=trained.stride, eval_start=starts[-1], blind=trained.blind, seed=trained.seed
-    )
+        data, config.split, frames=trained.aloe.frames, stride=trained.stride, eval_start=starts[-1],
+        protocol=trained.protocol, blind=trained.blind, seed=trained.seed,
+    )  # fmt: skip
     by_start = {}
     for start in starts:
         source.eval_start = start
@@ -132,7 +133,7 @@ def shown(cell: dict[str, Any]) -> str:
 
 
 def vqa_table(result: dict[str, Any]) -> RichTable:
-    table = RichTable(title=f"VQA, {result['split']}, start {result['start']}: accuracy in percent")
+    table = RichTable(title=f"VQA, {result['split']}, {result['protocol']} protocol, start {result['start']}: accuracy in percent")
     for name in ("questions", "accuracy", "95 %", "over starts", "majority", "chance", "count"):
         table.add_column(name)
     without = result["without_looking"]

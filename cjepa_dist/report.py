@@ -121,6 +121,8 @@ def world_model_of(config: TrainAloe, name: str, warnings: list[str]) -> Path | 
     if source.get("kind") != "rollout":
         warnings.append(f"{name}: its data {config.data} are no rollout, so no world model stands behind them")
         return None
+    if "world_model" not in source:
+        return None  # the simulator's own future and worlds
     model = Path(source["world_model"])
     if not (model / "config.yaml").is_file():
         warnings.append(f"{name}: its world model {model} is not there any more")

@@ -17,7 +17,10 @@ from cjepa_dist.training.loop import total_steps, train
 def main(config: schema.TrainAloe) -> int:
     model, manifest = config.aloe, Manifest.load(config.data)
     manifest.check_slots(model.slots, model.slot_dim, config.data, "the config (aloe.slots x aloe.slot_dim)")
-    read = partial(QuestionSource, config.data, frames=model.frames, stride=config.stride, blind=config.blind, seed=config.seed)
+    read = partial(
+        QuestionSource, config.data, frames=model.frames, stride=config.stride,
+        protocol=config.protocol, blind=config.blind, seed=config.seed,
+    )  # fmt: skip
     questions = (
         read(config.train_split, starts=config.starts, shuffle=config.shuffle_slots),
         read(config.val_split, eval_start=config.eval_start),

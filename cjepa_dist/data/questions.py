@@ -1,11 +1,13 @@
 """CLEVRER questions about the videos of a split, as batches for ALOE.
 
     questions.json ─encode─> rows of 32 words ──────────────┐
-    slots (V, T, S, D), one copy in the stored type ─frames─┴─gather(ids, sample)─> batch
+    slots (V, T, S, D), one copy in the stored type ─frames─┼─gather(ids, sample)─> batch
+    worlds without an object (W, 128, S, D) ─frames─────────┘   (protocol=counterfactual, intervened.py)
 
 A sample is a question with all its choices. A descriptive question is one row, a multiple-choice question one row a choice;
 the rows of a question stand together. Protocol: spec/aloe.md (as SlotFormer and C-JEPA); frames `start + stride * arange(frames)`,
-a predictive question T - 128 later, so that it sees the rolled-out end.
+a predictive question T - 128 later, so that it sees the rolled-out end. With `protocol="counterfactual"` a counterfactual question
+sees the same frames of the world that it asks about; published systems show it the video, in which the object is there.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, PAD, QUESTION_WORDS, ROW_WORDS, TYPES, WORDS, encode
+from cjepa_dist.clevrer.vocabulary import ROW_WORDS, TYPES
 from cjepa_dist.data.dtypes import widen
+from cjepa_dist.data.intervened import load_worlds
+from cjepa_dist.data.question_rows import Rows, affirmative
 from cjepa_dist.data.shards import Manifest, load_slots, read_split
 from cjepa_dist.errors import UserError
 
 VIDEO_FRAMES = 128
-CORRECT = {"correct": 1, "wrong": 0}
 
 
 class QuestionSource:
@@ -35,7 +38,7 @@ class QuestionSource:
     `affirm_until`, 0 at first, may be set: `gather` asks negated questions of samples below it without their "not", see `affirmative`.
 
     Raises UserError for an unknown word or answer (naming it, the question and the scene), frames that do not fit in the video,
-    a split without questions, a split answered in part, `blind` with a single video.
+    a split without questions, a split answered in part, `blind` with a single video; worlds that are not there (`intervened.py`).
     """
 
     def __init__(
@@ -47,11 +50,14 @@ class QuestionSource:
         stride: int,
         starts: int = 8,
         eval_start: int | None = None,
+        protocol: str = "published",
         blind: bool = False,
         shuffle: bool = False,
         seed: int = 0,
     ) -> None:
-        """`eval_start` None draws the first frame from 0 .. starts-1; `blind` gives each question the slots of another video.
+        """`eval_start` None draws the first frame from 0 .. starts-1; `protocol` says what counterfactual questions see (see above).
+
+        `blind` gives each question the slots of another video, or of a world of another one.
 
         `shuffle` puts the slots of a video in another order each time (one order for all its frames): the order says nothing anyway.
         """
@@ -68,7 +74,7 @@ class QuestionSource:
         self.frames, self.stride, self.starts, self.eval_start, self.seed = frames, stride, starts, eval_start, seed
         self.shuffle = shuffle
         self.shift = max(0, total - VIDEO_FRAMES)
-        rows = _Rows(str(folder), split)
+        rows = Rows(str(folder), split)
         members = ("questions.json",)  # annotations would take four times as long to read
         for video, sample in enumerate(read_split(folder, split, members=members)):
             if sample.questions is not None:
@@ -86,7 +92,13 @@ class QuestionSource:
         self.is_choice = self.type != "descriptive"
         self.kind = np.array([TYPES.index(name) for name in rows.type], np.int64)
         self.slots = load_slots(folder, split)
-        self.shown_video = _other_videos(len(self.slots), seed)[self.video] if blind else self.video
+        self.scenes = _other_videos(len(self.slots), seed)[self.video] if blind else self.video
+        self.worlds = self.slots[:0]
+        if protocol == "counterfactual":
+            worlds = load_worlds(folder, split, int((self.type == "counterfactual").sum()))
+            chosen = _other_worlds(worlds.video, seed)[worlds.asked] if blind and len(worlds.video) else worlds.asked
+            self.worlds = worlds.slots
+            self.scenes = np.where(worlds.asked < 0, self.scenes, len(self.slots) + chosen)
 
     def __len__(self) -> int:
         return len(self.type)
@@ -109,19 +121,19 @@ class QuestionSource:
     def gather(self, ids: Any, sample: Any) -> dict[str, torch.Tensor]:
         """The batch of questions `ids` (Q,), with `sample` (Q,) the global sample indices that key the random draws.
 
-        slots (U, F, S, D) float32, each pair of video and first frame (and order of slots) once; tokens (R, 32) int64; padding (R, 32)
-        bool, True at padding; is_choice (R,) bool; kind (R,) int64, an index into TYPES; row_view (R,) int64, an index into slots;
-        label (R,) int64; question, sample (Q,) int64.
+        slots (U, F, S, D) float32, each pair of video or world and first frame (and order of slots) once; tokens (R, 32) int64;
+        padding (R, 32) bool, True at padding; is_choice (R,) bool; kind (R,) int64, an index into TYPES; row_view (R,) int64, an index
+        into slots; label (R,) int64; question, sample (Q,) int64.
         """
         ids, sample = np.asarray(ids, np.int64), np.asarray(sample, np.int64)
         begin, count = self.first_row[ids], np.diff(self.first_row)[ids]
         row_question = np.repeat(np.arange(len(ids)), count)
         rows = np.arange(len(row_question)) + np.repeat(begin - (np.cumsum(count) - count), count)
         start = self.start(sample) + np.where(self.type[ids] == "predictive", self.shift, 0)
-        places = np.stack([self.shown_video[ids], start, sample if self.shuffle else 0 * sample], axis=1)
+        places = np.stack([self.scenes[ids], start, sample if self.shuffle else 0 * sample], axis=1)
         views, question_view = np.unique(places, axis=0, return_inverse=True)
         frames = views[:, 1:2] + self.stride * np.arange(self.frames)
-        slots = self.slots[views[:, :1], frames]
+        slots = self.frames_of(views[:, 0], frames)
         if self.shuffle:
             draws = _hash(views[:, 2:] * self.slots.shape[2] + np.arange(self.slots.shape[2]), self.seed + 1)
             slots = np.take_along_axis(slots, draws.argsort(axis=1)[:, None, :, None], axis=2)
@@ -141,6 +153,16 @@ class QuestionSource:
             "sample": sample,
         }
         return {name: torch.from_numpy(array.copy() if name in ("question", "sample") else array) for name, array in batch.items()}
+
+    def frames_of(self, scene: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """(U, F, S, D) in the stored type: frames (U, F) of scenes (U,), a video's number, or that of a world after all videos'."""
+        observed = scene < len(self.slots)
+        if observed.all():
+            return self.slots[scene[:, None], frames]
+        slots = np.empty((*frames.shape, *self.slots.shape[2:]), self.slots.dtype)
+        slots[observed] = self.slots[scene[observed, None], frames[observed]]
+        slots[~observed] = self.worlds[scene[~observed, None] - len(self.slots), frames[~observed]]
+        return slots
 
     def totals(self, ids: Any) -> dict[str, float]:
         """Rows of a (global) batch that count for each loss."""
@@ -179,90 +201,6 @@ class VideoQuestions:
         return self.source.totals(self.questions(ids)[0])
 
 
-class _Rows:
-    """Columns in the making."""
-
-    def __init__(self, folder: str, split: str) -> None:
-        self.place = f"{folder}, split {split!r}"
-        self.type: list[str] = []
-        self.subtype: list[str] = []
-        self.scene: list[int] = []
-        self.question_id: list[int] = []
-        self.video: list[int] = []
-        self.first_row: list[int] = []
-        self.choice_id: list[int] = []
-        self.label: list[int] = []
-        self.words = bytearray()
-
-    def add(self, video: int, content: dict[str, Any], scene: int) -> None:
-        scene = content.get("scene_index", scene)
-        for question in content.get("questions", ()):
-            name = f"question {question.get('question_id')} of scene {scene} ({self.place})"
-            try:
-                self._add(video, scene, question)
-            except (UserError, KeyError, TypeError, AttributeError) as error:
-                reason = str(error) if isinstance(error, UserError) else f"lacks {error} or is not as CLEVRER's"
-                raise UserError(f"{name}: {reason}") from error
-
-    def _add(self, video: int, scene: int, question: dict[str, Any]) -> None:
-        kind = question["question_type"]
-        if kind not in TYPES:
-            raise UserError(f"unknown question type {kind!r}; CLEVRER has {', '.join(TYPES)}")
-        self.type.append(kind)
-        self.subtype.append(question.get("question_subtype", ""))
-        self.scene.append(scene)
-        self.question_id.append(question["question_id"])
-        self.video.append(video)
-        self.first_row.append(len(self.label))
-        if kind == "descriptive":
-            self._row(question["question"], "", -1, _look_up(ANSWERS, question.get("answer")))
-            return
-        if not question["choices"]:
-            raise UserError("has no choices")
-        for choice in question["choices"]:
-            self._row(question["question"], choice["choice"], choice["choice_id"], _look_up(CORRECT, choice.get("answer")))
-
-    def _row(self, question: str, choice: str, choice_id: int, label: int) -> None:
-        self.words += encode(question, QUESTION_WORDS)
-        self.words += encode(choice, CHOICE_WORDS) if choice else bytes(CHOICE_WORDS)
-        self.choice_id.append(choice_id)
-        self.label.append(label)
-
-    def labelled(self) -> bool:
-        unknown = [i for i, label in enumerate(self.label) if label < 0]
-        if unknown and len(unknown) < len(self.label):
-            question = int(np.searchsorted(self.first_row, unknown[0], side="right")) - 1
-            raise UserError(
-                f"question {self.question_id[question]} of scene {self.scene[question]} ({self.place}) has no answer, others have; "
-                "give all answers or none"
-            )
-        return not unknown
-
-
-def affirmative(words: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (R, 32) uint8 and labels (R,) of the same questions without "not": right options are then the wrong ones.
-
-    With half of the questions negated, no word of an option and nothing in the video says anything of its label before "not" is read as
-    well: a parity, on which training stands still. Without it the meaning of options is learned first.
-    """
-    words, label = words.copy(), label.copy()
-    rows, place = np.nonzero(words[:, :QUESTION_WORDS] == WORDS["not"])
-    for row, at in zip(rows, place):
-        words[row, at : QUESTION_WORDS - 1] = words[row, at + 1 : QUESTION_WORDS]
-    words[rows, QUESTION_WORDS - 1] = PAD
-    label[rows] = np.where(label[rows] < 0, -1, 1 - label[rows])
-    return words, label
-
-
-def _look_up(table: dict[str, int], answer: str | None) -> int:
-    """The label of an answer; -1 for none."""
-    if answer is None:
-        return -1
-    if answer not in table or answer == "PAD":
-        raise UserError(f"unknown answer {answer!r}; it must be one of {', '.join(sorted(set(table) - {'PAD'}))}")
-    return table[answer]
-
-
 def _scene(key: str) -> int:
     """Of questions that do not say it: a sample's key is `video_%05d` of its scene."""
     digits = "".join(filter(str.isdigit, key))
@@ -286,3 +224,10 @@ def _other_videos(count: int, seed: int) -> np.ndarray:
     other = np.empty(count, np.int64)
     other[ring] = np.roll(ring, -1)
     return other
+
+
+def _other_worlds(video: np.ndarray, seed: int) -> np.ndarray:
+    """(W,): for each world, `video` (W,) says of which video, a world of another: of the next in a seeded ring."""
+    videos, first, count = np.unique(video, return_index=True, return_counts=True)
+    place = np.repeat(_other_videos(len(videos), seed), count)
+    return first[place] + (np.arange(len(video)) - np.repeat(first, count)) % count[place]

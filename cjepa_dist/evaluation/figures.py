@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cjepa_dist.evaluation.tables import METHODS, label
+from cjepa_dist.evaluation.tables import METHODS, label, title
 
 Measured = dict[str, dict[str, Any]]
 BARS = ("descriptive.question", "explanatory.question", "predictive.question", "counterfactual.question", "multiple_choice.option")
@@ -43,8 +43,7 @@ def vqa(measured: Measured, path: Path) -> Path:
         heights = np.array([100 * (cell["accuracy"] or 0.0) for cell in cells])
         ends = np.array([[100 * v for v in (cell["ci"] or (0.0, 0.0))] for cell in cells])
         whiskers = np.abs(ends.T - heights)
-        title = name + (" (blind)" if result.get("blind") else "")
-        axis.bar(x + (i + 0.5) * width - 0.4, heights, width, yerr=whiskers, capsize=2, label=title)
+        axis.bar(x + (i + 0.5) * width - 0.4, heights, width, yerr=whiskers, capsize=2, label=title(name, result))
     for i, group in enumerate(groups):
         majority = first["without_looking"]["majority_by_kind"][group]
         if majority is not None:

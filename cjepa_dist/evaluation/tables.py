@@ -87,7 +87,7 @@ def vqa(measured: Measured) -> list[str]:
         "Accuracy in percent [95 % interval over videos]; in brackets mean ± spread over all first frames.",
         "Majority: the most frequent training answer to that kind of question. Chance: uniform.\n",
     ]
-    titles = [name + (" (blind)" if result.get("blind") else "") for name, result in measured.items()]
+    titles = [title(name, result) for name, result in measured.items()]
     lines += header("", *titles, "majority", "chance", "count")
     without = next(iter(measured.values()))["without_looking"]
     for group in GROUPS:
@@ -98,6 +98,14 @@ def vqa(measured: Measured) -> list[str]:
         blind = [percent(without[name][group]) for name in ("majority_by_kind", "chance")]
         lines.append(row(label(group), *shown, *blind, cells[0]["count"]))
     return [*lines, ""]
+
+
+def title(name: str, result: dict[str, Any]) -> str:
+    """An ALOE run's name, with what is not as published."""
+    notes = [
+        note for note, holds in (("counterfactual", result.get("protocol") == "counterfactual"), ("blind", result.get("blind"))) if holds
+    ]
+    return f"{name} ({', '.join(notes)})" if notes else name
 
 
 def accuracy(cell: dict[str, Any], starts: dict[str, float] | None) -> str:

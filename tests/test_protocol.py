@@ -1,0 +1,155 @@
+"""protocol=counterfactual: counterfactual questions see the world without the object, on simulated videos and their true worlds."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cjepa_dist import evaluate
+from cjepa_dist.clevrer.language import described, parse
+from cjepa_dist.clevrer.questions import objects
+from cjepa_dist.data.questions import QuestionSource, VideoQuestions
+from cjepa_dist.data.shards import DatasetWriter, Manifest, read_split
+from cjepa_dist.errors import UserError
+from data_prep.simulate.__main__ import main as simulate
+from data_prep.simulate.video import Simulate
+
+SHOWN, VIDEOS = {"frames": 9, "stride": 14}, 14
+
+
+def rolled(folder, out, change=lambda sample: sample):
+    """A rollout that is the truth: the future appended, the worlds as the simulator says."""
+    with DatasetWriter(out, encoder="test", source={"kind": "rollout"}, empty_slot=Manifest.load(folder).empty_slot) as writer:
+        for split in ("train", "val"):
+            for sample in read_split(folder, split):
+                truth = sample.truth
+                worlds = {"removed": truth["counterfactual_removed"], "slots": truth["counterfactual_slots"]}
+                worlds["diverged"] = np.zeros((len(worlds["removed"]), sample.slots.shape[1]), np.int16)
+                slots = np.concatenate([sample.slots, truth["future_slots"]])
+                writer.split(split).add(change(replace(sample, slots=slots, worlds=worlds)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("protocol")
+    simulate(Simulate(out=str(root / "plain"), train=4, val=VIDEOS, test=0, counterfactual_splits="train,val", influence="none", workers=1))
+    return rolled(root / "plain", root / "rolled")
+
+
+def source(data, **more):
+    return QuestionSource(data, "val", **{**SHOWN, "eval_start": 3, "protocol": "counterfactual", **more})
+
+
+def per_question(questions, ids, sample):
+    batch = questions.gather(ids, sample)
+    first = np.cumsum([0, *(len(questions.rows(i)) for i in ids[:-1])])
+    return batch["slots"][batch["row_view"][first]].numpy()
+
+
+def test_each_question_sees_its_own_world(data):
+    """Read again by hand: sentence -> described object -> its slot -> the true world without it, at the frames of the video's start."""
+    questions, published = source(data), source(data, protocol="published")
+    ids = np.arange(len(questions))
+    seen, before = per_question(questions, ids, ids), per_question(published, ids, ids)
+    frames = 3 + 14 * np.arange(9)
+    i, differ = 0, 0
+    for sample in read_split(data, "val"):
+        for q in sample.questions["questions"]:
+            if q["question_type"] == "counterfactual":
+                tokens = parse(q["question"])[1]
+                (removed,) = described(tokens[: tokens.index("get_counterfact")], objects(sample.annotation))
+                slot = sample.truth["slot_object"].tolist().index(removed)
+                world = sample.truth["counterfactual_removed"].tolist().index(slot)
+                assert (seen[i] == sample.truth["counterfactual_slots"][world, frames]).all()
+                differ += bool((seen[i, :, slot] != before[i, :, slot]).any())
+            else:
+                shift = 32 if q["question_type"] == "predictive" else 0
+                assert (seen[i] == sample.slots[frames + shift]).all() and (seen[i] == before[i]).all()
+            i += 1
+    asked = (questions.type == "counterfactual").sum()
+    assert i == len(questions) and asked > VIDEOS and differ > 0.8 * asked  # some objects are in view at none of the frames
+
+
+def test_only_worlds_that_are_asked_about_are_kept_and_each_once(data):
+    questions = source(data)
+    asked = {(v, s) for v, s, kind in zip(questions.video, questions.scenes, questions.type) if kind == "counterfactual"}
+    assert questions.worlds.shape == (len(asked), 128, 7, 128) and questions.worlds.dtype == np.float16
+    batch = questions.gather(np.arange(len(questions)), np.zeros(len(questions), np.int64))
+    predicted = len(set(questions.video[questions.type == "predictive"]))
+    assert len(batch["slots"]) == VIDEOS + predicted + len(asked)
+    assert not len(source(data, protocol="published").worlds)
+
+
+def test_by_video_and_shuffled(data):
+    """The same views by video; one order of the slots for a video and its worlds."""
+    questions, shuffled = source(data, eval_start=None), source(data, eval_start=None, shuffle=True)
+    by_video = VideoQuestions(questions)
+    one, each = by_video.gather([3, 0], [7, 8]), by_video.questions([3, 0])
+    plain = questions.gather(each[0], np.array([7, 8])[each[1]])
+    assert all(torch.equal(one[name], plain[name]) for name in one)
+    here, there = (VideoQuestions(s).gather([0], [5]) for s in (questions, shuffled))
+    a, b = (batch["slots"][batch["row_view"]] for batch in (here, there))
+    order = [int((a[0] == b[0][:, s : s + 1]).all(dim=(0, 2)).nonzero()[0]) for s in range(7)]
+    assert order != list(range(7)) and torch.equal(a[:, :, order], b)
+
+
+def test_blind_shows_worlds_of_other_videos(data):
+    sighted, blind = source(data), source(data, blind=True)
+    counterfactual = np.flatnonzero(sighted.type == "counterfactual")
+    a, b = (per_question(s, counterfactual, counterfactual) for s in (sighted, blind))
+    of = {}
+    for i, video in enumerate(sighted.video[counterfactual]):
+        of.setdefault(video, []).append(a[i])
+    for shown, video in zip(b, sighted.video[counterfactual]):
+        (other,) = [v for v, worlds in of.items() if any((shown == world).all() for world in worlds)]
+        assert other != video
+
+
+def test_shards_that_know_objects_by_matching_alone(data, tmp_path):
+    def match(sample):
+        return replace(sample, truth=None, match={"slot_object": sample.truth["slot_object"]})
+
+    matched = rolled(data.parent / "plain", tmp_path / "matched", match)
+    ids = np.arange(len(source(data)))
+    assert (per_question(source(matched), ids, ids) == per_question(source(data), ids, ids)).all()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: replace(s, worlds=None), r"no worlds.npz.*cjepa_dist.rollout mode=counterfactual"),
+        (
+            lambda s: replace(s, worlds={k: v[:0] for k, v in s.worlds.items()}),
+            r"question \d+ of scene 10\d+ removes slot \d.*without \[\]",
+        ),
+        (
+            lambda s: replace(s, worlds=s.worlds | {"slots": s.worlds["slots"][:, :100]}),
+            r"slots \(100, 7, 128\) float16, \(160, 7, 128\) float16 wanted",
+        ),
+        (lambda s: replace(s, truth=None), r"neither truth.npz nor match.npz"),
+        (lambda s: replace(s, truth={"slot_object": np.full(7, -1, np.int8)}), r"question \d+ of scene 10\d+ removes object \d, which no"),
+    ],
+)
+def test_what_is_missing_is_said_in_a_line(data, tmp_path, change, message):
+    broken = rolled(data.parent / "plain", tmp_path / "broken", change)
+    with pytest.raises(UserError, match=message):
+        source(broken)
+    source(broken, protocol="published")
+
+
+def test_trained_and_measured(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    size = ["aloe.frames=9", "stride=14", "aloe.width=16", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=16", "aloe.head_dim=8"]
+    loop = ["loop.steps=2", "loop.global_batch=2", "by_video=true", "aloe.shared_vision=true", "protocol=counterfactual"]
+    command = [sys.executable, "-m", "cjepa_dist.train_aloe", f"data={data}", f"run={run}", *size, *loop]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert evaluate.main(evaluate.Evaluate(run=str(run), draws=2, starts="main")) == 0
+    assert "counterfactual protocol" in capsys.readouterr().out
+    result = json.loads((run / "eval" / "vqa_val.json").read_text())
+    assert result["protocol"] == "counterfactual" and result["accuracy"]["counterfactual.option"]["count"] > VIDEOS
