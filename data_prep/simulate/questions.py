@@ -8,16 +8,15 @@ All randomness comes from `rng`: the same history and generator state give the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import numpy as np
 
-from cjepa_dist.clevrer.language import Namer, described
+from cjepa_dist.clevrer.language import Namer
 from cjepa_dist.clevrer.programs import World
-from cjepa_dist.clevrer.scene import History, SceneObject
-from cjepa_dist.errors import UserError
+from cjepa_dist.clevrer.scene import History
 from data_prep.simulate.choices import counterfactual as ask_counterfactual
 from data_prep.simulate.choices import explanatory, predictive
 from data_prep.simulate.descriptive import descriptive
@@ -42,23 +41,3 @@ def make_questions(
         "video_filename": f"video_{scene_index:05d}.mp4",
         "questions": [{"question_id": number, **question} for number, question in enumerate(questions)],
     }
-
-
-def removed_objects(questions: dict[str, Any], objects: Sequence[SceneObject]) -> list[int]:
-    """Ids of the objects that the counterfactual questions of a video remove, each once, in the order of the questions.
-
-    Raises UserError if a description does not fit exactly one of `objects`.
-    """
-    removed: list[int] = []
-    for question in questions["questions"]:
-        program = question.get("program", ())
-        if "get_counterfact" not in program:
-            continue
-        found = described(program[: program.index("get_counterfact")], objects)
-        if len(found) != 1:
-            raise UserError(
-                f"question {question['question_id']} of scene {questions.get('scene_index')}: {question['question']!r} removes an object "
-                f"that {len(found)} of the {len(objects)} objects fit"
-            )
-        removed += [o for o in found if o not in removed]
-    return removed

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
+from cjepa_dist.clevrer.questions import removed_objects
 from cjepa_dist.clevrer.scene import SHOWN, TRUTH_FRAMES, History
 from cjepa_dist.config import option
 from data_prep.parts import part_option
 from data_prep.simulate import slots as encoder
 from data_prep.simulate import truth, world
-from data_prep.simulate.questions import make_questions, removed_objects
+from data_prep.simulate.questions import make_questions
 
 VERSION = 2  # of all that a seed gives: change it whenever that changes (2: other questions than 1, the same worlds)
 SPLITS = ("train", "val", "test")

@@ -9,10 +9,11 @@ import pytest
 
 from cjepa_dist.clevrer.language import described, parse
 from cjepa_dist.clevrer.programs import World
+from cjepa_dist.clevrer.questions import removed_objects
 from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, encode
 from cjepa_dist.errors import UserError
 from data_prep.simulate import world as worlds
-from data_prep.simulate.questions import make_questions, removed_objects
+from data_prep.simulate.questions import make_questions
 from tools import question_statistics as real
 
 VIDEOS = 250
@@ -166,6 +167,8 @@ def test_removed_objects(videos):
     for history, _, content, asked in videos:
         removed = removed_objects(content, history.objects)
         assert set(removed) <= set(asked) and len(set(removed)) == len(removed)
+        spoken = [{name: value for name, value in q.items() if name != "program"} for q in content["questions"]]
+        assert removed_objects({"questions": spoken}, history.objects) == removed  # as in real validation questions
     broken = copy.deepcopy(next(content for _, _, content, _ in videos if "counterfactual" in json.dumps(content)))
     question = next(q for q in broken["questions"] if q["question_type"] == "counterfactual")
     question["program"] = ["all_events", "objects", "unique", "get_counterfact", "belong_to"]
