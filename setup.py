@@ -18,7 +18,6 @@ CORE = [
     "rich>=13,<16",
     "xxhash>=3.4,<5",
     "psutil>=5.9,<8",
-    "filelock>=3.12,<5",
 ]
 EXTRAS = {
     "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],

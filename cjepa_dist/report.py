@@ -20,7 +20,7 @@ from cjepa_dist import config as schema
 from cjepa_dist.config import MISSING, TrainAloe, TrainWorldModel, option
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import figures, tables
+from cjepa_dist.evaluation import figures, seeds, tables
 from cjepa_dist.training.checkpoint import read_config
 
 
@@ -61,6 +61,8 @@ def main(config: Report) -> int:
     sections = [
         f"# Report, split {config.split}\n",
         *(f"> **Warning:** {line}\n" for line in warnings),
+        *over_seeds(world, "world_model", config),
+        *over_seeds(vqa, "vqa", config),
         *tables.world_models(models),
         *tables.edges(graphs),
         *tables.vqa(measured),
@@ -142,6 +144,22 @@ def read_measured(arm: Arm, kinds: tuple[str, ...], split: str, warnings: list[s
             warnings.append(f"{path} is missing; make it with: {command}")
         except ValueError as error:
             warnings.append(f"{path} cannot be read ({error}); measure again")
+
+
+def over_seeds(arms: list[Arm], kind: str, config: Report) -> list[str]:
+    """Mean, spread and paired differences of runs in <arm>/seed_<n>; [] unless an arm has several seeds."""
+    found: dict[Path, dict[str, dict[str, float]]] = {}
+    read = seeds.accuracies if kind == "vqa" else seeds.errors
+    for run in arms:
+        if kind in run.measured and (place := seeds.arm_and_seed(run.path.resolve())):
+            found.setdefault(place[0], {})[place[1]] = read(run.measured[kind])
+    if max(map(len, found.values()), default=0) < 2:
+        return []
+    named = dict(zip(short_names(list(found)), found.values()))
+    title, what = ("VQA", "accuracy, percent") if kind == "vqa" else ("World models", "slot MSE")
+    text = f"{what}; mean ± standard deviation over seeds; differences from the first arm, paired by seed, 95 % bootstrap over seeds"
+    lines = seeds.table(named, percent=kind != "vqa", draws=config.draws, seed=config.seed, digits=1 if kind == "vqa" else 4)
+    return [f"## {title} over seeds\n", f"{text[0].upper()}{text[1:]}.\n", *lines, ""]
 
 
 def data_size(folder: str) -> str:

@@ -5,6 +5,9 @@ What trains writes a checkpoint first; `python -m slurm.resume RUNS` goes on fro
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import subprocess
 
 from cjepa_dist.errors import UserError
@@ -14,6 +17,12 @@ from slurm.command import command
 
 def main(arguments: list[str]) -> int:
     record = records.need(arguments)
+    if owner := records.runner(record):
+        if owner["host"] != socket.gethostname():
+            raise UserError(f"these jobs run on {owner['host']}: cancel them there, or kill {owner['pid']} there")
+        os.kill(owner["pid"], signal.SIGTERM)
+        print(f"process {owner['pid']}, which runs the jobs on this machine, was asked to stop")
+        return 0
     active = {name for name, (state, _, _) in records.states(record).items() if state in records.ACTIVE}
     if not active:
         print("no job of this experiment is in the queue")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
+from cjepa_dist.training.lock import Lock
 from slurm import record as records
 from slurm.job import STOPPED, Place, run
 from slurm.plan import Job, check, chosen, plan, spec
@@ -117,11 +118,21 @@ def to_slurm(experiment: Experiment, cluster: Cluster, record: Record, jobs: lis
 
 def here(record: Record, cluster: Cluster, jobs: list[Job]) -> int:
     """Run the jobs on this machine, in order. 0 if all succeeded, 1 if not, 75 after a signal."""
+    owner = Lock(record.home)
+    if refusal := owner.take():
+        raise UserError(refusal)
+    try:
+        cluster = dataclasses.replace(cluster, gpus_per_node=min(cluster.gpus_per_node, gpus_here()))
+        for job in jobs:
+            record.jobs[job.name], record.ids[job.name] = job, ""
+            record.write()
+        return one_by_one(record, cluster, jobs)
+    finally:
+        owner.release()
+
+
+def one_by_one(record: Record, cluster: Cluster, jobs: list[Job]) -> int:
     failed: set[str] = set()
-    cluster = dataclasses.replace(cluster, gpus_per_node=min(cluster.gpus_per_node, gpus_here()))
-    for job in jobs:
-        record.jobs[job.name], record.ids[job.name] = job, ""
-        record.write()
     for job in jobs:
         if lost := failed & set(job.needs):
             failed.add(job.name)

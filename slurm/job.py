@@ -129,19 +129,28 @@ class Runner:
         reason = signal.Signals(self.received).name if self.received else "a signal to the training process"
         if self.place.restart >= limit:
             return self.fail(f"stopped by {reason} for the {self.place.restart + 1}th time: more time a job is needed, or max_restarts")
+        if self.superseded():
+            return STOPPED
         self.event("stopped", reason=reason)
-        if self.place.job and self.place.node == 0:
+        if self.place.node == 0 and self.standing()[:1] == ["RUNNING"]:
             # COMPLETING means a scancel (requeueing would bring it back) or a requeue under way: only a running job is ours to requeue.
-            state = ask("squeue", "-h", "-j", self.place.job, "-o", "%T")
-            if state == "RUNNING":
-                ask("scontrol", "requeue", self.place.job)
+            ask("scontrol", "requeue", self.place.job)
         return STOPPED
 
     def fail(self, message: str) -> int:
         lines = tail(self.log) if self.log else []
-        self.event("failed", always=True, reason=message, lines=lines)
+        if not self.superseded():
+            self.event("failed", always=True, reason=message, lines=lines)
         print("\n".join([f"error: {self.spec.name}: {message}", *lines]), file=sys.stderr, flush=True)
         return 1
+
+    def standing(self) -> list[str]:
+        """What Slurm says of this job: [state, restarts]; [] outside of Slurm."""
+        return ask("squeue", "-h", "-j", self.place.job, "-O", "State:20,RestartCnt:10").split() if self.place.job else []
+
+    def superseded(self) -> bool:
+        """Whether the job has started again elsewhere: Slurm lost this node, which worked on. Then nothing here speaks for the job."""
+        return self.standing()[1:] not in ([], [str(self.place.restart)])
 
     def where(self) -> str:
         return f"job {self.place.job or 'local'}, start {self.place.restart + 1}, {socket.gethostname()}"
@@ -161,10 +170,11 @@ def argv_of(command: list[str], spec: Spec, place: Place) -> list[str]:
     """The command line: plain Python for one process, torchrun for more, with a rendezvous that no earlier start of the job shares."""
     world = spec.processes * place.nodes
     module, *arguments = command
-    if not module.rpartition(".")[2].startswith("train_"):
+    if trains(module):
+        arguments = [*arguments, f"loop.processes={world}"]
+    elif module != "slurm.probe":
         return [sys.executable, "-u", "-m", module, *arguments]
-    arguments = [*arguments, f"loop.processes={world}"]
-    if world == 1:
+    if world == 1 and trains(module):
         return [sys.executable, "-u", "-m", module, *arguments]
     if place.nodes == 1:
         meet = ["--standalone"]
@@ -179,9 +189,13 @@ def argv_of(command: list[str], spec: Spec, place: Place) -> list[str]:
     return [sys.executable, *launcher, f"--shutdown-timeout={spec.grace}", "-m", module, *arguments]
 
 
+def trains(module: str) -> bool:
+    return module.rpartition(".")[2].startswith("train_")
+
+
 def folder_of(command: list[str]) -> Path | None:
     """The run folder of a training command."""
-    if not command[0].rpartition(".")[2].startswith("train_"):
+    if not trains(command[0]):
         return None
     return next((Path(part.removeprefix("run=")) for part in command if part.startswith("run=")), None)
 

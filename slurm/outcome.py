@@ -12,9 +12,9 @@ from cjepa_dist.config import read_yaml
 from cjepa_dist.errors import UserError
 from slurm.job import file_name, tail
 from slurm.plan import Job
-from slurm.record import ACTIVE, Record, events, states
+from slurm.record import ACTIVE, Record, events, runner, states
 
-OVER = {"done": "DONE", "failed": "FAILED", "stopped": "STOPPED", "start": "RUNNING"}
+OVER = {"done": "DONE", "failed": "FAILED", "stopped": "INTERRUPTED", "start": "RUNNING"}
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Outcome:
 
 def outcomes(record: Record) -> dict[str, Outcome]:
     """Of all jobs of the record, in order."""
-    known = states(record)
+    known, here = states(record), bool(runner(record))
     found: dict[str, Outcome] = {}
     for name, job in record.jobs.items():
         said = events(record, name)
@@ -53,17 +53,25 @@ def outcomes(record: Record) -> dict[str, Outcome]:
         if job.done() and state not in ACTIVE:
             state, reason = "DONE", ""
         elif not state:
-            state = OVER.get(str(last.get("event")), "NOT SUBMITTED")
+            state = OVER.get(str(last.get("event")), "PENDING" if here else "NOT SUBMITTED")
+            if state == "RUNNING" and not here:
+                state, reason = "KILLED", "what ran it on this machine is gone"
         elif state == "COMPLETED":
             state, reason = "FAILED", f"it ended without an error, but {next(p for p in job.outputs if not Path(p).exists())} is not there"
         starts = [line for line in said if line["event"] == "start"]
         outcome = Outcome(job, state, nodes or (starts[-1].get("host", "") if starts else ""), max(0, len(starts) - 1), reason)
         if outcome.bad:
-            explain(outcome, record, last, found)
+            explain(outcome, record, cause(said), found)
         if job.trains:
             progress(outcome, record)
         found[name] = outcome
     return found
+
+
+def cause(said: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of what the nodes said since the last start, the first failure: the others follow from it. Else the last word."""
+    begin = max((index for index, line in enumerate(said) if line["event"] == "start"), default=0)
+    return next((line for line in said[begin:] if line["event"] == "failed"), said[-1] if said else {})
 
 
 def explain(outcome: Outcome, record: Record, last: dict[str, Any], before: dict[str, Outcome]) -> None:
@@ -75,7 +83,7 @@ def explain(outcome: Outcome, record: Record, last: dict[str, Any], before: dict
     if lost:
         outcome.reason = f"never started: it needs {lost[0]} ({before[lost[0]].state.lower()})"
         return
-    outcome.reason = outcome.reason or {"CANCELLED": "cancelled", "STOPPED": f"stopped by {last.get('reason')}"}.get(
+    outcome.reason = outcome.reason or {"CANCELLED": "cancelled", "INTERRUPTED": f"stopped by {last.get('reason')}"}.get(
         outcome.state, f"ended by Slurm: {outcome.state}"
     )
     outcome.lines = tail(log_of(record, outcome.job.name))

@@ -1,4 +1,4 @@
-"""An experiment as a list of jobs, each after those it needs.
+"""An experiment as a list of jobs, each after those it needs (and, with preflight=true, after that).
 
     data ──> world_model/<arm>/seed_<n> ──> rollout/<arm>/seed_<n> ──> aloe/<arm>/seed_<n> ──> evaluate/aloe/<arm>/seed_<n> ──┐
                      └──────────────────────> evaluate/world_model/<arm>/seed_<n> ──────────────────────────────────────────> report
@@ -21,7 +21,7 @@ from cjepa_dist import config as schema
 from cjepa_dist.config import TrainAloe, TrainWorldModel
 from cjepa_dist.errors import UserError
 from slurm.job import Spec
-from slurm.schema import STAGES, Cluster, Experiment
+from slurm.schema import STAGES, Cluster, Experiment, read_cluster
 
 SCHEMAS = {  # of the commands that take fields of the user's
     "cjepa_dist.train_world_model": ("cjepa_dist.config", "TrainWorldModel"),
@@ -48,6 +48,11 @@ class Job:
     @property
     def trains(self) -> bool:
         return self.stage in ("world_model", "aloe")
+
+    @property
+    def wide(self) -> bool:
+        """Whether it takes all nodes, GPUs and processes of the cluster's facts."""
+        return self.trains or self.stage == "preflight"
 
     @property
     def folder(self) -> Path:
@@ -87,7 +92,7 @@ def plan(experiment: Experiment) -> list[Job]:
             jobs.append(rollout)
             blind = [("blind", {"blind": True})] if experiment.blind and index % (len(models) // len(experiment.seed)) == 0 else []
             for name, extra in [(arm, {}), *blind]:
-                for suffix, fields in crossed(experiment.aloe, TrainAloe):
+                for suffix, fields in combined(experiment.aloe, TrainAloe, experiment.sweep):
                     for number in experiment.aloe_seed or [seed]:
                         aloe = aloe_job(experiment, runs, name + suffix, {**fields, **extra}, seed, number, rolled, rollout)
                         command = ["cjepa_dist.evaluate", f"run={aloe.folder}", f"split={experiment.split}", *pairs(experiment.evaluate)]
@@ -95,7 +100,15 @@ def plan(experiment: Experiment) -> list[Job]:
                         jobs += [aloe, Job(f"evaluate/{aloe.name}", "evaluate", [command], [output], [aloe.name], [])]
                         scored.append(jobs[-1].name)
     jobs.append(Job("report", "report", [["slurm.report", str(runs)]], [str(runs / "report" / "report.md")], [], scored))
+    if experiment.preflight:
+        first = preflight_job(read_cluster(experiment.cluster), runs)
+        jobs = [first, *(replace(job, needs=job.needs or [first.name]) if job.stage != "report" else job for job in jobs)]
     return [with_key(job) for job in jobs]
+
+
+def preflight_job(cluster: Cluster, runs: Path) -> Job:
+    command = ["slurm.probe", f"runs={runs}", f"gpus={cluster.gpus_per_node}"]
+    return Job("preflight", "preflight", [command], [str(runs / "preflight.json")], [], [])
 
 
 def data_job(experiment: Experiment, runs: Path, jobs: list[Job]) -> tuple[Path, list[str]]:
@@ -117,7 +130,7 @@ def arms(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(fields, dict) or not isinstance(fields.get("config"), str):
             raise UserError(f"config field arms.{name}: needs config=FILE, and may have fields of train_world_model beside it")
         own = {key: value for key, value in flat(fields) if key != "config"}
-        for suffix, values in crossed({**dict(flat(experiment.world_model)), **own}, TrainWorldModel):
+        for suffix, values in combined({**dict(flat(experiment.world_model)), **own}, TrainWorldModel, experiment.sweep):
             yield name + suffix, {"config": fields["config"], **values}
 
 
@@ -161,17 +174,18 @@ def flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def crossed(fields: dict[str, Any], kind: type) -> list[tuple[str, dict[str, Any]]]:
-    """Every combination of the swept fields: (suffix for a name, fields with one value each)."""
+def combined(fields: dict[str, Any], kind: type, sweep: str) -> list[tuple[str, dict[str, Any]]]:
+    """The combinations of the swept fields, crossed or zipped: (suffix for a name, fields with one value each)."""
     whole = dict(flat(fields))
     sweeps = {key: value for key, value in whole.items() if swept(key, value, kind)}
     if empty := [key for key, values in sweeps.items() if not values]:
         raise UserError(f"config field {empty[0]}: a sweep needs at least one value")
-    found = []
-    for combination in itertools.product(*sweeps.values()):
-        chosen = dict(zip(sweeps, combination))
-        found.append(("".join(f"+{key}_{word(value)}" for key, value in chosen.items()), {**whole, **chosen}))
-    return found
+    if sweep == "zip" and len({len(values) for values in sweeps.values()}) > 1:
+        lengths = ", ".join(f"{key} {len(values)}" for key, values in sweeps.items())
+        raise UserError(f"sweep=zip needs lists of one length: {lengths}; sweep=cross takes every combination")
+    combinations = zip(*sweeps.values()) if sweep == "zip" and sweeps else itertools.product(*sweeps.values())
+    chosen = [dict(zip(sweeps, values)) for values in combinations]
+    return [("".join(f"+{key}_{word(value)}" for key, value in one.items()), {**whole, **one}) for one in chosen]
 
 
 def swept(key: str, value: Any, kind: type) -> bool:
@@ -215,7 +229,7 @@ def spec(job: Job, cluster: Cluster, home: Path) -> Spec:
         environment["TMPDIR"] = cluster.scratch
     processes = cluster.processes_per_node or cluster.gpus_per_node or 1
     grace = max(5, cluster.signal_delay - 5)
-    return Spec(job.name, job.commands, str(home), processes if job.trains else 1, grace, cluster.max_restarts, environment)
+    return Spec(job.name, job.commands, str(home), processes if job.wide else 1, grace, cluster.max_restarts, environment)
 
 
 def chosen(jobs: list[Job], stage: str) -> list[Job]:

@@ -1,6 +1,7 @@
 """What was submitted, in RUNS/.slurm: jobs and their numbers; and what became of them, from squeue, sacct and the jobs' own events.
 
 RUNS/.slurm/experiment.json    the experiment, and each job with the number it was last submitted under
+RUNS/.slurm/.lock*             who runs the jobs without Slurm (executor=local)
 RUNS/.slurm/events/*.jsonl     a line when a job starts, stops, fails, is done (slurm/job.py)
 RUNS/.slurm/logs/*.log         what the jobs said
 RUNS/.slurm/submitit/<time>/   sbatch files and pickles of one submission
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cjepa_dist.errors import UserError
+from cjepa_dist.training import lock
 from slurm.job import events_path
 from slurm.plan import Job
 
@@ -80,6 +82,13 @@ def events(record: Record, name: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def runner(record: Record) -> lock.Owner:
+    """The process that runs the jobs without Slurm (executor=local), if it lives, else {}."""
+    side = record.home / lock.FILES[1]
+    owner = lock.read(side)
+    return owner if owner and lock.alive(owner, side) else {}
 
 
 def states(record: Record) -> dict[str, tuple[str, str, str]]:

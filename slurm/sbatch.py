@@ -19,8 +19,8 @@ from slurm.schema import Cluster
 
 def options(job: Job, cluster: Cluster, runs: Path, needs: list[str], after: list[str]) -> dict[str, Any]:
     """Options by submitit's names. `needs` and `after` are numbers of jobs: success of the former, the end of the latter."""
-    gpus = 0 if job.stage in ("data", "report") else cluster.gpus_per_node if job.trains else min(1, cluster.gpus_per_node)
-    units = gpus or (cluster.processes_per_node or 1 if job.trains else 1)
+    gpus = 0 if job.stage in ("data", "report") else cluster.gpus_per_node if job.wide else min(1, cluster.gpus_per_node)
+    units = gpus or (cluster.processes_per_node or 1 if job.wide else 1)
     extra: dict[str, Any] = {"signal": f"{cluster.signal}@{cluster.signal_delay}", "requeue": True, **cluster.options}
     depends = ([f"afterok:{':'.join(needs)}"] if needs else []) + ([f"afterany:{':'.join(after)}"] if after else [])
     if depends:
@@ -31,7 +31,7 @@ def options(job: Job, cluster: Cluster, runs: Path, needs: list[str], after: lis
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
-        "nodes": cluster.nodes if job.trains else 1,
+        "nodes": cluster.nodes if job.wide else 1,
         "ntasks_per_node": 1,
         "cpus_per_task": cluster.data_cpus if job.stage == "data" else cluster.cpus_per_gpu * units,
         "gpus_per_node": gpus,

@@ -10,13 +10,14 @@ from omegaconf import OmegaConf
 from cjepa_dist import config as schema
 from cjepa_dist.config import MISSING, option
 
-STAGES = ("data", "world_model", "rollout", "aloe", "evaluate", "report")
+STAGES = ("preflight", "data", "world_model", "rollout", "aloe", "evaluate", "report")
 
 
 @dataclass
 class Minutes:
     """Time limits of the jobs. One that trains may be short: it is put back into the queue and goes on."""
 
+    preflight: int = option(10, "looking at the nodes from inside", unit="minutes", least=1)
     data: int = option(240, "making the data set", unit="minutes", least=1)
     world_model: int = option(720, "training a world model", unit="minutes", least=1)
     rollout: int = option(120, "rolling out the data set", unit="minutes", least=1)
@@ -55,7 +56,7 @@ class Cluster:
 class Experiment:
     """The whole experiment as a graph of jobs: data, world models, rollouts, ALOE, measurements, one report.
 
-    A field of an arm may be a list: `arms.ctt.ctt.invariance.weight=[0,0.01]` makes an arm for each value, and lists are crossed.
+    A field of an arm may be a list: `arms.ctt.ctt.invariance.weight=[0,0.01]` makes an arm for each value; see `sweep`.
     """
 
     runs: str = option(MISSING, "folder for everything that the experiment makes; on a file system that all nodes see")
@@ -63,11 +64,13 @@ class Experiment:
     executor: str = option("slurm", "where jobs run; local = here, one after another", choices=("slurm", "local"))
     stage: str = option("all", "all, or some of " + ", ".join(STAGES) + ", with commas between")
     dry_run: bool = option(False, "show the jobs, their sbatch files and what Slurm says of them; queue nothing")
+    preflight: bool = option(False, "first a job that looks at GPUs, shared folder and all-reduce from inside; all others wait for it")
     data: str = option("", "folder of slot shards that are there; empty = make them in RUNS/data")
     prepare: str = option("simulate", "what makes the data", choices=("simulate", "import_pickle"))
     prepare_config: str = option("", "its config")
     prepare_fields: dict[str, Any] = option({}, "its fields")
     arms: dict[str, Any] = option({}, "world models to compare, the first is the reference: name -> {config: FILE, field: value or list}")
+    sweep: str = option("cross", "several lists: every combination, or the first of each, the second of each ...", choices=("cross", "zip"))
     control: str = option("", "config of the world model that sees only the object's own slot; empty = none")
     world_model: dict[str, Any] = option({}, "fields of every world model, values or lists")
     aloe_config: str = option("", "config of ALOE; empty = no ALOE")

@@ -1,31 +1,58 @@
-"""How an experiment stands: `python -m slurm.status RUNS`.
+"""How an experiment stands: `python -m slurm.status RUNS [watch=true] [seconds=10]`.
 
 Job, state, node, step, rate, time left, last loss and restarts; below, why jobs failed and the last lines of their logs.
-Exit code 1 if one did.
+watch=true shows it again every `seconds`, until no job is in the queue or running. Exit code 1 if a job failed.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import dataclass
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cjepa_dist import config as schema
+from cjepa_dist.config import option
 from slurm import record as records
 from slurm.command import command
 from slurm.outcome import Outcome, log_of, outcomes
+from slurm.record import Record
 
 COLUMNS = ("job", "state", "node", "step", "samples/s", "left", "loss", "restarts")
 
 
+@dataclass
+class Status:
+    """How often to look."""
+
+    watch: bool = option(False, "look again and again, until all jobs have ended")
+    seconds: float = option(10.0, "from one look to the next", unit="seconds", least=0.1)
+
+
 def main(arguments: list[str]) -> int:
-    record = records.need(arguments)
-    found = outcomes(record)
+    record = records.need([part for part in arguments if "=" not in part])
+    config = schema.build(Status, OmegaConf.from_dotlist([part for part in arguments if "=" in part]))
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    while True:
+        found = outcomes(record)
+        if config.watch and console.is_terminal:
+            console.clear()
+        show(console, record, found)
+        if not config.watch or not any(outcome.active for outcome in found.values()):
+            return int(any(outcome.bad for outcome in found.values()))
+        sys.stdout.flush()
+        time.sleep(config.seconds)
+        record = records.need([str(record.runs)])  # jobs may have been submitted again
+
+
+def show(console: Console, record: Record, found: dict[str, Outcome]) -> None:
     table = Table(*COLUMNS)
     for outcome in found.values():
         table.add_row(*(escape(cell) for cell in row(outcome)))
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(table)
     bad = [outcome for outcome in found.values() if outcome.bad]
     for outcome in bad:
@@ -38,7 +65,6 @@ def main(arguments: list[str]) -> int:
     console.print(f"{done} of {len(found)} jobs done, {active} in the queue or running, {len(bad)} failed or cancelled")
     if bad and not active:
         console.print(f"submit those again: python -m slurm.resume {record.runs}", soft_wrap=True)
-    return 1 if bad else 0
 
 
 def row(outcome: Outcome) -> tuple[str, ...]:

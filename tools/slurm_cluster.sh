@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # A real Slurm cluster of several nodes on this one machine, for tests.
 #
-#   tools/slurm_cluster.sh up DIR           install what is missing, start, wait until every node is idle
+#   tools/slurm_cluster.sh install          have apt-get install what is missing, with a limit on its time
+#   tools/slurm_cluster.sh up DIR           the same, then start, and wait until every node is idle
 #   tools/slurm_cluster.sh down DIR         cancel the jobs, stop the daemons that `up DIR` started
 #   tools/slurm_cluster.sh status DIR       show daemons, nodes and jobs; fail unless all of it runs
 #   tools/slurm_cluster.sh crash DIR NODE   kill -9 the node and its jobs; the next `up` brings it back
+#   tools/slurm_cluster.sh lose DIR NODE    kill -9 its slurmd alone: its jobs work on, and Slurm takes the node for dead
 #
 # `source DIR/env.sh` points sbatch, sacct, submitit... at the cluster.
 # Needs root on Debian or Ubuntu, but neither systemd nor cgroups. DIR holds it all: keys, state, logs.
@@ -20,8 +22,8 @@ BASE_PORT=${BASE_PORT:-16800}     # this port, the next, and one per node from B
 usage() { sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 die() { echo "slurm_cluster: $*" >&2; exit 1; }
 
-[[ $# -ge 2 ]] || usage
-command=$1 dir=$(realpath -m "$2") node=${3:-}
+[[ $# -ge 2 || ${1:-} = install ]] || usage
+command=$1 dir=$(realpath -m "${2:-none}") node=${3:-}
 run=$dir/run log=$dir/log etc=$dir/etc host=$(hostname -s)
 [[ $command = up ]] || NODES=$(cat "$dir/nodes" 2>/dev/null || echo "$NODES")
 nodes=()
@@ -77,19 +79,28 @@ kill_node() {
     done
 }
 
-install_missing() {
+# apt SECONDS ARGUMENTS...: apt-get that neither asks nor waits for ever, for a network or for another apt-get.
+apt() {
+    local seconds=$1
+    shift
+    DEBIAN_FRONTEND=noninteractive timeout --kill-after=10 "$seconds" \
+        apt-get -q -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o DPkg::Lock::Timeout=30 "$@" >&2
+}
+
+install() {
     local program policy=/usr/sbin/policy-rc.d
     for program in munged mariadbd mariadb slurmdbd slurmctld slurmd sbatch; do
         command -v $program >/dev/null && continue
         command -v apt-get >/dev/null || die "$program is not installed, and there is no apt-get to install it"
+        [[ $EUID = 0 ]] || die "$program is not installed, and only root can install it"
         if [[ ! -e $policy ]]; then  # the packages must not start daemons of their own
             trap 'rm -f /usr/sbin/policy-rc.d' EXIT
             printf '#!/bin/sh\nexit 101\n' >$policy
             chmod +x $policy
         fi
-        apt-get update -q >&2 || die "$program is not installed, and apt-get update fails (no network?)"
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-            munge mariadb-server-core mariadb-client-core slurmdbd slurmctld slurmd slurm-client >&2 || die "apt-get could not install Slurm"
+        apt 120 update || die "$program is not installed, and apt-get update fails (no network?)"
+        apt 400 install -y --no-install-recommends munge mariadb-server-core mariadb-client-core \
+            slurmdbd slurmctld slurmd slurm-client || die "apt-get could not install Slurm"
         return
     done
 }
@@ -202,7 +213,7 @@ cores_of() {
 up() {
     local name cores
     [[ $EUID = 0 ]] || die "needs root"
-    install_missing
+    install
     mkdir -p "$dir"
     exec 9>"$dir/lock"
     flock 9
@@ -253,7 +264,8 @@ status() {
 }
 
 case $command in
-    up | down | status) "$command" ;;
+    install | up | down | status) "$command" ;;
     crash) [[ " ${nodes[*]} " == *" $node "* ]] || usage; kill_node "$node" ;;
+    lose) alive "$node" && kill -9 "$(pid_of "$node")" ;;
     *) usage ;;
 esac

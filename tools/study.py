@@ -9,7 +9,6 @@ differences are paired, a seed with the same seed.
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,12 +17,8 @@ from pathlib import Path
 from cjepa_dist import config as schema
 from cjepa_dist.config import MISSING, option
 from cjepa_dist.errors import UserError
-
-MEASURES = {
-    "one step, colliding": ("one_step", "colliding"),
-    "one step, free": ("one_step", "free"),
-    "rollout, colliding": ("rollout", "colliding"),
-}
+from cjepa_dist.evaluation import seeds
+from cjepa_dist.evaluation.bootstrap import DRAWS
 
 
 @dataclass
@@ -44,7 +39,7 @@ def main(config: Study) -> int:
     for settings in config.arms.values():  # a mistake shows before the first run, not after the tenth
         schema.parse(schema.TrainWorldModel, [config.base, *settings, "data=d", "run=r"])
     out = Path(config.out)
-    found: dict[str, list[dict[str, float]]] = {}
+    found: seeds.Found = {}
     for seed in config.seeds:
         for arm, settings in config.arms.items():
             run = out / arm / f"seed_{seed}"
@@ -53,8 +48,9 @@ def main(config: Study) -> int:
             result = run / "eval" / "world_model_val.json"
             if not result.exists():
                 call("cjepa_dist.evaluate", f"run={run}", "split=val", f"windows={config.windows}")
-            found.setdefault(arm, []).append(measures(json.loads(result.read_text())))
-            (out / "table.md").write_text(table(found, config.seeds))
+            found.setdefault(arm, {})[run.name] = seeds.errors(json.loads(result.read_text()))
+            text = "\n".join([*seeds.table(found, percent=True, draws=DRAWS), "", "slot mean squared error on validation", ""])
+            (out / "table.md").write_text(text)
     print((out / "table.md").read_text())
     return 0
 
@@ -65,26 +61,6 @@ def call(module: str, *arguments: str) -> None:
     print(" ".join(["python", *command[1:]]), flush=True)
     if subprocess.run(command, check=False).returncode:
         raise UserError(f"failed: python {' '.join(command[1:])}")
-
-
-def measures(result: dict) -> dict[str, float]:
-    """The predictor's slot errors of `evaluate`'s JSON, by the names in MEASURES."""
-    return {name: result[kind]["methods"]["predictor"][group]["mean"]["slot_mse"] for name, (kind, group) in MEASURES.items()}
-
-
-def table(found: dict[str, list[dict[str, float]]], seeds: list[int]) -> str:
-    """Markdown: mean over seeds, and the difference from the first arm in percent: mean, and each seed's."""
-    reference = next(iter(found.values()))
-    lines = ["| arm | " + " | ".join(f"{name} | difference %, by seed" for name in MEASURES) + " |", "|---|" + "---|---|" * len(MEASURES)]
-    for arm, runs in found.items():
-        cells = [arm]
-        for name in MEASURES:
-            cells.append(f"{statistics.fmean(run[name] for run in runs):.4f}")
-            change = [100 * (run[name] / base[name] - 1) for run, base in zip(runs, reference)]
-            shown = f"{statistics.fmean(change):+.1f} ({', '.join(f'{c:+.1f}' for c in change)})"
-            cells.append("" if runs is reference else shown)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"slot mean squared error on validation; seeds {', '.join(map(str, seeds))}", ""])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What watches over a run while the loop trains.
 
-    RUN/.lock          held by rank 0 as long as the run lasts; a second run on the folder is refused
+    RUN/.lock          held by rank 0 as long as the run lasts; a second run on the folder is refused (lock.py)
     a signal           SIGTERM, SIGUSR1, SIGUSR2 to any one rank ──> all agree at a step ──> checkpoint, RUN/resume.json, exit code 75
     the clock          rank 0's says when loop.checkpoint_minutes have passed; agreed in the same way
     a hung rank        no step in loop.hang_minutes ──> stacks of all threads in RUN/hang_rank<k>.txt and on stderr, exit code 70
@@ -19,22 +19,22 @@ import socket
 import sys
 import threading
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 
 from cjepa_dist import runtime
 from cjepa_dist.config import LoopConfig
 from cjepa_dist.errors import UserError
+from cjepa_dist.training import lock
+from cjepa_dist.training.lock import now
 
 STOPPED, HUNG = os.EX_TEMPFAIL, os.EX_SOFTWARE  # 75 "try again": the same command goes on; 70
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-OWN_FILES = (".lock", ".lock.json")  # what a run folder may hold before there is a run in it
+OWN_FILES = lock.FILES  # what a run folder may hold before there is a run in it
 
 
 class Guard:
@@ -43,7 +43,7 @@ class Guard:
     def __init__(self, run: Path, loop: LoopConfig) -> None:
         self.run, self.minutes = run, loop.checkpoint_minutes
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.lock = FileLock(run / ".lock", timeout=0, thread_local=False)
+        self.lock = lock.Lock(run)
         self.watchdog = Watchdog(loop.hang_minutes, run / f"hang_rank{self.rank}.txt")
         self.signal, self.saved, self.left = 0, time.monotonic(), False
         self.handlers: dict[signal.Signals, Any] = {}
@@ -72,20 +72,11 @@ class Guard:
         self.lock.release()
 
     def own(self) -> str | None:
-        """Take the lock; or whose it is. The kernel frees it when its process dies, however that happens."""
-        self.run.mkdir(parents=True, exist_ok=True)
-        side = self.run / ".lock.json"
-        try:
-            self.lock.acquire()
-        except Timeout:
-            try:
-                owner = "process {pid} on {host}, since {since}".format(**json.loads(side.read_text()))
-            except (OSError, ValueError, KeyError):
-                owner = "another process"
-            return f"{self.run} is in use: {owner}, trains in it; wait for it, stop it, or choose another run folder"
-        side.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now()}))
-        (self.run / "resume.json").unlink(missing_ok=True)
-        return None
+        """Take the lock; or, in a line, whose it is."""
+        refusal = self.lock.take()
+        if refusal is None:
+            (self.run / "resume.json").unlink(missing_ok=True)
+        return refusal
 
     def note(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -175,7 +166,3 @@ def outlive_no_launcher() -> None:
     """Under torchrun or accelerate, take the launcher's death as a SIGTERM: killed, it would leave its workers training on their own."""
     if sys.platform == "linux" and {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
         ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine (tools/slurm_cluster.sh), and experiments small enough for it."""
+"""A real Slurm of three nodes on this machine (tools/slurm_cluster.sh), and experiments small enough for it."""
 
 import json
 import os
@@ -6,12 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import PROJECT
+from tests.training.test_resume import weights
+
+RUN = "world_model/baseline/seed_0"
 
 WORLD = {
     "predictor.width": 32, "predictor.depth": 1, "predictor.mlp_dim": 64, "loop.steps": 6, "loop.global_batch": 8, "loop.log_every": 1,
@@ -32,6 +36,18 @@ def ours(name, *arguments):
     return call(sys.executable, "-m", f"slurm.{name}", *map(str, arguments))
 
 
+@contextmanager
+def background(name, *arguments):
+    """slurm.submit and its like while the block runs, and not longer: a Popen."""
+    command = [sys.executable, "-u", "-m", f"slurm.{name}", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
 def wait_for(condition, seconds, what):
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -42,6 +58,35 @@ def wait_for(condition, seconds, what):
 
 def queue(*options):
     return call("squeue", "-h", *options).stdout.split()
+
+
+def submit(path, *arguments):
+    done = ours("submit", path, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def paused(steps):
+    """Cluster facts under which each step takes two seconds, and no CPU."""
+    return {"environment": {"OMP_NUM_THREADS": "1", "CJEPA_FAULT": ",".join(f"pause@{step}" for step in range(steps))}}
+
+
+def events(runs, name=RUN):
+    """What the job said of itself: [{"event": "start" | "stopped" | ..., ...}]."""
+    lines = (runs / ".slurm" / "events" / f"{name.replace('/', '.')}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def log(runs, name=RUN):
+    return (runs / ".slurm" / "logs" / f"{name.replace('/', '.')}.log").read_text()
+
+
+def saved(runs):
+    return sorted((runs / RUN / "checkpoints").glob("step_????????/checksums.json"))
+
+
+def wait_for_checkpoints(*folders):
+    wait_for(lambda: all(saved(runs) for runs in folders), 180, lambda: "\n".join(ours("status", runs).stdout for runs in folders))
 
 
 def ids(runs):
@@ -57,21 +102,49 @@ def ended(runs, seconds=300):
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
-    """Starts the cluster; every Slurm command of this session then talks to it."""
+    """Starts the cluster; every Slurm command of this session then talks to it. slurm("crash", "node1") calls its script."""
     missing = [name for name in ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
-    if missing and os.environ.get("SLURM_INSTALL") != "1":
-        pytest.skip(f"no Slurm on this machine ({missing[0]} is missing): with SLURM_INSTALL=1 and root, apt-get gets it")
+    if missing:
+        pytest.skip(f"no Slurm on this machine ({missing[0]} is missing): bash tools/slurm_cluster.sh install")
     folder = tmp_path_factory.mktemp("slurm")
-    script = ["bash", str(PROJECT / "tools" / "slurm_cluster.sh")]
-    env = {**os.environ, "BASE_PORT": str(20000 + os.getpid() % 10000), "NODE_CPUS": "2"}
-    up = subprocess.run([*script, "up", str(folder)], capture_output=True, text=True, env=env)
+    env = {**os.environ, "BASE_PORT": str(20000 + os.getpid() % 10000), "NODE_CPUS": "6", "NODES": "3"}
+
+    def script(name, *arguments):
+        command = ["bash", str(PROJECT / "tools" / "slurm_cluster.sh"), name, str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=env)
+
+    up = script("up")
     if up.returncode:
-        subprocess.run([*script, "down", str(folder)], capture_output=True, env=env)
+        script("down")
         pytest.skip(f"no Slurm can be started here: {(up.stderr.strip() or up.stdout.strip()).splitlines()[-1]}")
     os.environ["SLURM_CONF"] = str(folder / "etc" / "slurm.conf")
-    yield folder
-    subprocess.run([*script, "down", str(folder)], capture_output=True, env=env)
+    yield script
+    script("down")
     del os.environ["SLURM_CONF"]
+
+
+@pytest.fixture(scope="session")
+def whole(small_data, tmp_path_factory, command):
+    """whole(steps, processes=1, field=value, ...) -> final weights of a run that nothing disturbs, made once."""
+    made = {}
+
+    def run(steps, processes=1, **fields):
+        key = steps, processes, *fields.items()
+        if key not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            given = [f"{name}={value}" for name, value in {**WORLD, "loop.steps": steps, **fields}.items()]
+            module, cores = "cjepa_dist.train_world_model", os.sched_getaffinity(0)
+            os.sched_setaffinity(0, {max(cores)})  # a job has one core, and so one thread: more would sum in another order
+            try:
+                arguments = ["configs/world_model/quickstart.yaml", *given, f"data={small_data}", f"run={folder}"]
+                done = command(module, *arguments, processes=processes if processes > 1 else 0)
+            finally:
+                os.sched_setaffinity(0, cores)
+            assert done.returncode == 0, done.stderr
+            made[key] = weights(folder, steps)
+        return made[key]
+
+    return run
 
 
 def write(folder: Path, data: Path, *, cluster=None, **fields) -> Path:

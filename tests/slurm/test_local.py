@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.slurm.conftest import ours
+from tests.slurm.conftest import RUN, WORLD, background, log, ours, paused, wait_for_checkpoints
 
 
 @pytest.mark.slow
@@ -33,3 +33,22 @@ def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, t
     assert done.returncode == 2 and "world_model/baseline/seed_0 was made with other settings than today's" in done.stderr
     done = ours("submit", path, "stage=evaluate")
     assert done.returncode == 2 and "evaluate/world_model/odd/seed_0 needs world_model/odd/seed_0" in done.stderr
+
+
+@pytest.mark.slow
+def test_watched_cancelled_and_resumed(experiment, tmp_path):
+    path, runs = experiment(executor="local", graphs=False, cluster=paused(8), world_model={**WORLD, "loop.steps": 8}), tmp_path / "runs"
+    with background("submit", path) as submitted:
+        wait_for_checkpoints(runs)
+        with background("status", runs, "watch=true", "seconds=0.2") as watcher:
+            refused = ours("submit", path)
+            assert refused.returncode == 2 and f"is in use: process {submitted.pid}" in refused.stderr
+            assert f"process {submitted.pid}, which runs the jobs on this machine" in ours("cancel", runs).stdout
+            assert submitted.wait(60) == 75
+            seen, _ = watcher.communicate(timeout=60)
+    assert watcher.returncode == 1 and "│ RUNNING" in seen and "│ PENDING" in seen and f"{RUN}: stopped by SIGTERM" in seen
+    assert "no job of this experiment" in ours("cancel", runs).stdout
+    done = ours("resume", runs)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((runs / RUN / "done.json").read_text())["step"] == 8 and "resumed from" in log(runs)
+    assert ours("status", runs, "watch=true").returncode == 0

@@ -1,5 +1,9 @@
 """The graph of an experiment, and what is refused before anything is queued. Needs no Slurm."""
 
+import os
+import shutil
+import subprocess
+
 import pytest
 import yaml
 
@@ -48,6 +52,14 @@ def test_sweeps_are_crossed_and_named_by_what_differs(tmp_path):
     assert "world_model/baseline+mask.counts_[0-1]/seed_0" in jobs
 
 
+def test_zipped_sweeps(tmp_path):
+    lists = ["arms.ctt.ctt.invariance.weight=[0,0.01]", "arms.ctt.ctt.margin=[0.02,0.05]", "seed=[3]", "aloe_config=''", "sweep=zip"]
+    names = [name for name in jobs_of(tmp_path, *lists) if name.startswith("world_model/ctt")]
+    assert [name.split("/")[1] for name in names] == [f"ctt+ctt.invariance.weight_{w}+ctt.margin_{m}" for w, m in ((0, 0.02), (0.01, 0.05))]
+    with pytest.raises(UserError, match=r"sweep=zip needs lists of one length: .*weight 2, .*margin 3"):
+        jobs_of(tmp_path, *lists, "arms.ctt.ctt.margin=[1,2,3]")
+
+
 def test_seeds_of_aloe(tmp_path):
     jobs = jobs_of(tmp_path, "seed=[0]", "aloe_seed=[7,8]", "blind=false")
     assert {"aloe/ctt/seed_0_aloe_7", "aloe/ctt/seed_0_aloe_8"} <= set(jobs)
@@ -72,7 +84,7 @@ def test_refused(tmp_path, arguments, message):
 def test_stages(tmp_path):
     jobs = plan.plan(schema.parse(Experiment, [CLEVRER, f"runs={tmp_path}"]))
     assert {job.stage for job in plan.chosen(jobs, "world_model, aloe")} == {"world_model", "aloe"}
-    with pytest.raises(UserError, match="'train' is none of all, data"):
+    with pytest.raises(UserError, match="'train' is none of all, preflight, data"):
         plan.chosen(jobs, "train")
 
 
@@ -117,6 +129,26 @@ def test_no_slurm_is_one_line(tmp_path, monkeypatch, experiment):
     for name in ("status", "cancel", "resume"):
         done = ours(name, tmp_path)
         assert done.returncode == 2 and "holds no experiment" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [("exit 100", "apt-get update fails (no network?)"), ('[ "$*" = "${*%update}" ] && exit 100; true', "apt-get could not install Slurm")],
+)
+def test_installing_slurm_fails_in_one_line(tmp_path, script, message):
+    """What tools/test.sh does where apt-get has no network: it says so and goes on."""
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "hostname", "realpath", "timeout", "rm", "chmod", "dirname", "cat"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    (tmp_path / "bin" / "apt-get").write_text(f"#!{shutil.which('sh')}\n{script}\n")
+    (tmp_path / "bin" / "apt-get").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(PROJECT / "tools" / "slurm_cluster.sh"), "install"],
+        env={"PATH": str(tmp_path / "bin")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and (message if os.geteuid() == 0 else "only root") in done.stderr.splitlines()[-1]
 
 
 def test_duration():

@@ -1,51 +1,15 @@
 """On a real Slurm: what ends a job, and what becomes of the run. Jobs that train are slowed down by pauses, which take no CPU."""
 
 import json
-import os
 import sys
 
 import pytest
-import torch
 
 from tests.conftest import PROJECT
-from tests.slurm.conftest import WORLD, call, ended, ids, ours, queue, wait_for, write
+from tests.slurm.conftest import RUN, WORLD, call, ended, events, ids, log, ours, paused, queue, saved, submit, wait_for_checkpoints, write
 from tests.training.test_resume import same, weights
 
 pytestmark = pytest.mark.slow
-RUN = "world_model/baseline/seed_0"
-
-
-def paused(steps):
-    """Cluster facts under which each step takes two seconds."""
-    return {"environment": {"OMP_NUM_THREADS": "1", "CJEPA_FAULT": ",".join(f"pause@{step}" for step in range(steps))}}
-
-
-def events(runs, name=RUN):
-    lines = (runs / ".slurm" / "events" / f"{name.replace('/', '.')}.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def submit(path, *arguments):
-    done = ours("submit", path, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def steps_of(runs):
-    return sorted((runs / RUN / "checkpoints").glob("step_????????/checksums.json"))
-
-
-def undisturbed(command, data, folder, steps, processes=0):
-    fields = [f"{key}={value}" for key, value in {**WORLD, "loop.steps": steps}.items()]
-    module = "cjepa_dist.train_world_model"
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})  # a job has one core, and so one thread: more would sum in another order
-    try:
-        done = command(module, "configs/world_model/quickstart.yaml", *fields, f"data={data}", f"run={folder}", processes=processes)
-    finally:
-        os.sched_setaffinity(0, cores)
-    assert done.returncode == 0, done.stderr
-    return weights(folder, steps)
 
 
 @pytest.fixture(scope="module")
@@ -84,26 +48,25 @@ def test_whole_graph_with_a_branch_that_fails(timed, tmp_path, small_data):
     assert "nothing to submit" in submit(path, "stage=data")
 
 
-def test_requeued_on_two_nodes(timed, tmp_path, small_data, command):
+def test_requeued_on_two_nodes(timed, tmp_path, small_data, whole):
     path, runs = write(tmp_path, small_data, cluster={**paused(8), "nodes": 2}, world_model={**WORLD, "loop.steps": 8}), tmp_path / "runs"
     submit(path, "stage=world_model")
     number = ids(runs)[RUN]
-    wait_for(lambda: steps_of(runs), 120, lambda: ours("status", runs).stdout)
+    wait_for_checkpoints(runs)
     assert call("scontrol", "requeue", number).returncode == 0
     status = ended(runs)
     assert status.returncode == 0, status.stdout
     assert [event["event"] for event in events(runs)][-2:] == ["start", "done"]
     assert len([event for event in events(runs) if event["event"] == "start"]) == 2
     assert json.loads((runs / RUN / "environment.json").read_text())["processes"] == 2
-    assert "resumed from" in (runs / ".slurm" / "logs" / f"{RUN.replace('/', '.')}.log").read_text()
-    whole, found = undisturbed(command, small_data, tmp_path / "whole", 8, processes=2), weights(runs / RUN, 8)
-    assert all(torch.allclose(found[name], whole[name], rtol=0, atol=1e-6) for name in whole)
+    assert "resumed from" in log(runs)
+    assert same(weights(runs / RUN, 8), whole(8, 2))
 
 
-def test_cancelled_and_resumed(timed, tmp_path, small_data, command):
+def test_cancelled_and_resumed(timed, tmp_path, small_data, whole):
     path, runs = write(tmp_path, small_data, cluster=paused(8), world_model={**WORLD, "loop.steps": 8}, graphs=False), tmp_path / "runs"
     submit(path)
-    wait_for(lambda: steps_of(runs), 120, lambda: ours("status", runs).stdout)
+    wait_for_checkpoints(runs)
     refused = ours("submit", path, "world_model.loop.steps=9")
     assert refused.returncode == 2 and "was made with other settings" in refused.stderr
     assert "nothing to submit" in submit(path)
@@ -114,7 +77,7 @@ def test_cancelled_and_resumed(timed, tmp_path, small_data, command):
     assert "3 jobs submitted" in ours("resume", runs).stdout
     status = ended(runs)
     assert status.returncode == 0 and "3 of 3 jobs done" in status.stdout, status.stdout
-    assert same(weights(runs / RUN, 8), undisturbed(command, small_data, tmp_path / "whole", 8))
+    assert same(weights(runs / RUN, 8), whole(8))
 
 
 def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
@@ -147,11 +110,11 @@ def test_plain_sbatch(timed, tmp_path, small_data):
     assert (tmp_path / "run" / "done.json").is_file()
 
 
-def test_time_limit(timed, tmp_path, small_data, command):
+def test_time_limit(timed, tmp_path, small_data, whole):
     """The job is put back before its limit as often as it takes, and the weights are those of a run without limits."""
     status = ended(timed, 400)
     assert status.returncode == 0, status.stdout
     stops = [event for event in events(timed) if event["event"] == "stopped"]
     assert stops and all(stop["reason"] == "SIGUSR2" for stop in stops) and events(timed)[-1]["restart"] == len(stops)
-    assert len(steps_of(timed)) == len(stops) + 1
-    assert same(weights(timed / RUN, 45), undisturbed(command, small_data, tmp_path / "whole", 45))
+    assert len(saved(timed)) == len(stops) + 1
+    assert same(weights(timed / RUN, 45), whole(45))

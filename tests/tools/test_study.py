@@ -5,7 +5,7 @@ import yaml
 
 from tests.conftest import PROJECT
 from tests.training.test_resume import TINY_WORLD
-from tools.study import Study, table
+from tools.study import Study
 
 
 @pytest.mark.slow
@@ -24,15 +24,6 @@ def test_arms_are_trained_measured_and_compared(command, small_data, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     wrong = command("tools.study", str(tmp_path / "study.yaml"), f"data={small_data}", f"out={tmp_path / 'other'}")
     assert wrong.returncode == 2 and "optimizer.rl" in wrong.stderr and not (tmp_path / "other").exists()
-
-
-def test_differences_are_paired_by_seed():
-    def run(error: float) -> dict[str, float]:
-        return {"one step, colliding": error, "one step, free": 1.0, "rollout, colliding": 1.0}
-
-    lines = table({"base": [run(1.0), run(2.0)], "arm": [run(1.1), run(1.8)]}, [0, 1]).splitlines()
-    assert lines[2].startswith("| base | 1.5000 |  |")
-    assert lines[3].startswith("| arm | 1.4500 | +0.0 (+10.0, -10.0) |")
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "configs" / "study").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,0 +1,134 @@
+"""On a real Slurm: preemption, lost nodes, a rank that dies, a dependency that can never be met; then weights as if nothing had been.
+
+Four processes run FSDP2: DDP lays its buckets out anew after its first step, so from three processes on it sums in another order there.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import (
+    RUN,
+    WORLD,
+    call,
+    ended,
+    events,
+    ids,
+    log,
+    ours,
+    paused,
+    submit,
+    wait_for_checkpoints,
+    write,
+)
+from tests.training.test_resume import same, weights
+
+pytestmark = pytest.mark.slow
+STEPS = 8
+TWO, FOUR = {"processes_per_node": 2}, {"nodes": 2, "processes_per_node": 2}
+FSDP2, ZERO1 = {"loop.engine": "fsdp2"}, {"loop.engine": "zero1", "optimizer.name": "adamw"}
+
+
+def start(folder, data, *, steps=STEPS, cluster=None, **fields):
+    """A short paused training of its own; the folder of its runs."""
+    folder.mkdir()
+    path = write(folder, data, cluster={**paused(steps), **(cluster or {})}, world_model={**WORLD, "loop.steps": steps, **fields})
+    submit(path, "stage=world_model")
+    return folder / "runs"
+
+
+def kinds(runs):
+    return [event["event"] for event in events(runs)]
+
+
+def node_of(runs):
+    return call("squeue", "-h", "-j", ids(runs)[RUN], "-o", "%N").stdout.strip()
+
+
+def preempt(slurm, nodes, *, user_signal):
+    """A short job of more right to `nodes`; on a cluster that sends a job's own signal when it preempts, or on one that does not."""
+    conf = Path(os.environ["SLURM_CONF"])
+    before = conf.read_text()
+    conf.write_text(before if user_signal else before.replace("preempt_send_user_signal", "power_save_interval=10"))
+    try:
+        assert call("scontrol", "reconfigure").returncode == 0
+        options = ["--partition=high", f"--nodelist={nodes}", f"--nodes={len(nodes.split(','))}", "--exclusive", "--output=/dev/null"]
+        done = call("sbatch", "--wait", *options, "--wrap=sleep 1")
+        assert done.returncode == 0, done.stderr
+    finally:
+        conf.write_text(before)
+        call("scontrol", "reconfigure")
+
+
+def test_preempted_with_and_without_the_signal(slurm, tmp_path, small_data, whole):
+    """2 x 2 processes get their USR2, 1 x 2 only Slurm's SIGTERM. Both stop at a step, and go on later."""
+    signalled = start(tmp_path / "signalled", small_data, cluster={**FOUR, "options": {"nodelist": "node1,node2"}}, **FSDP2)
+    plain = start(tmp_path / "plain", small_data, cluster={**TWO, "options": {"nodelist": "node3"}})
+    wait_for_checkpoints(signalled, plain)
+    preempt(slurm, "node1,node2", user_signal=True)
+    preempt(slurm, "node3", user_signal=False)
+    for runs, reason, processes, fields in ((signalled, "SIGUSR2", 4, FSDP2), (plain, "SIGTERM", 2, {})):
+        status = ended(runs)
+        assert status.returncode == 0, status.stdout
+        assert kinds(runs) == ["start", "stopped", "start", "done"] and events(runs)[1]["reason"] == reason
+        assert "resumed from" in log(runs) and json.loads((runs / RUN / "environment.json").read_text())["processes"] == processes
+        assert same(weights(runs / RUN, STEPS), whole(STEPS, processes, **fields))
+
+
+def test_a_node_crashes(slurm, tmp_path, small_data, whole):
+    """What ran there starts again on the others, from the last checkpoint that is whole."""
+    one = start(tmp_path / "one", small_data)
+    both = start(tmp_path / "both", small_data, cluster=FOUR, **FSDP2)
+    wait_for_checkpoints(one, both)
+    node = node_of(one)
+    assert node in call("scontrol", "show", "hostnames", node_of(both)).stdout.split()
+    assert slurm("crash", node).returncode == 0
+    try:
+        for runs, processes, fields in ((one, 1, {}), (both, 4, FSDP2)):
+            status = ended(runs)
+            assert status.returncode == 0, status.stdout
+            assert kinds(runs) == ["start", "start", "done"] and len({event["job"] for event in events(runs)}) == 1
+            assert same(weights(runs / RUN, STEPS), whole(STEPS, processes, **fields))
+    finally:
+        slurm("up")
+
+
+def test_a_node_that_is_lost_but_works_on(slurm, tmp_path, small_data, whole):
+    """Slurm takes the node for dead and starts the job elsewhere; the first start lives. They never train at once."""
+    runs = start(tmp_path / "runs", small_data, steps=24)
+    wait_for_checkpoints(runs)
+    assert slurm("lose", node_of(runs)).returncode == 0
+    status = ended(runs)
+    assert slurm("up").returncode == 0
+    assert status.returncode == 0, status.stdout
+    assert kinds(runs) == ["start", "start", "done"]
+    text = log(runs)
+    left, went_on = text.index("stopped by SIGTERM after step"), text.index("resumed from")
+    assert text.index(", start 2, ") < left < went_on
+    assert same(weights(runs / RUN, 24), whole(24))
+
+
+def test_a_rank_that_dies_and_what_waits_for_it(slurm, tmp_path, small_data, whole):
+    """The whole job fails, at once; what needs it leaves the queue; the report names both; resumed, it ends as if nothing had been."""
+    jobs = {}
+    for name, cluster, fault, fields in (("two", {}, "kill@3:rank1", ZERO1), ("four", {"nodes": 2}, "kill@3:rank3", FSDP2)):
+        once = f"[ -e {tmp_path / name}/once ] || {{ touch {tmp_path / name}/once; export CJEPA_FAULT={fault}; }}"
+        (tmp_path / name).mkdir()
+        model = {**WORLD, "loop.steps": STEPS, **fields}
+        path = write(
+            tmp_path / name, small_data, cluster={"processes_per_node": 2, "setup": [once], **cluster}, world_model=model, graphs=False
+        )
+        submit(path)
+        jobs[name] = tmp_path / name / "runs"
+    for runs in jobs.values():
+        status = ended(runs)
+        assert status.returncode == 1 and f"{RUN}: cjepa_dist.train_world_model ended with exit code 1" in status.stdout, status.stdout
+        page = (runs / "report" / "report.md").read_text()
+        assert "# Missing: 2 of 2 jobs" in page and f"| evaluate/{RUN} | CANCELLED | never started: it needs {RUN} (failed) |" in page
+        assert "3 jobs submitted" in ours("resume", runs).stdout
+    for runs, processes, fields in zip(jobs.values(), (2, 4), (ZERO1, FSDP2)):
+        status = ended(runs)
+        assert status.returncode == 0 and "3 of 3 jobs done" in status.stdout, status.stdout
+        assert same(weights(runs / RUN, STEPS), whole(STEPS, processes, **fields))
