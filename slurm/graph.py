@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
 from cjepa_dist.training.lock import Lock
 from slurm import record as records
-from slurm.job import STOPPED, Place, run
+from slurm.job import STOPPED, Place, gpus_here, run
 from slurm.plan import Job, check, chosen, plan, spec
 from slurm.record import ACTIVE, Record
 from slurm.schema import Cluster, Experiment, read_cluster
@@ -103,10 +104,12 @@ def to_slurm(experiment: Experiment, cluster: Cluster, record: Record, jobs: lis
     writable(record)
     fresh: list[str] = []
     try:
-        for job in jobs:
-            ids[job.name] = sbatch.submit(job, cluster, record.home, folder, settings(job, ids))
-            fresh.append(ids[job.name])
-            record.jobs[job.name], record.ids[job.name] = job, ids[job.name]
+        for _, group in itertools.groupby(jobs, key=lambda job: job.array or job.name):
+            tasks = list(group)
+            for job, number in zip(tasks, sbatch.submit(tasks, cluster, record.home, folder, settings(tasks[0], ids))):
+                fresh.append(number)
+                ids[job.name] = record.ids[job.name] = number
+                record.jobs[job.name] = job
             record.write()
     except BaseException:
         subprocess.run(["scancel", *fresh], check=False) if fresh else None  # half a graph is of no use to anybody
@@ -151,15 +154,6 @@ def one_by_one(record: Record, cluster: Cluster, jobs: list[Job]) -> int:
     if failed:
         print(f"error: {len(failed)} of {len(jobs)} jobs failed: {', '.join(sorted(failed))}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def gpus_here() -> int:
-    """GPUs of this machine, by its driver: importing torch to count them takes seconds."""
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except OSError:
-        return 0
-    return done.stdout.count("GPU ") if done.returncode == 0 else 0
 
 
 def shown(jobs: list[Job], notes: dict[str, str]) -> str:

@@ -10,6 +10,7 @@ Requeueing is asked for here and not left to submitit: one path for time limits,
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
+
+from cjepa_dist.errors import UserError
+from slurm.launch import argv_of, ask, folder_of
+from slurm.stage import stage
 
 STOPPED = os.EX_TEMPFAIL  # 75, as of the training loop: the same command goes on
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -39,6 +44,9 @@ class Spec:
     grace: int = 60
     max_restarts: int = 100
     environment: dict[str, str] = field(default_factory=dict)
+    scratch: str = ""  # of the node's own, with $VARIABLES
+    stage_data: bool = False
+    gpus: int = 0  # that this node must have
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,10 @@ def run(spec: Spec, place: Place | None = None) -> None:
     before = {number: signal.signal(number, runner.note) for number in SIGNALS}
     runner.event("start", host=socket.gethostname())
     try:
+        try:
+            runner.prepare()
+        except UserError as error:
+            raise SystemExit(runner.fail(str(error))) from error
         for command in spec.commands:
             began, run_folder = time.time(), folder_of(command)
             mark = read(run_folder / "resume.json") if run_folder else None
@@ -85,11 +97,30 @@ class Runner:
     def __init__(self, spec: Spec, place: Place) -> None:
         self.spec, self.place, self.received = spec, place, 0
         self.child: subprocess.Popen[bytes] | None = None
+        self.environment = dict(os.environ)
         self.log: Path | None = None
         if spec.home:
             name = file_name(spec.name) + (f".node{place.node}" if place.node else "")
             self.log = Path(spec.home) / "logs" / f"{name}.log"
             self.log.parent.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self) -> None:
+        """What must be so on this node before anything trains. Raises UserError."""
+        here = gpus_here() if self.spec.gpus else 0
+        if here < self.spec.gpus:
+            raise UserError(f"{socket.gethostname()} has {here} GPUs, gpus_per_node says {self.spec.gpus}: see nvidia-smi -L there")
+        self.environment = {**os.environ, **self.spec.environment}
+        if not self.spec.scratch:
+            return
+        scratch = Path(os.path.expandvars(self.spec.scratch))
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"scratch={scratch} cannot be made on {socket.gethostname()}: {error.strerror}") from error
+        self.environment["TMPDIR"] = str(scratch)
+        if self.spec.stage_data:
+            data = {Path(part.removeprefix("data=")).resolve() for line in self.spec.commands for part in line if part.startswith("data=")}
+            self.environment["CJEPA_STAGED"] = json.dumps({str(folder): str(stage(folder, scratch)) for folder in data})
 
     def note(self, number: int, frame: Any) -> None:
         self.received = number
@@ -100,7 +131,7 @@ class Runner:
         """Exit code of one command; its output goes to the log."""
         if self.received:  # between two commands
             return STOPPED
-        argv = argv_of(command, self.spec, self.place)
+        argv = argv_of(command, processes=self.spec.processes, grace=self.spec.grace, **dataclasses.asdict(self.place))
         stream: IO[bytes] | None = self.log.open("ab") if self.log else None
         try:
             if stream:
@@ -112,7 +143,7 @@ class Runner:
                 stdout=stream,
                 stderr=subprocess.STDOUT if stream else None,
                 start_new_session=True,
-                env={**os.environ, **self.spec.environment},
+                env=self.environment,
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
             if self.received:
@@ -166,54 +197,19 @@ class Runner:
             stream.write(json.dumps(line) + "\n")
 
 
-def argv_of(command: list[str], spec: Spec, place: Place) -> list[str]:
-    """The command line: plain Python for one process, torchrun for more, with a rendezvous that no earlier start of the job shares."""
-    world = spec.processes * place.nodes
-    module, *arguments = command
-    if trains(module):
-        arguments = [*arguments, f"loop.processes={world}"]
-    elif module != "slurm.probe":
-        return [sys.executable, "-u", "-m", module, *arguments]
-    if world == 1 and trains(module):
-        return [sys.executable, "-u", "-m", module, *arguments]
-    if place.nodes == 1:
-        meet = ["--standalone"]
-    else:
-        head = ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
-        port = 20000 + int(place.job) % 20000
-        meet = [
-            f"--nnodes={place.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{port}", f"--rdzv-id={place.job}.{place.restart}",
-            f"--rdzv-conf=is_host={int(place.node == 0)}", f"--local-addr={os.environ.get('SLURMD_NODENAME', socket.gethostname())}",
-        ]  # fmt: skip
-    launcher = ["-m", "torch.distributed.run", *meet, f"--nproc-per-node={spec.processes}", "--max-restarts=0"]
-    return [sys.executable, *launcher, f"--shutdown-timeout={spec.grace}", "-m", module, *arguments]
-
-
-def trains(module: str) -> bool:
-    return module.rpartition(".")[2].startswith("train_")
-
-
-def folder_of(command: list[str]) -> Path | None:
-    """The run folder of a training command."""
-    if not trains(command[0]):
-        return None
-    return next((Path(part.removeprefix("run=")) for part in command if part.startswith("run=")), None)
+def gpus_here() -> int:
+    """GPUs of this machine, by its driver: importing torch to count them takes seconds."""
+    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except OSError:
+        return devices
+    return done.stdout.count("GPU ") if done.returncode == 0 else devices
 
 
 def die_with_parent() -> None:
     """In the child: killed with -9, this process would leave it training on its own."""
     ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
-
-
-def ask(*command: str) -> str:
-    """Output of a Slurm command; asked three times, as a busy controller may not answer, then empty."""
-    for attempt in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            break
-        print(f"{' '.join(command)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-        time.sleep(attempt)
-    return done.stdout.strip()
 
 
 def read(path: Path) -> str | None:

@@ -9,7 +9,6 @@ A folder is named by what differs between runs (arm, swept fields, seed), never 
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
 import zlib
 from collections.abc import Iterator
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cjepa_dist import config as schema
-from cjepa_dist.config import TrainAloe, TrainWorldModel
+from cjepa_dist.config import TrainAloe, TrainWorldModel, flat
 from cjepa_dist.errors import UserError
 from slurm.job import Spec
 from slurm.schema import STAGES, Cluster, Experiment, read_cluster
+from slurm.sweep import combined, pairs, swept
 
 SCHEMAS = {  # of the commands that take fields of the user's
     "cjepa_dist.train_world_model": ("cjepa_dist.config", "TrainWorldModel"),
@@ -29,13 +29,17 @@ SCHEMAS = {  # of the commands that take fields of the user's
     "cjepa_dist.evaluate": ("cjepa_dist.evaluate", "Evaluate"),
     "cjepa_dist.evaluate_graph": ("cjepa_dist.evaluate_graph", "EvaluateGraph"),
     "data_prep.simulate": ("data_prep.simulate.video", "Simulate"),
+    "data_prep.merge": ("data_prep.merge", "Merge"),
     "data_prep.import_pickle": ("data_prep.import_pickle", "ImportPickle"),
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """`outputs` are there when it is done; `needs` must have succeeded before it, `after` only have ended."""
+    """`outputs` are there when it is done; `needs` must have succeeded before it, `after` only have ended.
+
+    Jobs with the same `array` are submitted as the tasks of one.
+    """
 
     name: str
     stage: str
@@ -44,6 +48,7 @@ class Job:
     needs: list[str]
     after: list[str]
     key: str = ""  # of the commands and the configs in them
+    array: str = ""
 
     @property
     def trains(self) -> bool:
@@ -119,8 +124,13 @@ def data_job(experiment: Experiment, runs: Path, jobs: list[Job]) -> tuple[Path,
         return Path(experiment.data).resolve(), []
     out = runs / "data"
     config = [experiment.prepare_config] if experiment.prepare_config else []
-    command = [f"data_prep.{experiment.prepare}", *config, f"out={out}", *pairs(experiment.prepare_fields)]
-    jobs.append(Job("data", "data", [command], [str(out / "manifest.json")], [], []))
+    command = [f"data_prep.{experiment.prepare}", *config, *pairs(experiment.prepare_fields)]
+    parts = [runs / "data.parts" / str(index) for index in range(experiment.parts)] if experiment.parts > 1 else []
+    for index, part in enumerate(parts):
+        line = [*command, f"out={part}", f"part={index}/{len(parts)}"]
+        jobs.append(Job(f"data/part_{index}", "data", [line], [str(part / "manifest.json")], [], [], array="data/part"))
+    last = ["data_prep.merge", f"out={out}", f"parts={runs / 'data.parts'}"] if parts else [*command, f"out={out}"]
+    jobs.append(Job("data", "data", [last], [str(out / "manifest.json")], [job.name for job in jobs], []))
     return out, ["data"]
 
 
@@ -163,48 +173,6 @@ def aloe_job(
     return Job(name, "aloe", [command], [str(runs / name / "done.json")], [rollout.name], [])
 
 
-# --------------------------------------------------------------------------------------------------------------------- fields and sweeps
-
-
-def flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in fields.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def combined(fields: dict[str, Any], kind: type, sweep: str) -> list[tuple[str, dict[str, Any]]]:
-    """The combinations of the swept fields, crossed or zipped: (suffix for a name, fields with one value each)."""
-    whole = dict(flat(fields))
-    sweeps = {key: value for key, value in whole.items() if swept(key, value, kind)}
-    if empty := [key for key, values in sweeps.items() if not values]:
-        raise UserError(f"config field {empty[0]}: a sweep needs at least one value")
-    if sweep == "zip" and len({len(values) for values in sweeps.values()}) > 1:
-        lengths = ", ".join(f"{key} {len(values)}" for key, values in sweeps.items())
-        raise UserError(f"sweep=zip needs lists of one length: {lengths}; sweep=cross takes every combination")
-    combinations = zip(*sweeps.values()) if sweep == "zip" and sweeps else itertools.product(*sweeps.values())
-    chosen = [dict(zip(sweeps, values)) for values in combinations]
-    return [("".join(f"+{key}_{word(value)}" for key, value in one.items()), {**whole, **one}) for one in chosen]
-
-
-def swept(key: str, value: Any, kind: type) -> bool:
-    """Whether a list is several values of a field, and not one value of a field that takes a list."""
-    if not isinstance(value, list):
-        return False
-    takes_list = any(name == key and isinstance(schema.initial(field), list) for name, field in schema.walk(kind))
-    return not takes_list or any(isinstance(each, list) for each in value)
-
-
-def word(value: Any) -> str:
-    """A value as a part of a folder's name: commas part the runs of a report, and `/` folders."""
-    return (json.dumps(value) if isinstance(value, (bool, list)) else str(value)).replace("/", "-").replace(",", "-").replace(" ", "")
-
-
-def pairs(fields: dict[str, Any]) -> list[str]:
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flat(fields)]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -225,11 +193,13 @@ def check(experiment: Experiment, jobs: list[Job]) -> None:
 def spec(job: Job, cluster: Cluster, home: Path) -> Spec:
     """What the job runs, as its nodes need to know it."""
     environment = dict(cluster.environment)
-    if cluster.scratch:
-        environment["TMPDIR"] = cluster.scratch
     processes = cluster.processes_per_node or cluster.gpus_per_node or 1
     grace = max(5, cluster.signal_delay - 5)
-    return Spec(job.name, job.commands, str(home), processes if job.wide else 1, grace, cluster.max_restarts, environment)
+    return Spec(
+        job.name, job.commands, str(home), processes=processes if job.wide else 1, grace=grace, max_restarts=cluster.max_restarts,
+        environment=environment, scratch=cluster.scratch, stage_data=cluster.stage_data and job.trains,
+        gpus=cluster.gpus_per_node if job.trains else 0,
+    )  # fmt: skip
 
 
 def chosen(jobs: list[Job], stage: str) -> list[Job]:

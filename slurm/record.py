@@ -98,13 +98,13 @@ def states(record: Record) -> dict[str, tuple[str, str, str]]:
         return {}
     found: dict[str, tuple[str, str, str]] = {}
     ids = ",".join(names)
-    for line in query("sacct", "-n", "-P", "-X", "-j", ids, "-o", "JobIDRaw,State,NodeList"):
+    for line in query("sacct", "-n", "-P", "-X", "-j", ids, "-o", "JobID,State,NodeList"):
         number, state, nodes = line.split("|")
         if number in names:
             found[names[number]] = (state.split()[0], nodes.replace("None assigned", ""), "")
     # After sacct, and stronger: that still calls a job dead which is already back in the queue.
     me = ["--me"] if os.geteuid() else []
-    for line in query("squeue", "-h", *me, "-o", "%A|%T|%N|%r"):
+    for line in query("squeue", "-h", "-r", *me, "-o", "%i|%T|%N|%r"):
         number, state, nodes, reason = line.split("|")
         if number in names:
             found[names[number]] = (state, nodes, "" if reason == "None" else reason)

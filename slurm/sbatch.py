@@ -26,7 +26,7 @@ def options(job: Job, cluster: Cluster, runs: Path, needs: list[str], after: lis
     if depends:
         extra |= {"dependency": ",".join(depends), "kill-on-invalid-dep": "yes"}  # else it waits for ever for one that failed
     found: dict[str, Any] = {
-        "job_name": f"{runs.name}.{inside.file_name(job.name)}",
+        "job_name": f"{runs.name}.{inside.file_name(job.array or job.name)}",
         "partition": cluster.partition if gpus or not cluster.cpu_partition else cluster.cpu_partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -50,14 +50,14 @@ def text(folder: Path, settings: dict[str, Any], command: str) -> str:
     return _make_sbatch_string(command=command, folder=folder, **settings)
 
 
-def submit(job: Job, cluster: Cluster, home: Path, folder: Path, settings: dict[str, Any]) -> str:
-    """Queue a job; its number. Raises UserError with what sbatch said."""
+def submit(jobs: list[Job], cluster: Cluster, home: Path, folder: Path, settings: dict[str, Any]) -> list[str]:
+    """Queue a job, or several as the tasks of one array; their numbers. Raises UserError with what sbatch said."""
     executor = SlurmExecutor(folder)
     executor.update_parameters(**settings)
     try:
-        return executor.submit(inside.run, spec(job, cluster, home)).job_id
+        return [task.job_id for task in executor.map_array(inside.run, [spec(job, cluster, home) for job in jobs])]
     except Exception as error:  # submitit's FailedJobError, or the shell's
-        raise UserError(f"{job.name}: sbatch refused it: {' '.join(str(error).split())}") from error
+        raise UserError(f"{jobs[0].name}: sbatch refused it: {' '.join(str(error).split())}") from error
 
 
 def check(cluster: Cluster, jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, str]:

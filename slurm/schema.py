@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from cjepa_dist import config as schema
 from cjepa_dist.config import MISSING, option
+from cjepa_dist.errors import UserError
 
 STAGES = ("preflight", "data", "world_model", "rollout", "aloe", "evaluate", "report")
 
@@ -48,7 +49,8 @@ class Cluster:
     modules: list[str] = option([], "environment modules to load")
     setup: list[str] = option([], "further shell lines at the start of a job")
     environment: dict[str, str] = option({}, "environment variables of a job, such as NCCL_SOCKET_IFNAME")
-    scratch: str = option("", "folder for temporary files on every node (TMPDIR); empty = as it is")
+    scratch: str = option("", "folder on every node's own disk, for temporary files (TMPDIR); may hold $VARIABLES; empty = as it is")
+    stage_data: bool = option(False, "copy the data of a training to scratch first, once a node")
     options: dict[str, str] = option({}, "further options of sbatch, name: value")
 
 
@@ -66,6 +68,7 @@ class Experiment:
     dry_run: bool = option(False, "show the jobs, their sbatch files and what Slurm says of them; queue nothing")
     preflight: bool = option(False, "first a job that looks at GPUs, shared folder and all-reduce from inside; all others wait for it")
     data: str = option("", "folder of slot shards that are there; empty = make them in RUNS/data")
+    parts: int = option(1, "tasks of an array that make the data side by side, a part each", least=1)
     prepare: str = option("simulate", "what makes the data", choices=("simulate", "import_pickle"))
     prepare_config: str = option("", "its config")
     prepare_fields: dict[str, Any] = option({}, "its fields")
@@ -86,7 +89,10 @@ class Experiment:
 
 def read_cluster(path: str) -> Cluster:
     """Raises UserError, naming the file and the field."""
-    return schema.build(Cluster, escaped(OmegaConf.to_container(schema.read_yaml(path))))
+    cluster = schema.build(Cluster, escaped(OmegaConf.to_container(schema.read_yaml(path))))
+    if cluster.stage_data and not cluster.scratch:
+        raise UserError(f"{path}: stage_data needs scratch, a folder on the node's own disk")
+    return cluster
 
 
 def escaped(tree: Any) -> Any:

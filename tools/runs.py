@@ -15,13 +15,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+from cjepa_dist.config import flat
 from cjepa_dist.errors import UserError
 from cjepa_dist.training.verify import steps, verify
 
@@ -88,20 +89,12 @@ class Run:
 
     def fields(self) -> dict[str, Any]:
         """The config, flat."""
-        return dict(flatten(self.config))
+        return dict(flat(self.config))
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
     """The last line may be half written: by a run that is writing it, or that was killed."""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def locked(path: Path) -> bool:

@@ -26,6 +26,7 @@ import numpy as np
 
 from cjepa_dist.data.dtypes import finite, stored
 from cjepa_dist.data.manifest import Manifest, ShardEntry
+from cjepa_dist.data.staged import nearest
 from cjepa_dist.data.tar import BLOCK, Extent, Part, npy_header, parse_header, parse_npy
 from cjepa_dist.data.writer import DatasetWriter, Sample, SplitWriter
 from cjepa_dist.errors import UserError
@@ -94,7 +95,7 @@ class Shard:
     """
 
     def __init__(self, folder: str | Path, split: str, entry: ShardEntry) -> None:
-        self.path = Path(folder) / split / entry.name
+        self.path = nearest(folder) / split / entry.name
         try:
             self.descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:

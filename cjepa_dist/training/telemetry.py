@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from cjepa_dist.config import flat
 from cjepa_dist.training.progress import bar
 
 
@@ -29,8 +30,8 @@ class Telemetry:
         self.writer = SummaryWriter(str(run), purge_step=start + 1 if begun else None)
         if not begun:
             # SummaryWriter.add_hparams would make a sub-run of its own.
-            flat = {key: value for key, value in flatten(dataclasses.asdict(config)) if isinstance(value, (int, float, str, bool))}
-            for summary in hparams(flat, {"val/loss": 0.0}):
+            fields = {key: value for key, value in flat(dataclasses.asdict(config)) if isinstance(value, (int, float, str, bool))}
+            for summary in hparams(fields, {"val/loss": 0.0}):
                 self.writer._get_file_writer().add_summary(summary)
 
     def write(self, step: int, values: dict[str, float], kind: str = "train") -> None:
@@ -71,10 +72,3 @@ def rewind(path: Path, start: int) -> None:
         temporary = path.with_suffix(".partial")
         temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
         os.replace(temporary, path)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return pairs

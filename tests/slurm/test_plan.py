@@ -10,7 +10,8 @@ import yaml
 from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
 from slurm import plan
-from slurm.job import Place, Spec, argv_of, tail
+from slurm.job import tail
+from slurm.launch import argv_of
 from slurm.schema import Cluster, Experiment, read_cluster
 from slurm.status import duration
 from tests.conftest import PROJECT
@@ -81,6 +82,14 @@ def test_refused(tmp_path, arguments, message):
     assert message in str(error.value)
 
 
+def test_data_in_parts(tmp_path):
+    jobs = jobs_of(tmp_path, "parts=3", "preflight=true", "seed=[0]")
+    assert jobs["data"].needs == ["data/part_0", "data/part_1", "data/part_2"] and jobs["data"].commands[0][0] == "data_prep.merge"
+    assert {job.array for job in jobs.values() if job.name.startswith("data/")} == {"data/part"}
+    assert "part=2/3" in jobs["data/part_2"].commands[0] and jobs["data/part_2"].needs == ["preflight"]
+    assert jobs["world_model/ctt/seed_0"].needs == ["data"] and not jobs["report"].needs
+
+
 def test_stages(tmp_path):
     jobs = plan.plan(schema.parse(Experiment, [CLEVRER, f"runs={tmp_path}"]))
     assert {job.stage for job in plan.chosen(jobs, "world_model, aloe")} == {"world_model", "aloe"}
@@ -100,6 +109,12 @@ def test_the_shell_keeps_its_dollars(tmp_path):
     assert cluster.setup == ["echo ${HOME:-0} $USER"] and cluster.environment == {"A": "${B}"}
 
 
+def test_staging_needs_scratch(tmp_path):
+    (tmp_path / "c.yaml").write_text("stage_data: true")
+    with pytest.raises(UserError, match="stage_data needs scratch"):
+        read_cluster(str(tmp_path / "c.yaml"))
+
+
 def test_unknown_cluster_field(tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"partitions": "gpu"}))
     with pytest.raises(UserError, match="unknown config key partitions; the nearest is partition"):
@@ -108,12 +123,12 @@ def test_unknown_cluster_field(tmp_path):
 
 def test_a_restart_meets_anew(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
-    monkeypatch.setattr("slurm.job.ask", lambda *command: "n1\nn2")
-    command = ["cjepa_dist.train_aloe", "c.yaml", "run=r"]
-    first, second = (argv_of(command, Spec("a", [command], processes=8), Place("77", restart, 1, 2)) for restart in (0, 1))
+    monkeypatch.setattr("slurm.launch.ask", lambda *command: "n1\nn2")
+    command, size = ["cjepa_dist.train_aloe", "c.yaml", "run=r"], {"processes": 8, "grace": 60, "job": "77", "node": 1, "nodes": 2}
+    first, second = (argv_of(command, **size, restart=restart) for restart in (0, 1))
     assert "--rdzv-id=77.0" in first and "--rdzv-id=77.1" in second
     assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=n1:20077", "--rdzv-conf=is_host=0", "loop.processes=16"} <= set(first)
-    alone = argv_of(command, Spec("a", [command]), Place("", 0, 0, 1))
+    alone = argv_of(command, **{**size, "processes": 1, "nodes": 1}, restart=0)
     assert alone[1:] == ["-u", "-m", *command, "loop.processes=1"]
 
 

@@ -6,7 +6,23 @@ import sys
 import pytest
 
 from tests.conftest import PROJECT
-from tests.slurm.conftest import RUN, WORLD, call, ended, events, ids, log, ours, paused, queue, saved, submit, wait_for_checkpoints, write
+from tests.slurm.conftest import (
+    RUN,
+    WORLD,
+    background,
+    call,
+    ended,
+    events,
+    ids,
+    log,
+    ours,
+    paused,
+    queue,
+    saved,
+    submit,
+    wait_for_checkpoints,
+    write,
+)
 from tests.training.test_resume import same, weights
 
 pytestmark = pytest.mark.slow
@@ -30,26 +46,33 @@ def test_whole_graph_with_a_branch_that_fails(timed, tmp_path, small_data):
         "baseline": {"config": f"{config}.yaml"},
         "odd": {"config": f"{config}_ctt.yaml", "loop.global_batch": 6},  # does not divide into CTT's fraction
     }
-    fields = {"prepare_fields": {"train": 16, "val": 8, "test": 8}, "aloe_config": "configs/aloe/quickstart.yaml"}
+    fields = {
+        "prepare_fields": {"train": 16, "val": 8, "test": 8},
+        "parts": 2,
+        "preflight": True,
+        "aloe_config": "configs/aloe/quickstart.yaml",
+    }
     fields |= {
         "evaluate": {"draws": 10, "videos": 4},
         "evaluate_graph": {"windows": 32, "draws": 5, "estimators": ["attention", "distance"]},
     }
     path, runs = write(tmp_path, "", arms=arms, control=f"{config}_own_slot.yaml", **fields), tmp_path / "runs"
     shown = submit(path)
-    assert "report  <- (evaluate/world_model/baseline/seed_0)" in shown and "13 jobs submitted" in shown
+    assert "report  <- (evaluate/world_model/baseline/seed_0)" in shown and "16 jobs submitted" in shown
     status = ended(runs, 480)
-    assert status.returncode == 1 and "8 of 13 jobs done" in status.stdout, status.stdout
+    assert status.returncode == 1 and "11 of 16 jobs done" in status.stdout, status.stdout
     assert "ctt.fraction=0.25 of the 6 windows" in status.stdout
     assert "rollout/odd/seed_0: never started: it needs world_model/odd/seed_0 (failed)" in status.stdout
     text = (runs / "report/report.md").read_text()
-    assert "# Missing: 5 of 12 jobs" in text and "| aloe/odd/seed_0 | CANCELLED | never started" in text
+    assert "# Missing: 5 of 15 jobs" in text and "| aloe/odd/seed_0 | CANCELLED | never started" in text
     assert (runs / "aloe/baseline/seed_0/eval/vqa_val.json").is_file() and "descriptive" in text
     assert "nothing to submit" in submit(path, "stage=data")
 
 
 def test_requeued_on_two_nodes(timed, tmp_path, small_data, whole):
-    path, runs = write(tmp_path, small_data, cluster={**paused(8), "nodes": 2}, world_model={**WORLD, "loop.steps": 8}), tmp_path / "runs"
+    scratch = {"scratch": f"{tmp_path}/$SLURMD_NODENAME", "stage_data": True}
+    path = write(tmp_path, small_data, cluster={**paused(8), **scratch, "nodes": 2}, world_model={**WORLD, "loop.steps": 8})
+    runs = tmp_path / "runs"
     submit(path, "stage=world_model")
     number = ids(runs)[RUN]
     wait_for_checkpoints(runs)
@@ -61,6 +84,8 @@ def test_requeued_on_two_nodes(timed, tmp_path, small_data, whole):
     assert json.loads((runs / RUN / "environment.json").read_text())["processes"] == 2
     assert "resumed from" in log(runs)
     assert same(weights(runs / RUN, 8), whole(8, 2))
+    assert len(list(tmp_path.glob("node*/world-*/manifest.json"))) >= 2, "each node has its own copy of the data"
+    assert f"data={small_data}" in (runs / RUN / "command.txt").read_text()
 
 
 def test_cancelled_and_resumed(timed, tmp_path, small_data, whole):
@@ -88,11 +113,30 @@ def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
     for cluster, message in (
         ({"partition": "gpus"}, "unknown partition gpus: this cluster has high, low"),
         ({"account": "nobody", "nodes": 9}, "Slurm would not take this job"),
+        ({"gpus_per_node": 9}, "Slurm would not take this job"),
         ({"partitoin": "low"}, "unknown config key partitoin; the nearest is partition"),
     ):
         done = ours("submit", write(tmp_path, small_data, cluster=cluster))
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "runs").exists() and set(queue("-o", "%A")) <= set(before)
+
+
+def test_preflight(timed, tmp_path, small_data):
+    """2 x 2 processes over gloo; and GPUs that are only links to /dev/null, found out before anything trains."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.mkdir(), bad.mkdir()
+    write(good, small_data, cluster={"nodes": 2, "processes_per_node": 2})
+    path = write(bad, small_data, cluster={"gpus_per_node": 2})
+    with background("preflight", f"cluster={good / 'cluster.yaml'}", f"runs={good / 'runs'}") as first:
+        with background("preflight", f"cluster={bad / 'cluster.yaml'}", f"runs={bad / 'runs'}") as second:
+            submit(path, "stage=world_model", f"runs={bad / 'untried'}")
+            said, wrong = first.communicate(timeout=180)[0], second.communicate(timeout=180)[0]
+    assert first.returncode == 0, said
+    found = json.loads((good / "runs" / "preflight.json").read_text())
+    assert found["processes"] == 4 and len(found["nodes"]) == 2 and found["all_reduce_gb_per_s"] > 0 and '"processes": 4' in said
+    assert second.returncode == 1 and "shows 0 GPUs to its processes, gpus_per_node says 2" in wrong, wrong
+    status = ended(bad / "untried")
+    assert status.returncode == 1 and "has 0 GPUs, gpus_per_node says 2" in status.stdout, status.stdout
 
 
 def test_plain_sbatch(timed, tmp_path, small_data):
