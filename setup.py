@@ -18,12 +18,15 @@ CORE = [
     "rich>=13,<16",
     "xxhash>=3.4,<5",
     "psutil>=5.9,<8",
+    "scipy>=1.11,<2",  # linear_sum_assignment, in data_prep.match
 ]
 EXTRAS = {
     "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],
+    "hdf5": ["h5py>=3.10,<4"],  # data_prep.import_arrays of .h5
     "summary": ["gcastle>=1.0.4,<2"],  # NOTEARS and DAG-GNN, for `evaluate_graph estimators=[summary:notears]`
     "test": [
         "gcastle>=1.0.4,<2",  # the extra `summary`, 0.2 MB and pandas
+        "h5py>=3.10,<4",
         "pymunk>=7.0,<8",  # the simulator's impulses are compared with an independent engine's
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.shards import TRUTH, Shard, take
+from cjepa_dist.data.shards import MATCH, TRUTH, Shard, take
 from cjepa_dist.errors import UserError
 
 NEAR = 1.5  # a near miss comes closer than this many diameters
@@ -25,8 +25,10 @@ RAGGED = ("contacts", "influence", *WORLDS)
 FACTUAL = ("slot_object", "background", "present", "position", "velocity", "radius", "contacts", "influence", "influence_horizon")
 
 
-def load_truth(folder: str | Path, split: str, videos: int = 0, names: Sequence[str] = (*FACTUAL, "future_slots")) -> dict[str, Any]:
-    """Truth of a split (or of its first `videos`): {name: array (V, ...)}, a list of V arrays for those whose length differs (`RAGGED`).
+def load_truth(
+    folder: str | Path, split: str, videos: int = 0, names: Sequence[str] = (*FACTUAL, "future_slots"), member: str = TRUTH
+) -> dict[str, Any]:
+    """Truth (or another npz member) of a split, or of its first `videos`: {name: array (V, ...)}; `RAGGED` ones are lists of V arrays.
 
     Names, shapes, units as in docs/design.md; `names` that no video has are left out. UserError naming shard and key if a video has no
     truth, or not the same names or shapes as the others.
@@ -37,9 +39,9 @@ def load_truth(folder: str | Path, split: str, videos: int = 0, names: Sequence[
     for entry, keys in take(manifest, split, videos):
         with Shard(folder, split, entry) as shard:
             for key in keys:
-                truth = shard.arrays(key, TRUTH, names)
+                truth = shard.arrays(key, member, names)
                 if truth is None:
-                    raise UserError(f"shard {shard.path}, key {key}: has no truth; only simulated data has it")
+                    raise UserError(f"shard {shard.path}, key {key}: has no {member}; only simulated data has truth")
                 if count and truth.keys() != columns.keys():
                     raise UserError(f"shard {shard.path}, key {key}: truth has {sorted(truth)}, the videos before {sorted(columns)}")
                 for name, array in truth.items():
@@ -52,14 +54,19 @@ def load_truth(folder: str | Path, split: str, videos: int = 0, names: Sequence[
 
 
 def load_presence(folder: str | Path, split: str, videos: int = 0) -> np.ndarray | None:
-    """(V, T, S) bool, T as in the slots: whether a slot holds an object in view; None where the first video has no truth."""
+    """(V, T, S) bool, T as in the slots: whether a slot holds an object in view; from truth, else from `data_prep.match`; None without.
+
+    What the first video has, all must have.
+    """
     manifest = Manifest.load(folder)
-    for entry, keys in take(manifest, split, videos):
-        with Shard(folder, split, entry) as shard:
-            if not keys or "present" not in (shard.arrays(keys[0], TRUTH, ("present",)) or {}):
-                return None
-        break
-    present = load_truth(folder, split, videos, ("present",))["present"]
+    first = next(((entry, keys[0]) for entry, keys in take(manifest, split, videos) if keys), None)
+    if first is None:
+        return None
+    with Shard(folder, split, first[0]) as shard:
+        there = [member for member in (TRUTH, MATCH) if "present" in (shard.arrays(first[1], member, ("present",)) or {})]
+    if not there:
+        return None
+    present = load_truth(folder, split, videos, ("present",), there[0])["present"]
     return np.ascontiguousarray(present[:, : manifest.frames], bool)
 
 

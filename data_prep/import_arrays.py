@@ -1,0 +1,83 @@
+"""Slots that another program has left in a folder of arrays: .npy, .npz, .safetensors, HDF5.
+
+    FOLDER/<split>/0_pixels.npy ...           one file a video: its one array, or that named "slots"
+    FOLDER/<split>.npz {"0_pixels.mp4": ...}  one file a split: its arrays by their names
+    FOLDER/<split>.npy (V, T, S, D)           ... or one array of all, with their keys in <split>.txt, a line each
+    FOLDER/any.h5 {<split>/0_pixels.mp4: ...} groups of an HDF5 file are splits
+
+All of them are read video by video; questions, annotations, types, parts and stops as in `import_pickle`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from cjepa_dist.config import launch, option
+from cjepa_dist.errors import UserError
+from data_prep.array_files import KINDS, Stored, contents
+from data_prep.importing import KEY, Catalogue, Import, write
+
+
+@dataclass
+class ImportArrays(Import):
+    """Turn a folder of arrays of slots (.npy, .npz, .safetensors, .h5), one file a video or one a split, into slot shards.
+
+    Keys are like 0_pixels or video_00000. A run that was stopped goes on from its last whole shard.
+    """
+
+    source: str = option(MISSING, "folder: SPLIT/KEY.npy ..., or SPLIT.npz ...")
+
+
+def main(config: ImportArrays) -> None:
+    """Write the data set. UserError for a folder without arrays, and for arrays that are not videos of slots."""
+    folder = Path(config.source)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
+    if not files:
+        raise UserError(f"source={folder}: there is no {', '.join(KINDS)} in it")
+    write(config, catalogue(folder, files), files, "data_prep.import_arrays")
+
+
+def catalogue(folder: Path, files: list[Path]) -> Catalogue:
+    """The videos of all files."""
+    found = Catalogue(str(folder))
+    for path in files:
+        arrays = contents(path)
+        if KEY.fullmatch(path.stem):
+            if path.parent == folder:
+                raise UserError(f"{path} is of no split: one file a video belongs into {folder}/train/, {folder}/val/, ...")
+            if len(arrays) > 1 and "slots" not in arrays:
+                raise UserError(f"{path} holds {len(arrays)} arrays, none of them named slots: {', '.join(sorted(arrays)[:3])}")
+            add(found, path.parent.name, path.stem, arrays["slots"] if "slots" in arrays else next(iter(arrays.values())))
+        elif len(arrays) == 1 and len(next(iter(arrays.values())).shape) == 4:
+            rows = next(iter(arrays.values()))
+            keys = keys_of(path.with_suffix(".txt"), rows.shape[0])
+            for row, key in enumerate(keys):
+                found.add(path.stem, key, rows.shape[1:], rows.dtype, partial(rows.read, row))
+        else:
+            for name, array in arrays.items():
+                group, _, key = name.rpartition("/")
+                add(found, group.rpartition("/")[2] or path.stem, key, array)
+    return found
+
+
+def add(found: Catalogue, split: str, key: str, array: Stored) -> None:
+    found.add(split, key, array.shape, array.dtype, partial(array.read, None))
+
+
+def keys_of(path: Path, count: int) -> list[str]:
+    """The keys of the rows of one array of all videos."""
+    try:
+        keys = path.read_text().split()
+    except OSError as error:
+        raise UserError(f"{path} is needed, with the key of each of {count} videos on a line ({error.strerror})") from error
+    if len(keys) != count:
+        raise UserError(f"{path} names {len(keys)} videos, the array beside it holds {count}")
+    return keys
+
+
+if __name__ == "__main__":
+    launch(ImportArrays, main)

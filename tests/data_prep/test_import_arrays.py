@@ -1,0 +1,176 @@
+"""Folders of arrays: every kind and layout gives the data set that a pickle of the same slots gives."""
+
+import json
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cjepa_dist.data.dtypes import widen
+from cjepa_dist.data.manifest import Manifest
+from cjepa_dist.data.shards import load_slots, read_split
+from cjepa_dist.data.verify import verify_folder
+from cjepa_dist.errors import UserError
+from data_prep.import_arrays import ImportArrays, main
+from data_prep.merge import Merge
+from data_prep.merge import main as merge
+from tests.data_prep.test_import_pickle import video
+
+SPLITS = {"train": (2, 0, 11), "validation": (10000, 10001)}
+
+
+def each(folder, write, suffix, layout="{}_pixels"):
+    """One file a video."""
+    for split, scenes in SPLITS.items():
+        (folder / split).mkdir(parents=True)
+        for scene in scenes:
+            write(folder / split / (layout.format(scene) + suffix), video(scene))
+
+
+def of_split(folder, write, suffix):
+    """One file a split."""
+    folder.mkdir()
+    for split, scenes in SPLITS.items():
+        write(folder / f"{split}{suffix}", {f"{scene}_pixels.mp4": video(scene) for scene in scenes})
+
+
+def rows(folder, write, suffix):
+    """One array a split, and a file of keys."""
+    folder.mkdir()
+    for split, scenes in SPLITS.items():
+        write(folder / f"{split}{suffix}", np.stack([video(scene) for scene in scenes]))
+        (folder / f"{split}.txt").write_text("".join(f"video_{scene:05d}.mp4\n" for scene in scenes))
+
+
+def h5(path, arrays):
+    with h5py.File(path, "w") as file:
+        for name, array in (arrays if isinstance(arrays, dict) else {"slots": arrays}).items():
+            file.create_dataset(name, data=array, compression="gzip")
+
+
+def tensors(path, arrays):
+    arrays = arrays if isinstance(arrays, dict) else {"slots": arrays}
+    save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+
+
+def grouped(folder):
+    folder.mkdir()
+    h5(folder / "slots.h5", {f"{split}/video_{scene:05d}.mp4": video(scene) for split, scenes in SPLITS.items() for scene in scenes})
+
+
+LAYOUTS = {
+    "npy each": lambda f: each(f, np.save, ".npy"),
+    "npy each, fortran": lambda f: each(f, lambda p, a: np.save(p, np.asfortranarray(a)), ".npy", "video_{:05d}"),
+    "npz each": lambda f: each(f, lambda p, a: np.savez(p, mask=a[..., 0] > 0, slots=a), ".npz", "video_{:05d}.mp4"),
+    "safetensors each": lambda f: each(f, tensors, ".safetensors"),
+    "h5 each": lambda f: each(f, h5, ".hdf5"),
+    "npz": lambda f: of_split(f, lambda p, a: np.savez(p, **a), ".npz"),
+    "npz compressed": lambda f: of_split(f, lambda p, a: np.savez_compressed(p, **a), ".npz"),
+    "safetensors": lambda f: of_split(f, tensors, ".safetensors"),
+    "h5": lambda f: of_split(f, h5, ".h5"),
+    "h5 groups": grouped,
+    "npy rows": lambda f: rows(f, np.save, ".npy"),
+    "npz rows": lambda f: rows(f, lambda p, a: np.savez(p, slots=a), ".npz"),
+    "h5 rows": lambda f: rows(f, h5, ".h5"),
+}
+
+
+def run(tmp_path, **options):
+    options.setdefault("out", str(tmp_path / "out"))
+    main(ImportArrays(source=str(tmp_path / "in"), **options))
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout(tmp_path, layout):
+    LAYOUTS[layout](tmp_path / "in")
+    out = run(tmp_path, dtype="float32")
+    manifest = Manifest.load(out)
+    assert verify_folder(out) == [] and sorted(manifest.splits) == ["train", "val"]
+    assert manifest.keys("train") == ["video_00000", "video_00002", "video_00011"]
+    assert np.array_equal(load_slots(out, "train"), np.stack([video(0), video(2), video(11)]))
+    assert np.array_equal(load_slots(out, "val"), np.stack([video(10000), video(10001)]))
+
+
+def test_bfloat16_and_float16_tensors_come_through_exactly(tmp_path):
+    (tmp_path / "in").mkdir()
+    made = {f"{scene}_pixels.mp4": torch.from_numpy(video(scene)).bfloat16() for scene in range(3)}
+    save_file(made, tmp_path / "in" / "train.safetensors")
+    out = run(tmp_path, dtype="bfloat16")
+    assert np.array_equal(widen(load_slots(out, "train")), torch.stack(list(made.values())).float().numpy())
+
+
+def test_joining_and_parts_are_those_of_pickles(tmp_path, capsys):
+    LAYOUTS["npy each"](tmp_path / "in")
+    entries = [{"scene_index": scene, "questions": [{"question": "?"}]} for scene in (0, 11, 7)]
+    (tmp_path / "train.json").write_text(json.dumps(entries))
+    run(tmp_path, questions=str(tmp_path / "train.json"), out=str(tmp_path / "whole"))
+    printed = capsys.readouterr().out
+    assert "questions: 2 videos have some, 3 have none (2, 10000, 10001); 1 scenes with some have no video (7)" in printed
+    for i in range(2):
+        run(tmp_path, questions=str(tmp_path / "train.json"), out=str(tmp_path / "parts" / str(i)), part=f"{i}/2")
+    merge(Merge(out=str(tmp_path / "out"), parts=str(tmp_path / "parts")))
+    merged, whole = ([(s.key, s.questions, s.slots.tobytes()) for s in read_split(tmp_path / name, "train")] for name in ("out", "whole"))
+    assert merged == whole and merged[0][1] == entries[0]
+
+
+def damaged(folder):
+    LAYOUTS["npy each"](folder)
+    path = folder / "train" / "2_pixels.npy"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def objects(folder):
+    (folder / "train").mkdir(parents=True)
+    np.save(folder / "train" / "0_pixels.npy", np.array([{}], object), allow_pickle=True)
+
+
+def no_split(folder):
+    folder.mkdir()
+    np.save(folder / "0_pixels.npy", video(0))
+
+
+def no_keys(folder):
+    LAYOUTS["npy rows"](folder)
+    (folder / "train.txt").write_text("0_pixels.mp4\n")
+
+
+def integers(folder):
+    each(folder, lambda p, a: np.save(p, a.astype(int)), ".npy")
+
+
+def lying(folder):
+    folder.mkdir()
+    tensors(folder / "train.safetensors", {"0_pixels.mp4": video(0)})
+    content = (folder / "train.safetensors").read_bytes()
+    (folder / "train.safetensors").write_bytes(content.replace(b'"shape":[6,3,8]', b'"shape":[9,3,8]'))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (damaged, r"train/2_pixels\.npy cannot be read: .* ends early"),
+        (objects, r"0_pixels\.npy cannot be read: .*objects"),
+        (no_split, r"0_pixels\.npy is of no split"),
+        (no_keys, r"train\.txt names 1 videos, the array beside it holds 3"),
+        (integers, r"must be a float array .* it is int64"),
+        (lambda folder: rows(folder, lambda p, a: np.savez_compressed(p, slots=a), ".npz"), "holds all videos, compressed"),
+        (lying, "another length than its shape says"),
+        (lambda folder: folder.mkdir(), "there is no .npy"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, make, message):
+    make(tmp_path / "in")
+    with pytest.raises(UserError, match=message):
+        run(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_hdf5_without_h5py_says_what_to_install(tmp_path, monkeypatch):
+    grouped(tmp_path / "in")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match="needs h5py"):
+        run(tmp_path)
