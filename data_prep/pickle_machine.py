@@ -22,7 +22,6 @@ from data_prep.placeholders import Allowed, Array, Dtype, Stretch
 
 LONG = 4096  # bytes from which content is left in the file
 MARK = object()
-OPCODES = {ord(op.code): op for op in pickletools.opcodes}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
 TEXTS = ("UNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "SHORT_BINBYTES")
@@ -65,30 +64,18 @@ class Machine:
 
     def load(self) -> Any:
         """What the pickle holds. Any exception means that it is damaged, or needs what is not read."""
-        read, push = self.source.file.read, self.stack.append
-        while True:
-            code = read(1)
+        read = self.source.file.read
+        while (code := read(1)) != pickle.STOP:
             if not code:
                 raise EOFError("it ends without its end mark")
-            op = OPCODES.get(code[0])
-            name = op.name if op else repr(code)
-            if name in SIZED:
-                width, kind = SIZED[name]
-                content = self.source.take(int.from_bytes(read(width), "little"), kind)
-                push(content if content.memory is None else content.settle())
-            elif name in CONSTANTS:
-                push(CONSTANTS[name])
-            elif name in NUMBERS or name in TEXTS:
-                push(op.arg.reader(self.source.file))  # type: ignore[union-attr]
-            elif name == "STOP":
-                return self.stack.pop()
-            elif handler := HANDLERS.get(name):
-                handler(self, op.arg.reader(self.source.file) if op.arg else None)  # type: ignore[union-attr]
-            elif name in ("GLOBAL", "STRING"):
-                lines = [self.source.file.readline().rstrip(b"\n") for _ in range(2 if name == "GLOBAL" else 1)]
-                push(self.find(*(line.decode() for line in lines)) if name == "GLOBAL" else unquoted(lines[0]))
-            else:
-                raise pickle.UnpicklingError(f"opcode {name} is not read")
+            if (action := ACTIONS.get(code)) is None:
+                raise pickle.UnpicklingError(f"opcode {code!r} is not read")
+            action(self)
+        return self.stack.pop()
+
+    def sized(self, width: int, kind: str) -> None:
+        content = self.source.take(int.from_bytes(self.source.file.read(width), "little"), kind)
+        self.push(content if content.memory is None else content.settle())
 
     def items(self) -> list[Any]:
         """Pops what is above the last mark, and the mark."""
@@ -135,8 +122,10 @@ class Machine:
     def remember(self, place: int) -> None:
         self.memo[place] = self.stack[-1]
 
-    def global_on_stack(self) -> None:
-        module, name = self.pop(2)
+    def line(self) -> bytes:
+        return self.source.file.readline().rstrip(b"\n")
+
+    def named(self, module: Any, name: Any) -> None:
         self.push(self.find(target(module, str), target(name, str)))
 
 
@@ -186,9 +175,50 @@ HANDLERS: dict[str, Handler] = {
     "GET": lambda m, place: m.push(m.memo[place]),
     "BINGET": lambda m, place: m.push(m.memo[place]),
     "LONG_BINGET": lambda m, place: m.push(m.memo[place]),
-    "STACK_GLOBAL": lambda m, _: m.global_on_stack(),
+    "STACK_GLOBAL": lambda m, _: m.named(*m.pop(2)),
     "REDUCE": lambda m, _: m.call(*m.pop(2)),
     "BUILD": lambda m, _: m.build(*m.pop(2)),
     "PERSID": lambda m, identifier: m.push(m.persistent(identifier)),
     "BINPERSID": lambda m, _: m.push(m.persistent(*m.pop(1))),
 }
+
+
+Action = Callable[[Machine], Any]
+
+
+def value(constant: Any) -> Action:
+    return lambda m: m.stack.append(constant)
+
+
+def read_by(reader: Callable[[Any], Any]) -> Action:
+    return lambda m: m.stack.append(reader(m.source.file))
+
+
+def handled(handler: Handler, reader: Callable[[Any], Any] | None) -> Action:
+    return lambda m: handler(m, reader(m.source.file) if reader else None)
+
+
+def sized(width: int, kind: str) -> Action:
+    return lambda m: m.sized(width, kind)
+
+
+def actions() -> dict[bytes, Action]:
+    """What each opcode does, by its code."""
+    found: dict[bytes, Action] = {
+        pickle.GLOBAL: lambda m: m.named(m.line().decode(), m.line().decode()),
+        pickle.STRING: lambda m: m.push(unquoted(m.line())),
+    }
+    for op in pickletools.opcodes:
+        code, reader = op.code.encode("latin1"), op.arg.reader if op.arg else None
+        if op.name in SIZED:
+            found[code] = sized(*SIZED[op.name])
+        elif op.name in CONSTANTS:
+            found[code] = value(CONSTANTS[op.name])
+        elif op.name in (*NUMBERS, *TEXTS) and reader:
+            found[code] = read_by(reader)
+        elif op.name in HANDLERS:
+            found[code] = handled(HANDLERS[op.name], reader)
+    return found
+
+
+ACTIONS = actions()

@@ -42,6 +42,7 @@ from data_prep.placeholders import (
     scalar,
 )
 
+ZIP_MAGIC = b"PK\x03\x04"
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a torch.save file of the layout before 1.6
 
 
@@ -55,10 +56,10 @@ def opened(path: str | Path) -> Iterator[Any]:
         descriptor = os.open(path, os.O_RDONLY)
     try:
         with errors_named(path):
-            with os.fdopen(os.dup(descriptor), "rb") as file:
-                archive = zipfile.is_zipfile(file)
-            size = os.fstat(descriptor).st_size
-            content = read_archive(descriptor, str(path)) if archive else read(Source(descriptor, 0, size), str(path))
+            if os.pread(descriptor, len(ZIP_MAGIC), 0) == ZIP_MAGIC:
+                content = read_archive(descriptor, str(path))
+            else:
+                content = read(Source(descriptor, 0, os.fstat(descriptor).st_size), str(path))
         yield content
     finally:
         os.close(descriptor)
@@ -173,7 +174,7 @@ def read_archive(descriptor: int, origin: str) -> Any:
         root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
         if root is None:
             raise UserError(f"{origin} is a zip, but not one of torch.save")
-        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+        if f"{root}byteorder" in names and bytes(member(archive.getinfo(f"{root}byteorder"), descriptor).raw()) != b"little":
             raise UserError(f"{origin} was written on a big-endian machine; save it again on another")
         storages: dict[str, Storage] = {}
 
@@ -182,7 +183,8 @@ def read_archive(descriptor: int, origin: str) -> Any:
                 storages[key] = Storage(kind.dtype, member(archive.getinfo(f"{root}data/{key}"), descriptor))
             return storages[key]
 
-        return program(Source(None, memory=archive.read(f"{root}data.pkl")), origin, storage)
+        place = member(archive.getinfo(f"{root}data.pkl"), descriptor)
+        return program(Source(descriptor, place.offset, place.length), origin, storage)
 
 
 def member(info: zipfile.ZipInfo, descriptor: int) -> Stretch:
@@ -190,7 +192,7 @@ def member(info: zipfile.ZipInfo, descriptor: int) -> Stretch:
     if info.compress_type != zipfile.ZIP_STORED:
         raise UserError(f"{info.filename} within the zip is compressed; save it again with torch.save")
     header = os.pread(descriptor, 30, info.header_offset)
-    if header[:4] != b"PK\x03\x04":
+    if header[:4] != ZIP_MAGIC:
         raise zipfile.BadZipFile(f"no member at byte {info.header_offset}")
     start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if start + info.file_size > os.fstat(descriptor).st_size:

@@ -22,7 +22,7 @@ def stored(dtype: str) -> np.dtype:
 
 def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
     """Floats as they are stored, rounded to nearest even; what is in the stored type already is returned as it is."""
-    import torch  # here, since only who writes needs it: its conversion takes a sixth of numpy's time
+    import torch  # here, since only who writes needs it: its conversions take an eighth of numpy's time
 
     if array.dtype == stored(dtype):
         return np.ascontiguousarray(array)
@@ -38,7 +38,15 @@ def widen(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
+def widen_by_torch(array: np.ndarray) -> np.ndarray:
+    """`widen` for who writes."""
+    import torch
+
+    array = np.require(array, requirements=["W"])
+    return (torch.from_numpy(array).view(torch.bfloat16) if array.dtype == np.uint16 else torch.from_numpy(array)).float().numpy()
+
+
 def finite(array: np.ndarray) -> bool:
     """Whether no value is NaN or infinite: the exponent bits of none are all ones. On float16 far faster than np.isfinite."""
     integer, mask = EXPONENT[array.dtype.str[1:]]
-    return not bool(((array.view(integer) & mask) == mask).any())
+    return not array.size or bool((array.view(integer) & integer(mask)).max() != mask)

@@ -24,8 +24,8 @@ class Moments:
     def add(self, kept: np.ndarray, exact: np.ndarray | None = None) -> None:
         """`kept` (..., D) float32 as it will be read, `exact` as it was given; None: nothing was lost."""
         if exact is not None:
-            errors = (kept - exact).reshape(-1)
-            self.lost += float(np.einsum("i,i->", errors, errors, dtype=np.float64))  # not a BLAS dot: its sum depends on threads
+            errors = (kept - exact).reshape(len(kept), -1)
+            self.lost += float(np.einsum("ti,ti->t", errors, errors).sum(dtype=np.float64))  # no BLAS, whose sums depend on its threads
             self.largest = max(self.largest, float(errors.max()), -float(errors.min()))
         values = kept.reshape(-1, kept.shape[-1]).astype(np.float64)
         mean = values.mean(0)

@@ -10,6 +10,7 @@ import torch
 
 from cjepa_dist.causal.graph import estimate
 from cjepa_dist.config import GraphConfig, TrainWorldModel
+from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.windows import PRESENT, ResidentWindows
 from cjepa_dist.evaluation.probe import fit_probe
 from cjepa_dist.tasks import WorldModelTask
@@ -64,7 +65,7 @@ def rollout_picture(
     if count < 1:
         return None
     chosen = np.linspace(0, source.videos - 1, min(videos, source.videos)).astype(np.int64)
-    seen = torch.from_numpy(source.rows.reshape(-1, frames, slots, width)[chosen].astype(np.float32))
+    seen = torch.from_numpy(widen(source.rows.reshape(-1, frames, slots, width)[chosen]))
     past, truth = seen[:, : frames - count], seen[:, frames - count :]
     shown = torch.ones(truth.shape[:3], dtype=torch.bool)
     if source.present is not None:

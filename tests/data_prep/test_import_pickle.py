@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cjepa_dist.data.shards import Manifest, load_slots, read_split
 from cjepa_dist.data.verify import verify_folder
@@ -224,6 +226,36 @@ def test_damaged_files_are_errors_of_the_user(tmp_path):
             safe_pickle.load(tmp_path / "x.pkl")
     with pytest.raises(UserError, match="cannot be read"):
         safe_pickle.load(tmp_path / "none.pkl")
+
+
+def every_program():
+    """Small files of every layout that is read."""
+    content = {"train": {"0_pixels.mp4": video(0), "1_pixels.mp4": torch.from_numpy(video(1)), "x": [None, {1}, 2.5, "text", (b"b", True)]}}
+    made = [pickle.dumps(content, protocol=protocol) for protocol in range(6)]
+    for zipped in (True, False):
+        buffer = io.BytesIO()
+        torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+        made.append(buffer.getvalue())
+    return made
+
+
+PROGRAMS = every_program()
+
+
+@given(
+    st.sampled_from(PROGRAMS), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 3)
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_changed_bytes_are_read_or_refused(tmp_path, program, changes, start):
+    """Whatever a file says: arrays and containers, or an error of the user; no other exception, and nothing is run."""
+    spoiled = bytearray(program)
+    for place, byte in changes:
+        spoiled[place % min(len(spoiled), 1 << (6 + 3 * start))] = byte  # most of the program stands at the start
+    (tmp_path / "x.pkl").write_bytes(spoiled)
+    try:
+        safe_pickle.load(tmp_path / "x.pkl")
+    except UserError as error:
+        assert "x.pkl" in str(error) or "the pickle" in str(error)
 
 
 # --- the command

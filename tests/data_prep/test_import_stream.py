@@ -1,5 +1,6 @@
 """Imports of any size: little memory, stops at any point, each type on disk, parts."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ import torch
 
 from cjepa_dist.data.dtypes import narrow, widen
 from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.shards import load_slots
+from cjepa_dist.data.questions import QuestionSource
+from cjepa_dist.data.shards import DatasetWriter, load_slots, read_split
 from cjepa_dist.data.verify import verify_folder
 from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.errors import UserError
@@ -86,7 +88,7 @@ def test_reading_a_table_of_contents_reads_no_array(source):
     with safe_pickle.opened(source) as content:
         arrays = list(content["train"].values())
         assert len(arrays) == VIDEOS and all(a.shape == (128, 7, 128) and a.content.memory is None for a in arrays)
-        assert safe_pickle.array(source, arrays[5])[0, 0, 0] == 5.0
+        assert safe_pickle.array(source, arrays[5])[0, 0, 0] == np.float32(0.005)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
@@ -218,6 +220,16 @@ def test_types_on_disk(tmp_path, dtype, frames, capsys):
     windows = ResidentWindows(tmp_path / "out", "train", history_frames=2, pred_frames=1, frameskip=5)
     batch = windows.gather(np.array([7]), np.array([0]))
     assert batch["slots"].dtype == torch.float32 and np.array_equal(batch["slots"][0].numpy(), rounded[0, 7:18:5])
+
+
+def test_questions_are_asked_of_bfloat16_too(small_data, tmp_path):
+    with DatasetWriter(tmp_path / "out", encoder="test", source={}, dtype="bfloat16") as writer:
+        for sample in read_split(small_data, "val"):
+            writer.split("val").add(dataclasses.replace(sample, slots=widen(sample.slots), truth=None))
+    exact, rounded = (QuestionSource(folder, "val", frames=25, stride=5, eval_start=3) for folder in (small_data, tmp_path / "out"))
+    a, b = (source.gather(np.arange(40), np.arange(40)) for source in (exact, rounded))
+    assert b["slots"].dtype == torch.float32 and torch.equal(a["slots"].bfloat16().float(), b["slots"])
+    assert torch.equal(a["tokens"], b["tokens"])
 
 
 def test_narrow_rounds_to_nearest_even_and_keeps_what_is_stored():

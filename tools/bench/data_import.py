@@ -35,7 +35,7 @@ def write_pickle(path: Path, videos: int, split: str = "train") -> None:
     with open(path, "wb") as file:
         file.write(pickle.PROTO + b"\x03" + pickle.EMPTY_DICT + value(split) + pickle.EMPTY_DICT)
         for scene in range(videos):
-            slots[:, :, 0] = scene
+            slots[0, 0, 0] = scene / 1000
             file.write(value(f"{scene}_pixels.mp4") + value(slots) + pickle.SETITEM)
         file.write(pickle.SETITEM + pickle.STOP)
 
