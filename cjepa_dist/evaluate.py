@@ -8,8 +8,6 @@ Each file is measured anew and replaced whole; it records the step of the checkp
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from cjepa_dist.config import MISSING, TrainAloe, TrainWorldModel, option
 from cjepa_dist.data.questions import QuestionSource
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation import vqa
+from cjepa_dist.evaluation.results import vqa_table, write_json
 from cjepa_dist.evaluation.world_model import evaluate_world_model
 from cjepa_dist.training.checkpoint import load_task
 
@@ -102,14 +101,6 @@ def measure_aloe(config: Evaluate, task: Any, trained: TrainAloe, data: str) -> 
     return result, vqa.submission(verdicts)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file whole, or leave the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
-    os.replace(temporary, path)
-
-
 def world_model_table(result: dict[str, Any]) -> RichTable:
     one, rolled = result["one_step"]["methods"], (result["rollout"] or {}).get("methods")
     classes = list(next(iter(one.values())))
@@ -130,31 +121,6 @@ def shown(cell: dict[str, Any]) -> str:
     if cell["slot_mse"] is None:
         return "-"
     return f"{cell['slot_mse']:.4f}" + (f" ({cell['position_rmse']:.3f})" if cell["position_rmse"] is not None else "")
-
-
-def vqa_table(result: dict[str, Any]) -> RichTable:
-    table = RichTable(title=f"VQA, {result['split']}, {result['protocol']} protocol, start {result['start']}: accuracy in percent")
-    for name in ("questions", "accuracy", "95 %", "over starts", "majority", "chance", "count"):
-        table.add_column(name)
-    without = result["without_looking"]
-    for group, cell in result["accuracy"].items():
-        if cell["accuracy"] is None:
-            continue
-        mean = result["starts"]["groups"][group]
-        table.add_row(
-            group.replace(".", ", per ").replace("_", " "),
-            percent(cell["accuracy"]),
-            f"{percent(cell['ci'][0])} to {percent(cell['ci'][1])}",
-            f"{percent(mean['mean'])} ± {percent(mean['std'])}",
-            percent(without["majority_by_kind"][group]),
-            percent(without["chance"][group]),
-            str(cell["count"]),
-        )
-    return table
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":

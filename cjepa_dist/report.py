@@ -58,6 +58,7 @@ def main(config: Report) -> int:
     measured = {arm.name: arm.measured["vqa"] for arm in vqa if "vqa" in arm.measured}
     models = {arm.name: arm.measured["world_model"] for arm in world if "world_model" in arm.measured}
     graphs = {arm.name: arm.measured["graphs"] for arm in world if "graphs" in arm.measured}
+    symbolic = {f"{arm.name}: {name}": found for arm in world for name, found in symbolic_of(arm, config.split).items()}
     sections = [
         f"# Report, split {config.split}\n",
         *(f"> **Warning:** {line}\n" for line in warnings),
@@ -67,6 +68,8 @@ def main(config: Report) -> int:
         *tables.edges(graphs),
         *tables.vqa(measured),
         *tables.differences(measured, draws=config.draws, seed=config.seed),
+        *tables.vqa(symbolic, "Question programs on events read off rollouts"),
+        *tables.differences(symbolic, draws=config.draws, seed=config.seed),
         *tables.published(measured),
     ]
     if measured:
@@ -160,6 +163,12 @@ def over_seeds(arms: list[Arm], kind: str, config: Report) -> list[str]:
     text = f"{what}; mean ± standard deviation over seeds; differences from the first arm, paired by seed, 95 % bootstrap over seeds"
     lines = seeds.table(named, percent=kind != "vqa", draws=config.draws, seed=config.seed, digits=1 if kind == "vqa" else 4)
     return [f"## {title} over seeds\n", f"{text[0].upper()}{text[1:]}.\n", *lines, ""]
+
+
+def symbolic_of(arm: Arm, split: str) -> dict[str, dict[str, Any]]:
+    """What evaluate_symbolic measured on rollouts of a world model, by how these were made; {} without one."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((arm.path / "eval").glob(f"symbolic_*_{split}.json"))]
+    return {content["rollout"]: content for content in found}
 
 
 def data_size(folder: str) -> str:

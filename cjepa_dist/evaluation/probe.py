@@ -46,18 +46,19 @@ class Probe:
 
 
 def fit_probe(data: str | Path, split: str, *, videos: int = 200, ridge: float = 1e-5, seed: int = 0) -> Probe | None:
-    """Fit on the slots that hold an object in view, at most 60,000 of them, of the first `videos` of a split; None without truth.
+    """Fit on the slots that hold an object in view, at most 60,000 of them, of the first `videos` of a split; None without truth or match.
 
     `ridge` is relative to the mean square of the lifted slots. Float64 inside: slots may be nearly collinear.
     """
     slots, positions = [], []
-    for sample in read_split(data, split, ("slots.npy", "truth.npz"), videos=min(videos, Manifest.load(data).count(split))):
-        if sample.truth is None or sample.slots is None:
+    for sample in read_split(data, split, ("slots.npy", "truth.npz", "match.npz"), videos=min(videos, Manifest.load(data).count(split))):
+        known = sample.truth if sample.truth is not None else sample.match
+        if known is None or sample.slots is None:
             return None
         frames = len(sample.slots)
-        seen = sample.truth["present"][:frames]
+        seen = known["present"][:frames]
         slots.append(widen(sample.slots[seen]))
-        positions.append(sample.truth["position"][:frames][seen])
+        positions.append(known["position"][:frames][seen])
     x, y = np.concatenate(slots), np.concatenate(positions)
     if not len(x):
         return None

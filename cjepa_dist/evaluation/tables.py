@@ -78,12 +78,12 @@ def edges(measured: Measured) -> list[str]:
     return lines
 
 
-def vqa(measured: Measured) -> list[str]:
+def vqa(measured: Measured, heading: str = "VQA") -> list[str]:
     """Accuracies at the main start, mean over starts, and what one gets without looking."""
     if not measured:
         return []
     lines = [
-        "## VQA\n",
+        f"## {heading}\n",
         "Accuracy in percent [95 % interval over videos]; in brackets mean ± spread over all first frames.",
         "Majority: the most frequent training answer to that kind of question. Chance: uniform.\n",
     ]
