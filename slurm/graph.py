@@ -48,17 +48,21 @@ def open_jobs(jobs: list[Job], stage: str, record: Record, busy: set[str]) -> li
     wanted: list[Job] = []
     names: set[str] = set()
     for job in chosen(jobs, stage):
+        if job.stage == "preflight":  # before whatever is submitted, each time
+            wanted += [job] if job.name not in busy else []
+            continue
         old = record.jobs.get(job.name)
         if old and old.key != job.key and (job.name in busy or job.done() or (job.trains and job.folder.exists())):
             where = Path(job.outputs[0]).parent
             raise UserError(f"{job.name} was made with other settings than today's: take another runs=, or remove {where}")
         if job.name in busy or (job.done() and not names & {*job.needs, *job.after}):
             continue
-        if lost := [name for name in job.needs if name not in names | busy and not whole[name].done()]:
+        lost = [name for name in job.needs if name not in names | busy and not whole[name].done() and whole[name] not in wanted]
+        if lost:
             raise UserError(f"{job.name} needs {lost[0]}, which is not there: submit stage={whole[lost[0]].stage} too")
         wanted.append(job)
         names.add(job.name)
-    return wanted
+    return wanted if names or stage == "preflight" else []
 
 
 def writable(record: Record) -> None:

@@ -87,6 +87,8 @@ def explain(outcome: Outcome, record: Record, last: dict[str, Any], before: dict
         outcome.state, f"ended by Slurm: {outcome.state}"
     )
     outcome.lines = tail(log_of(record, outcome.job.name))
+    if not last and outcome.state not in ("CANCELLED", "DEADLINE"):
+        outcome.reason += f"; it wrote nothing: do its nodes see {record.runs}? slurm.preflight finds out"
 
 
 def progress(outcome: Outcome, record: Record) -> None:

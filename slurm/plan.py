@@ -209,7 +209,7 @@ def chosen(jobs: list[Job], stage: str) -> list[Job]:
     names = [name.strip() for name in stage.split(",")]
     if unknown := [name for name in names if name not in STAGES]:
         raise UserError(f"config field stage={stage}: {unknown[0]!r} is none of all, {', '.join(STAGES)}")
-    return [job for job in jobs if job.stage in names]
+    return [job for job in jobs if job.stage in (*names, "preflight")]
 
 
 def with_key(job: Job) -> Job:

@@ -102,3 +102,17 @@ def test_differences_are_paired_by_video():
     # One more right in every video: the difference is the same whichever videos are drawn.
     assert "| overall | +25.0 [+25.0, +25.0] * |" in lines
     assert tables.difference(arm(base), arm(base[:4]), "overall.question", 5, 0) == "other videos"
+
+
+def test_runs_in_arm_and_seed_folders_are_compared_over_seeds():
+    def run(arm, seed, right):
+        measured = {"vqa": {"accuracy": {"overall.question": {"accuracy": right}, "predictive.option": {"accuracy": None}}}}
+        return report.Arm(Path(f"/runs/aloe/{arm}/seed_{seed}"), "", schema.TrainAloe(data="", run=""), measured)
+
+    arms = [run("base", 0, 0.4), run("base", 1, 0.6), run("ctt", 1, 0.65), run("ctt", 0, 0.45)]
+    config = report.Report(runs="", draws=50)
+    text = "\n".join(report.over_seeds([*arms, run("lone", 0, 0.5)], "vqa", config))
+    assert text.startswith("## VQA over seeds") and "overall.question | difference [95 %] (by seed) |\n" in text
+    assert "| base | 2 | 50.0 ± 14.1 |" in text and "| lone | 1 | 50.0 | +10.0 |" in text
+    assert "| ctt | 2 | 55.0 ± 14.1 | +5.0 [+5.0, +5.0] * (+5.0, +5.0) |" in text
+    assert not report.over_seeds(arms[:1], "vqa", config) and not report.over_seeds(arms, "world_model", config)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,8 +11,10 @@ import yaml
 from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
 from slurm import plan
+from slurm.graph import open_jobs
 from slurm.job import tail
 from slurm.launch import argv_of
+from slurm.record import Record
 from slurm.schema import Cluster, Experiment, read_cluster
 from slurm.status import duration
 from tests.conftest import PROJECT
@@ -176,3 +179,24 @@ def test_tail(tmp_path):
     log.write_text("== start 1\nerror: old\n== start 2\nerror: the cause\n" + "traceback\n\n" * 20 + "end\n")
     assert tail(log, 3) == ["error: the cause", "traceback", "traceback", "end"]
     assert tail(tmp_path / "none") == []
+
+
+def test_preflight_comes_before_whatever_is_submitted(tmp_path):
+    jobs = list(jobs_of(tmp_path, "seed=[0]", "preflight=true", "aloe_config=''", "graphs=false").values())
+    record = Record(tmp_path, {})
+
+    def wanted(stage, busy=()):
+        return [job.name for job in open_jobs(jobs, stage, record, set(busy))]
+
+    def finish(name):
+        for output in next(job for job in jobs if job.name == name).outputs:
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+            Path(output).touch()
+
+    assert wanted("all") == [job.name for job in jobs] and wanted("data") == ["preflight", "data"]
+    finish("preflight"), finish("data")
+    assert wanted("data") == [] and wanted("all")[:2] == ["preflight", "world_model/own_slot/seed_0"]
+    assert "preflight" not in wanted("world_model", busy=["preflight"])
+    for job in jobs:
+        finish(job.name)
+    assert wanted("all") == [] and wanted("preflight") == ["preflight"]

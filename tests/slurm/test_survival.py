@@ -26,7 +26,7 @@ from tests.slurm.conftest import (
 from tests.training.test_resume import same, weights
 
 pytestmark = pytest.mark.slow
-STEPS = 8
+STEPS, LONG = 8, 24
 TWO, FOUR = {"processes_per_node": 2}, {"nodes": 2, "processes_per_node": 2}
 FSDP2, ZERO1 = {"loop.engine": "fsdp2"}, {"loop.engine": "zero1", "optimizer.name": "adamw"}
 
@@ -45,6 +45,51 @@ def kinds(runs):
 
 def node_of(runs):
     return call("squeue", "-h", "-j", ids(runs)[RUN], "-o", "%N").stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def lost(slurm, small_data, tmp_path_factory):
+    """A job whose node Slurm has lost, while its processes work on; left to itself beside another test."""
+    runs = start(tmp_path_factory.mktemp("lost") / "job", small_data, steps=LONG, cluster={"options": {"exclude": "node1"}})
+    wait_for_checkpoints(runs)
+    assert slurm("lose", node_of(runs)).returncode == 0
+    return runs
+
+
+def test_a_rank_that_dies_and_what_waits_for_it(lost, tmp_path, small_data, whole):
+    """The whole job fails, at once; what needs it leaves the queue; the report names both; resumed, it ends as if nothing had been."""
+    jobs = {}
+    for name, cluster, fault, fields in (("two", {}, "kill@3:rank1", ZERO1), ("four", {"nodes": 2}, "kill@3:rank3", FSDP2)):
+        once = f"[ -e {tmp_path / name}/once ] || {{ touch {tmp_path / name}/once; export CJEPA_FAULT={fault}; }}"
+        (tmp_path / name).mkdir()
+        model = {**WORLD, "loop.steps": STEPS, **fields}
+        path = write(
+            tmp_path / name, small_data, cluster={"processes_per_node": 2, "setup": [once], **cluster}, world_model=model, graphs=False
+        )
+        submit(path)
+        jobs[name] = tmp_path / name / "runs"
+    for runs in jobs.values():
+        status = ended(runs)
+        assert status.returncode == 1 and f"{RUN}: cjepa_dist.train_world_model ended with exit code 1" in status.stdout, status.stdout
+        page = (runs / "report" / "report.md").read_text()
+        assert "# Missing: 2 of 2 jobs" in page and f"| evaluate/{RUN} | CANCELLED | never started: it needs {RUN} (failed) |" in page
+        assert "3 jobs submitted" in ours("resume", runs).stdout
+    for runs, processes, fields in zip(jobs.values(), (2, 4), (ZERO1, FSDP2)):
+        status = ended(runs)
+        assert status.returncode == 0 and "3 of 3 jobs done" in status.stdout, status.stdout
+        assert same(weights(runs / RUN, STEPS), whole(STEPS, processes, **fields))
+
+
+def test_a_node_that_is_lost_but_works_on(lost, slurm, whole):
+    """Slurm takes the node for dead and starts the job elsewhere; the first start lives. They never train at once."""
+    status = ended(lost)
+    assert slurm("up").returncode == 0
+    assert status.returncode == 0, status.stdout
+    assert kinds(lost) == ["start", "start", "done"]
+    text = log(lost)
+    left, went_on = text.index("stopped by SIGTERM after step"), text.index("resumed from")
+    assert text.index(", start 2, ") < left < went_on
+    assert same(weights(lost / RUN, LONG), whole(LONG))
 
 
 def preempt(slurm, nodes, *, user_signal):
@@ -93,42 +138,3 @@ def test_a_node_crashes(slurm, tmp_path, small_data, whole):
             assert same(weights(runs / RUN, STEPS), whole(STEPS, processes, **fields))
     finally:
         slurm("up")
-
-
-def test_a_node_that_is_lost_but_works_on(slurm, tmp_path, small_data, whole):
-    """Slurm takes the node for dead and starts the job elsewhere; the first start lives. They never train at once."""
-    runs = start(tmp_path / "runs", small_data, steps=24)
-    wait_for_checkpoints(runs)
-    assert slurm("lose", node_of(runs)).returncode == 0
-    status = ended(runs)
-    assert slurm("up").returncode == 0
-    assert status.returncode == 0, status.stdout
-    assert kinds(runs) == ["start", "start", "done"]
-    text = log(runs)
-    left, went_on = text.index("stopped by SIGTERM after step"), text.index("resumed from")
-    assert text.index(", start 2, ") < left < went_on
-    assert same(weights(runs / RUN, 24), whole(24))
-
-
-def test_a_rank_that_dies_and_what_waits_for_it(slurm, tmp_path, small_data, whole):
-    """The whole job fails, at once; what needs it leaves the queue; the report names both; resumed, it ends as if nothing had been."""
-    jobs = {}
-    for name, cluster, fault, fields in (("two", {}, "kill@3:rank1", ZERO1), ("four", {"nodes": 2}, "kill@3:rank3", FSDP2)):
-        once = f"[ -e {tmp_path / name}/once ] || {{ touch {tmp_path / name}/once; export CJEPA_FAULT={fault}; }}"
-        (tmp_path / name).mkdir()
-        model = {**WORLD, "loop.steps": STEPS, **fields}
-        path = write(
-            tmp_path / name, small_data, cluster={"processes_per_node": 2, "setup": [once], **cluster}, world_model=model, graphs=False
-        )
-        submit(path)
-        jobs[name] = tmp_path / name / "runs"
-    for runs in jobs.values():
-        status = ended(runs)
-        assert status.returncode == 1 and f"{RUN}: cjepa_dist.train_world_model ended with exit code 1" in status.stdout, status.stdout
-        page = (runs / "report" / "report.md").read_text()
-        assert "# Missing: 2 of 2 jobs" in page and f"| evaluate/{RUN} | CANCELLED | never started: it needs {RUN} (failed) |" in page
-        assert "3 jobs submitted" in ours("resume", runs).stdout
-    for runs, processes, fields in zip(jobs.values(), (2, 4), (ZERO1, FSDP2)):
-        status = ended(runs)
-        assert status.returncode == 0 and "3 of 3 jobs done" in status.stdout, status.stdout
-        assert same(weights(runs / RUN, STEPS), whole(STEPS, processes, **fields))
