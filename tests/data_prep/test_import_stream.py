@@ -209,6 +209,17 @@ def test_a_stop_after_the_last_video_and_a_torn_journal(source, whole, tmp_path,
     assert_same(tmp_path / "out", whole)
 
 
+def test_a_shard_that_is_not_what_the_journal_says_is_named(source, tmp_path, monkeypatch):
+    config = ImportPickle(source=str(source), out=str(tmp_path / "out"), shard_mb=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    os.truncate(tmp_path / "out.partial" / "train" / "000002.tar", 100)
+    with pytest.raises(UserError, match=r"000002\.tar is not what .*journal\.jsonl says; remove"):
+        main(config)
+
+
 def test_another_source_does_not_go_on_from_what_is_there(tmp_path, monkeypatch):
     path = tmp_path / "slots.pkl"
     config = ImportPickle(source=str(path), out=str(tmp_path / "out"), shard_mb=1)
