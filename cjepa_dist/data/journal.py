@@ -39,8 +39,11 @@ class Journal:
         lines = read(self.path)
         if lines and lines[0] == json.loads(json.dumps(job)):
             for line in lines[1:]:
-                done = self.done.setdefault(line["split"], Done(tuple(line["shape"])))
-                done.entries.append(ShardEntry(**line["entry"]))
+                done, entry = self.done.setdefault(line["split"], Done(tuple(line["shape"]))), ShardEntry(**line["entry"])
+                path = folder / line["split"] / entry.name
+                if not path.is_file() or path.stat().st_size != entry.bytes:
+                    raise UserError(f"{path} is not what {self.path} says; remove {folder} and run again")
+                done.entries.append(entry)
         clear(folder, {folder / split / entry.name for split, done in self.done.items() for entry in done.entries} | {self.path})
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in (lines if self.done else [job])))  # without a torn last line

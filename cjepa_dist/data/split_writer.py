@@ -145,6 +145,7 @@ class SplitWriter:
             self.entries.append(self.shard.close())
             self.shard = None
             if self.finished is not None:
+                sync_folder(self.folder)
                 self.finished(self.split, self.shape, self.entries[-1])  # type: ignore[arg-type]
 
     def close(self) -> list[ShardEntry]:

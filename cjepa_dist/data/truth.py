@@ -54,9 +54,9 @@ def load_truth(
 
 
 def load_presence(folder: str | Path, split: str, videos: int = 0) -> np.ndarray | None:
-    """(V, T, S) bool, T as in the slots: whether a slot holds an object in view; from truth, else from `data_prep.match`; None without.
+    """(V, T, S) bool, T as in the slots: whether a slot holds an object in view; from truth, else from `data_prep.match`.
 
-    What the first video has, all must have.
+    None without, or where it ends before the slots do (those were rolled out since). What the first video has, all must have.
     """
     manifest = Manifest.load(folder)
     first = next(((entry, keys[0]) for entry, keys in take(manifest, split, videos) if keys), None)
@@ -67,7 +67,7 @@ def load_presence(folder: str | Path, split: str, videos: int = 0) -> np.ndarray
     if not there:
         return None
     present = load_truth(folder, split, videos, ("present",), there[0])["present"]
-    return np.ascontiguousarray(present[:, : manifest.frames], bool)
+    return np.ascontiguousarray(present[:, : manifest.frames], bool) if present.shape[1] >= manifest.frames else None
 
 
 class WindowTruth:

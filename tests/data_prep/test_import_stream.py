@@ -1,6 +1,7 @@
 """Imports of any size: little memory, stops at any point, each type on disk, parts."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from cjepa_dist.data.dtypes import narrow, widen
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.questions import QuestionSource
 from cjepa_dist.data.shards import DatasetWriter, load_slots, read_split
+from cjepa_dist.data.split_writer import OpenShard
 from cjepa_dist.data.verify import verify_folder
 from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.errors import UserError
@@ -168,6 +170,27 @@ def test_an_interrupt_anywhere(source, whole, tmp_path, monkeypatch, stop, capsy
     assert "already holds this import" in capsys.readouterr().out
 
 
+def test_a_full_disk_keeps_whole_shards(source, whole, tmp_path, monkeypatch):
+    """The thread that writes fails; what it has not written must not be counted as whole."""
+    write, left = OpenShard.write, [20 * 5]
+
+    def full(shard, piece):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(shard, piece)
+
+    config = ImportPickle(source=str(source), out=str(tmp_path / "out"), shard_mb=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenShard, "write", full)
+        with pytest.raises(UserError, match=r"no space left .* goes on from the last whole shard"):
+            main(config)
+    kept = (tmp_path / "out.partial" / "journal.jsonl").read_text().splitlines()
+    assert 2 < len(kept) < 7
+    main(config)
+    assert_same(tmp_path / "out", whole)
+
+
 def test_a_stop_after_the_last_video_and_a_torn_journal(source, whole, tmp_path, monkeypatch):
     config = ImportPickle(source=str(source), out=str(tmp_path / "out"), shard_mb=1)
     with monkeypatch.context() as patch:
@@ -184,6 +207,17 @@ def test_a_stop_after_the_last_video_and_a_torn_journal(source, whole, tmp_path,
             main(config)
     main(config)
     assert_same(tmp_path / "out", whole)
+
+
+def test_a_shard_that_is_not_what_the_journal_says_is_named(source, tmp_path, monkeypatch):
+    config = ImportPickle(source=str(source), out=str(tmp_path / "out"), shard_mb=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    os.truncate(tmp_path / "out.partial" / "train" / "000002.tar", 100)
+    with pytest.raises(UserError, match=r"000002\.tar is not what .*journal\.jsonl says; remove"):
+        main(config)
 
 
 def test_another_source_does_not_go_on_from_what_is_there(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.shards import DatasetWriter, read_split
+from cjepa_dist.data.truth import load_presence
 from cjepa_dist.data.verify import verify_folder
 from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.errors import UserError
@@ -66,6 +67,19 @@ def test_windows_know_presence_from_matches(world, tmp_path):
     expected = ResidentWindows(world, "train", **options).gather(ids, ids)["present"]
     assert expected.any() and not expected.all()
     assert (ResidentWindows(tmp_path / "out", "train", **options).gather(ids, ids)["present"] == expected).all()
+
+
+def test_presence_that_ends_before_rolled_out_slots_is_not_used(world, tmp_path):
+    matched = tmp_path / "out"
+    run(rewritten(world, tmp_path / "bare", lambda i, sample: sample), matched)
+    assert load_presence(matched, "train").shape == (40, 128, 7)
+    rolled = rewritten(matched, tmp_path / "rolled", lambda i, s: dataclasses.replace(s, slots=np.concatenate([s.slots, s.slots[:32]])))
+    assert load_presence(rolled, "train") is None
+    assert (
+        ResidentWindows(rolled, "train", history_frames=2, pred_frames=1, frameskip=5)
+        .gather(np.array([140]), np.array([0]))["present"]
+        .all()
+    )
 
 
 def test_objects_without_a_slot_have_none(world, tmp_path):

@@ -20,7 +20,7 @@ from cjepa_dist.errors import UserError
 from data_prep.simulate import __main__ as entry
 from data_prep.simulate import physics, slots, truth, world
 from data_prep.simulate.physics import SUBSTEPS, Body
-from data_prep.simulate.video import Simulate, make_video
+from data_prep.simulate.video import Simulate, Video, make_video
 
 VIDEOS = 200
 
@@ -396,6 +396,29 @@ def test_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="already holds something"):
         entry.main(dataclasses.replace(config, out=str(tmp_path / "c")))
     assert (tmp_path / "c" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_stopped_simulation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole shards of 1 MiB (some 3 videos) stay, and are not simulated again; the result has the same bytes."""
+    config = Simulate(out=str(tmp_path / "a"), train=12, val=2, test=0, counterfactuals="none", influence="none", shard_mb=1, workers=1)
+    assert entry.main(config) == 0
+    made: list[tuple[str, int]] = []
+
+    def stopped(config: Simulate, split: str, index: int) -> Video:
+        made.append((split, index))
+        if len(made) == 11:
+            raise KeyboardInterrupt
+        return make_video(config, split, index)
+
+    monkeypatch.setattr(entry, "make_video", stopped)
+    config = dataclasses.replace(config, out=str(tmp_path / "b"))
+    with pytest.raises(KeyboardInterrupt):
+        entry.main(config)
+    assert not (tmp_path / "b").exists()
+    assert entry.main(config) == 0
+    assert 14 < len(made) < 11 + 14
+    for path in sorted((tmp_path / "a").rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
 
 
 def test_command_line(tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]) -> None:

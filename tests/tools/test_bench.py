@@ -8,6 +8,7 @@ import torch
 from cjepa_dist.config import PredictorConfig
 from cjepa_dist.losses import ctt, jepa
 from cjepa_dist.models.predictor import SlotPredictor
+from tools.bench import data_import
 from tools.bench.reference import Reference, causal_loss, masked_slots, prediction_loss
 from tools.bench.scaling import Step, all_reduce_seconds, predicted
 from tools.bench.world_model import Traffic
@@ -82,3 +83,9 @@ def test_scaling_by_hand():
     assert all_reduce_seconds(step.bytes, 16) == pytest.approx(inside + 2 * (360e6 / 2 / 40e9 + 10e-6))
     assert predicted(step, 8, whole=True)[0] == pytest.approx(1 / 8) and predicted(step, 8, whole=False)[0] == pytest.approx(1.0)
     assert predicted(Step(1, 4, 1.0), 8, whole=True)[0] == 0.01  # launches
+
+
+def test_import_rate_measures_and_cleans_up(tmp_path):
+    rows = data_import.run(tmp_path, videos=3)
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["to float16", "to bfloat16", "to float32"]
+    assert all(float(cell) > 0 for row in rows[2:] for cell in row.split("|")[2:4]) and not list(tmp_path.iterdir())
