@@ -76,12 +76,23 @@ class Feed:
     def counts(self) -> dict[str, float]:
         """What reading cost so far: `read_mb` of all ranks, of the one with the least and the one with the most. All ranks call it."""
         counts = self.source.counts()
+        if "read_mb" in counts:
+            each = self.read_by_rank(counts["read_mb"])
+            counts |= {"read_mb": sum(each), "read_mb_least": min(each), "read_mb_most": max(each)}
+        return counts
+
+    def describe(self) -> str:
+        """What each rank has read, for the end of a run; empty where nothing is read beside the steps. All ranks call it."""
+        counts = self.source.counts()
         if "read_mb" not in counts:
-            return counts
+            return ""
+        each = ", ".join(f"{value:.1f}" for value in self.read_by_rank(counts["read_mb"]))
+        return f"read by rank {', '.join(map(str, range(self.world)))}: {each} MB"
+
+    def read_by_rank(self, mine: float) -> list[float]:
         table = torch.zeros(self.world, device=self.device)
-        table[self.rank] = counts["read_mb"]
-        table = runtime.all_reduce(table)
-        return {**counts, "read_mb": table.sum().item(), "read_mb_least": table.min().item(), "read_mb_most": table.max().item()}
+        table[self.rank] = mine
+        return runtime.all_reduce(table).tolist()
 
 
 def pinned(value: torch.Tensor) -> torch.Tensor:

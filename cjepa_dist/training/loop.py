@@ -180,6 +180,8 @@ def fit(
     profiler.close()
     telemetry.close()
     writer.wait()
+    if (read := feed.describe()) and first:
+        print(read, flush=True)
     if done == steps and first:
         write_json(run / "done.json", {"step": steps})
     handle.wait_for_everyone()
