@@ -149,11 +149,14 @@ class StreamingWindows(Windows):
 
     def read(self, shard: int) -> Held:
         entry, keys = self.entries[shard]
-        with Shard(self.folder, self.split, entry, verified=True, patience=self.patience) as content:
-            slots = np.empty((len(keys), *self.shape), self.manifest.dtype)
-            for video, key in enumerate(keys):
-                content.slots(key, self.manifest, into=slots[video])
-            present = shard_presence(content, keys, self.manifest)
+        slots = np.empty((len(keys), *self.shape), self.manifest.dtype)
+        try:
+            with Shard(self.folder, self.split, entry, verified=True, patience=self.patience) as content:
+                for video, key in enumerate(keys):
+                    content.slots(key, self.manifest, into=slots[video])
+                present = shard_presence(content, keys, self.manifest)
+        except OSError as error:  # a disk that fails
+            raise UserError(f"shard {self.folder}/{self.name(shard)} cannot be read ({error.strerror}); restore it") from error
         with self.adding:
             self.bytes_read += entry.bytes
         return Held(slots.reshape(len(keys) * self.shape[0], -1), present)
