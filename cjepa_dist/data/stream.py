@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cjepa_dist.data.dtypes import stored
 from cjepa_dist.data.fetch import PATIENT, Patience
 from cjepa_dist.data.lanes import Block, Lanes, stretches
 from cjepa_dist.data.lost import Lost
@@ -149,7 +150,7 @@ class StreamingWindows(Windows):
 
     def read(self, shard: int) -> Held:
         entry, keys = self.entries[shard]
-        slots = np.empty((len(keys), *self.shape), self.manifest.dtype)
+        slots = np.empty((len(keys), *self.shape), stored(self.manifest.dtype))
         try:
             with Shard(self.folder, self.split, entry, verified=True, patience=self.patience) as content:
                 for video, key in enumerate(keys):

@@ -33,7 +33,7 @@ def write(folder, dtype="float16", truth=True):
             present = {"present": random.random((FRAMES + 4, SLOTS)) < 0.8}
             split.add(Sample(f"video_{video:05d}", random.standard_normal((FRAMES, SLOTS, WIDTH)), truth=present if truth else None))
             if video % 3 == 2:
-                split.finish()
+                split.later(split.finish)
     return folder
 
 
@@ -137,7 +137,7 @@ def test_the_next_block_is_read_while_this_one_is_used(data):
     gate.set()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_without_truth(tmp_path, dtype):
     write(tmp_path / "data", dtype, truth=False)
     source, resident = (kind(tmp_path / "data", "train", **WINDOW, videos=8) for kind in (StreamingWindows, ResidentWindows))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.order import window_ids
-from cjepa_dist.data.rows import gather_rows, widen
+from cjepa_dist.data.rows import gather_rows
 from cjepa_dist.data.shards import DatasetWriter, Sample
 from cjepa_dist.data.truth import load_truth
 from cjepa_dist.data.windows import ResidentWindows
@@ -112,7 +113,7 @@ def test_presence_needs_no_labels(data, tmp_path):
     assert source.videos == 3 and source.shape == (FRAMES, SLOTS, WIDTH)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_on_a_device_a_batch_is_the_same(tmp_path, dtype):
     write(tmp_path / "data", dtype=dtype)
     settings = dict(history_frames=2, pred_frames=1, frameskip=2, truth=True, contact_share=0.5)

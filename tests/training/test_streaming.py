@@ -30,7 +30,7 @@ def data(tmp_path_factory, small_data):
             for index, sample in enumerate(read_split(small_data, split, ("slots.npy", "json", "truth.npz"))):
                 writer.split(split).add(sample)
                 if index % 3 == 2:
-                    writer.split(split).finish()
+                    writer.split(split).later(writer.split(split).finish)
     return out
 
 

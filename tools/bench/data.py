@@ -25,8 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ from cjepa_dist.data.shards import Manifest, load_slots
 from cjepa_dist.data.stream import StreamingWindows
 from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.training.feed import Feed
+from tools.bench import data_import
 from tools.bench.training import PROJECT, random_slots
 
 WINDOW = {"history_frames": 3, "pred_frames": 1, "frameskip": 5}
@@ -191,9 +190,7 @@ def waiting(config: BenchData, data: str, run: Path, kind: str) -> dict[str, flo
 
 
 def imported(folder: Path, videos: int) -> list[str]:
-    if not videos or find_spec("tools.bench.data_import") is None:
-        return []
-    return import_module("tools.bench.data_import").run(folder, videos)
+    return data_import.run(folder, videos) if videos else []
 
 
 def table(config: BenchData, found: dict[str, Any]) -> str:
