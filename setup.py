@@ -19,6 +19,7 @@ CORE = [
     "xxhash>=3.4,<5",
     "psutil>=5.9,<8",
     "scipy>=1.11,<2",  # linear_sum_assignment, in data_prep.match
+    "fsspec>=2024.6",  # URLs other than http(s); torch needs it too
 ]
 EXTRAS = {
     "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],

@@ -83,6 +83,7 @@ GRAPH_ESTIMATORS = (
     "empty",
 )
 ENGINES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+READING = ("resident", "device", "streaming")
 INTERVENTIONS = ("hide", "empty", "swap")
 
 
@@ -166,10 +167,23 @@ class LoopConfig:
 
 
 @dataclass
+class ReadingConfig:
+    """How training slots are read."""
+
+    kind: str = option("resident", "the split in host memory, on the GPU, or a few shards at a time", choices=READING)
+    shards: int = option(2, "streaming: shards whose windows are mixed; twice as many are in memory", unit="shards", least=1)
+    lanes: int = option(1, "streaming: so many groups of shards at a time; with as many processes each reads its own alone", least=1)
+    workers: int = option(2, "streaming: threads that read", unit="threads", least=1)
+    tolerate: int = option(0, "streaming: samples of lost shards for which others stand in; one more is an error", unit="samples", least=0)
+    timeout: float = option(30.0, "streaming, URLs: a read without a byte in that time has failed", unit="seconds", least=0.1)
+    tries: int = option(6, "streaming, URLs: failures in a row before it is an error", least=1)
+
+
+@dataclass
 class TrainWorldModel:
     """Train C-JEPA, with or without CTT losses, on slot shards."""
 
-    data: str = option(MISSING, "folder of slot shards")
+    data: str = option(MISSING, "folder of slot shards, or its URL: http(s)://, s3://, pipe:COMMAND")
     run: str = option(MISSING, "run folder: config, checkpoints, metrics, TensorBoard")
     seed: int = option(0, "seed of weights, order, masks, dropout")
     frameskip: int = option(5, "video frames between model frames", unit="frames", least=1)
@@ -185,6 +199,7 @@ class TrainWorldModel:
     )
     future_weight: float = option(1.0, "weight of the error on future slots", least=0.0)
     history_weight: float = option(1.0, "weight of the error on hidden history slots", least=0.0)
+    reading: ReadingConfig = option(ReadingConfig, "how the train split is read")
     predictor: PredictorConfig = option(PredictorConfig, "the model")
     mask: MaskConfig = option(MaskConfig, "hidden slots")
     ctt: CttConfig = option(CttConfig, "causal terms")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from cjepa_dist import config as schema
+from cjepa_dist.data.fetch import Patience
+from cjepa_dist.data.lost import Lost
 from cjepa_dist.data.shards import Manifest
+from cjepa_dist.data.stream import StreamingWindows
 from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.pictures import graph_picture, rollout_picture
@@ -22,13 +27,11 @@ NEEDS_TRUTH = ("oracle", "shuffled", "distance", "extrapolated_distance")
 def main(config: schema.TrainWorldModel) -> int:
     predictor, manifest = config.predictor, Manifest.load(config.data)
     manifest.check_slots(predictor.slots, predictor.slot_dim, config.data, "the config (predictor.slots x predictor.slot_dim)")
-    read = partial(
-        ResidentWindows,
-        config.data,
-        history_frames=predictor.history_frames,
-        pred_frames=predictor.pred_frames,
-        frameskip=config.frameskip,
-    )
+    shape: dict[str, Any] = {
+        "history_frames": predictor.history_frames,
+        "pred_frames": predictor.pred_frames,
+        "frameskip": config.frameskip,
+    }
     steps = config.ctt.consistency.steps
     if config.ctt.consistency.weight and (not steps or min(steps) < 1 or max(steps) > config.horizon):
         raise UserError(f"ctt.consistency.steps={steps}: must be from 1 to horizon={config.horizon}, what a training window has room for")
@@ -37,8 +40,8 @@ def main(config: schema.TrainWorldModel) -> int:
     if interventional and graph.intervention == "empty" and manifest.empty_slot is None:
         raise UserError(f"{config.data} does not say what its empty slot is: take ctt.graph.intervention=swap or hide")
     labels = causal and graph.estimator in NEEDS_TRUTH
-    source = read(config.train_split, horizon=config.horizon, contact_share=config.contact_share, videos=config.videos, truth=labels)
-    validation = read(config.val_split)
+    source = open_source(config, labels, shape)
+    validation = ResidentWindows(config.data, config.val_split, **shape)
     torch.manual_seed(config.seed)
     task = WorldModelTask(config)
     if manifest.empty_slot is not None:
@@ -53,6 +56,31 @@ def main(config: schema.TrainWorldModel) -> int:
             draw_rollout(telemetry, step, measured)
 
     return train(task, source, validation, config, val_ids=val_ids, picture=pictures)
+
+
+def open_source(config: schema.TrainWorldModel, labels: bool, shape: dict[str, Any]) -> ResidentWindows | StreamingWindows:
+    """The train split as `reading` says; `labels`: the graph needs truth."""
+    reading, rest = config.reading, shape | {"horizon": config.horizon, "videos": config.videos}
+    if reading.kind != "streaming":
+        if reading.tolerate:
+            raise UserError(
+                f"reading.tolerate={reading.tolerate}: a split that is read before the first step has no fault later; leave it 0"
+            )
+        device = gpu() if reading.kind == "device" else None
+        return ResidentWindows(config.data, config.train_split, contact_share=config.contact_share, truth=labels, device=device, **rest)
+    for name, asked in (("contact_share", config.contact_share > 0), (f"ctt.graph.estimator={config.ctt.graph.estimator}", labels)):
+        if asked:
+            raise UserError(f"{name} needs the truth of the whole split in memory: take reading.kind=resident, or leave it out")
+    return StreamingWindows(
+        config.data, config.train_split, **rest, shards=reading.shards, lanes=reading.lanes, workers=reading.workers,
+        patience=Patience(reading.timeout, reading.tries), lost=Lost(Path(config.run) / "replaced.jsonl", reading.tolerate),
+    )  # fmt: skip
+
+
+def gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        raise UserError("reading.kind=device needs a GPU, there is none: take reading.kind=resident")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 if __name__ == "__main__":

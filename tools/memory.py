@@ -42,7 +42,7 @@ class Memory:
     engine: str = option("ddp", "how processes share the work", choices=ENGINES)
     processes: int = option(1, "processes", least=1)
     rows: int = option(24, "ALOE: rows of words (questions and options) a sample", least=1)
-    data: str = option("", "folder of slot shards, whose train split each process holds; empty = not counted")
+    data: str = option("", "folder of slot shards, whose train split is held, once a node; empty = not counted")
 
 
 class Live(TorchDispatchMode):
@@ -121,7 +121,11 @@ def estimate(
         found["gathered weights, two blocks"] = 2 * largest_block(task)
     if data:
         manifest = Manifest.load(data)
-        numbers = manifest.frames * manifest.slots * manifest.slot_dim * manifest.count(config.train_split)
+        videos = manifest.count(config.train_split)
+        if isinstance(config, TrainWorldModel) and config.reading.kind == "streaming":
+            shard = max(entry.samples for entry in manifest.shards(config.train_split))
+            videos = min(videos, 2 * config.reading.shards * config.reading.lanes * shard)
+        numbers = manifest.frames * manifest.slots * manifest.slot_dim * videos
         found["slots of the train split"] = numbers * torch.empty(0, dtype=getattr(torch, manifest.dtype)).element_size()
     return found
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import xxhash
 
+from cjepa_dist.data import fetch
 from cjepa_dist.errors import UserError
 
 NAME = "manifest.json"
@@ -64,10 +65,10 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: str | Path) -> Manifest:
-        """Read `folder/manifest.json`. UserError if there is none, or if it is damaged or of another version."""
-        path = Path(folder) / NAME
+        """Read `folder/manifest.json`, of a folder or URL (`fetch.py`). UserError if there is none, or of another version, or damaged."""
+        path = f"{folder}/{NAME}"
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(fetch.content(path) if fetch.is_remote(folder) else Path(path).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             hint = " (an unfinished write is in the folder with .partial behind its name)" if partial(folder).is_dir() else ""
             raise UserError(f"no data set in {folder}: {NAME} is missing{hint}; make one with data_prep") from None

@@ -31,6 +31,25 @@ def window_ids(seed: int, position: int, count: int, length: int) -> np.ndarray:
     return ids
 
 
+class Shuffled:
+    """The order of a source of `len(self)` samples that are all at hand; part of `training.feed.Source`."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def order(self, seed: int, position: int, count: int) -> np.ndarray:
+        """Ids (count,) of the global batch that begins at `position`."""
+        return window_ids(seed, position, count, len(self))
+
+    def ready(self, seed: int, position: int, ids: np.ndarray, part: slice) -> np.ndarray:
+        """The ids of a process's part of that batch, as `gather` can read them at once."""
+        return ids[part]
+
+    def counts(self) -> dict[str, float]:
+        """What reading cost this process so far, for the line of metrics."""
+        return {}
+
+
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     """The permutation (length,) int64 of an epoch, read-only; a million take about a tenth of a second, and the last four are kept."""

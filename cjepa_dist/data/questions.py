@@ -1,8 +1,8 @@
 """CLEVRER questions about the videos of a split, as batches for ALOE.
 
-    questions.json ─encode─> rows of 32 words ──────────────┐
-    slots (V, T, S, D), one copy in the stored type ─frames─┼─gather(ids, sample)─> batch
-    worlds without an object (W, 128, S, D) ─frames─────────┘   (protocol=counterfactual, intervened.py)
+    questions.json ─encode─> rows of 32 words ───────────────┐
+    slots (V, T, S, D), stored type, one copy a node ─frames─┼─gather(ids, sample)─> batch
+    worlds without an object (W, 128, S, D) ─frames──────────┘   (protocol=counterfactual, intervened.py)
 
 A sample is a question with all its choices. A descriptive question is one row, a multiple-choice question one row a choice;
 the rows of a question stand together. Protocol: spec/aloe.md (as SlotFormer and C-JEPA); frames `start + stride * arange(frames)`,
@@ -21,6 +21,7 @@ import torch
 from cjepa_dist.clevrer.vocabulary import ROW_WORDS, TYPES
 from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.intervened import load_worlds
+from cjepa_dist.data.order import Shuffled
 from cjepa_dist.data.question_rows import Rows, affirmative
 from cjepa_dist.data.shards import Manifest, load_slots, read_split
 from cjepa_dist.errors import UserError
@@ -28,7 +29,7 @@ from cjepa_dist.errors import UserError
 VIDEO_FRAMES = 128
 
 
-class QuestionSource:
+class QuestionSource(Shuffled):
     """All questions of a split; `len()` counts them.
 
     Metadata, numpy arrays: `type` (Q,) str; `subtype` (Q,) str, "" where there is none; `scene`, `question_id`, `video` (Q,) int64;
@@ -171,7 +172,7 @@ class QuestionSource:
         return {"descriptive": float(count[~choice].sum()), "choice": float(count[choice].sum())}
 
 
-class VideoQuestions:
+class VideoQuestions(Shuffled):
     """The same questions, a sample being a video with all of its own: `len()` counts videos. They share the video's first frame."""
 
     def __init__(self, source: QuestionSource) -> None:

@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.data.dtypes import finite, stored
-from cjepa_dist.data.manifest import Manifest, ShardEntry
+from cjepa_dist.data.fetch import PATIENT, Patience, is_remote, to_memory
+from cjepa_dist.data.manifest import Manifest, ShardEntry, checksum
+from cjepa_dist.data.shared import node_array
 from cjepa_dist.data.staged import nearest
 from cjepa_dist.data.tar import BLOCK, Extent, Part, npy_header, parse_header, parse_npy
 from cjepa_dist.data.writer import DatasetWriter, Sample, SplitWriter
@@ -58,21 +60,25 @@ def read_split(folder: str | Path, split: str, members: Sequence[str] = MEMBERS,
 
 
 def load_slots(folder: str | Path, split: str, videos: int = 0) -> np.ndarray:
-    """All slots of a split (or of its first `videos`) as one array (V, T, S, D) in the stored type; needs memory for one copy.
+    """All slots of a split (or of its first `videos`) as one array (V, T, S, D) in the stored type; one copy a node (`shared.py`).
 
     Video v is `Manifest.load(folder).keys(split)[v]`. UserError naming shard and key if anything is missing, of another shape or type,
     or not finite; if there are fewer than `videos`.
     """
     manifest = Manifest.load(folder)
     chosen = list(take(manifest, split, videos))
-    array = np.empty((sum(len(keys) for _, keys in chosen), *manifest.shape), stored(manifest.dtype))
-    row = 0
-    for entry, keys in chosen:
-        with Shard(folder, split, entry) as shard:
-            for key in keys:
-                shard.slots(key, manifest, into=array[row])
-                row += 1
-    return array
+
+    def fill(array: np.ndarray) -> None:
+        row = 0
+        for entry, keys in chosen:
+            with Shard(folder, split, entry) as shard:
+                for key in keys:
+                    shard.slots(key, manifest, into=array[row])
+                    row += 1
+
+    count = sum(len(keys) for _, keys in chosen)
+    what = repr((os.path.realpath(folder), split, count, [entry.xxh3 for entry, _ in chosen]))
+    return node_array(what, (count, *manifest.shape), stored(manifest.dtype), fill)
 
 
 def take(manifest: Manifest, split: str, videos: int) -> Iterator[tuple[ShardEntry, list[str]]]:
@@ -94,17 +100,23 @@ class Shard:
     UserError on opening: the file is missing, has another length, is no tar from end to end, or holds other keys than the manifest says.
     """
 
-    def __init__(self, folder: str | Path, split: str, entry: ShardEntry) -> None:
-        self.path = nearest(folder) / split / entry.name
-        try:
-            self.descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"shard {self.path} cannot be opened ({error.strerror}); restore it or make the data set again") from error
+    def __init__(self, folder: str | Path, split: str, entry: ShardEntry, *, verified: bool = False, patience: Patience = PATIENT) -> None:
+        """`verified`: its bytes are compared with the manifest's xxh3 first, as a remote one's always are."""
+        self.path = f"{folder if is_remote(folder) else nearest(folder)}/{split}/{entry.name}"
+        if is_remote(folder):
+            self.descriptor = to_memory(self.path, entry.bytes, entry.xxh3, patience)
+        else:
+            try:
+                self.descriptor = os.open(self.path, os.O_RDONLY)
+            except OSError as error:
+                raise UserError(f"shard {self.path} cannot be opened ({error.strerror}); restore it or make the data set again") from error
         try:
             size = os.fstat(self.descriptor).st_size
             if size != entry.bytes:
                 what = "truncated" if size < entry.bytes else "longer than written"
                 raise UserError(f"shard {self.path} is {what}: {size} bytes, the manifest says {entry.bytes}; run data_prep.verify")
+            if verified and not is_remote(folder) and checksum(self.path) != entry.xxh3:
+                raise UserError(f"shard {self.path} is damaged: its xxh3 is not the manifest's; restore it, or make the data set again")
             self.members = self.scan(size)
             self.check_keys(entry.keys)
         except BaseException:

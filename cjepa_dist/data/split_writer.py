@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from cjepa_dist.data.dtypes import finite, narrow, stored, widen_by_torch
+from cjepa_dist.data.dtypes import finite, narrow, stored, widen
 from cjepa_dist.data.journal import Done
 from cjepa_dist.data.manifest import ShardEntry, sync_folder
 from cjepa_dist.data.moments import Moments
@@ -137,7 +137,7 @@ class SplitWriter:
         for piece in pieces:
             self.shard.write(piece)
         self.shard.keys.append(key)
-        self.shard.moments.add(widen_by_torch(slots), given)
+        self.shard.moments.add(widen(slots), given)
 
     def finish(self) -> None:
         """In the thread: end the open shard."""

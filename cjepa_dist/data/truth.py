@@ -59,15 +59,33 @@ def load_presence(folder: str | Path, split: str, videos: int = 0) -> np.ndarray
     None without, or where it ends before the slots do (those were rolled out since). What the first video has, all must have.
     """
     manifest = Manifest.load(folder)
-    first = next(((entry, keys[0]) for entry, keys in take(manifest, split, videos) if keys), None)
-    if first is None:
-        return None
-    with Shard(folder, split, first[0]) as shard:
-        there = [member for member in (TRUTH, MATCH) if "present" in (shard.arrays(first[1], member, ("present",)) or {})]
+    parts: list[np.ndarray] = []
+    for entry, keys in take(manifest, split, videos):
+        with Shard(folder, split, entry) as shard:
+            part = shard_presence(shard, keys, manifest)
+        if part is None and parts:
+            raise UserError(f"shard {shard.path}, key {keys[0]}: does not say which slots are present, videos before it do")
+        if part is None:
+            return None
+        parts.append(part)
+    return np.concatenate(parts) if parts else None
+
+
+def shard_presence(shard: Shard, keys: Sequence[str], manifest: Manifest) -> np.ndarray | None:
+    """(n, T, S) bool of the videos `keys` of one shard, as `load_presence`."""
+    there = [member for member in (TRUTH, MATCH) if keys and "present" in (shard.arrays(keys[0], member, ("present",)) or {})]
     if not there:
         return None
-    present = load_truth(folder, split, videos, ("present",), there[0])["present"]
-    return np.ascontiguousarray(present[:, : manifest.frames], bool) if present.shape[1] >= manifest.frames else None
+    first = (shard.arrays(keys[0], there[0], ("present",)) or {})["present"]
+    if len(first) < manifest.frames:
+        return None
+    array = np.empty((len(keys), manifest.frames, manifest.slots), bool)
+    for row, key in zip(array, keys):
+        present = (shard.arrays(key, there[0], ("present",)) or {}).get("present")
+        if present is None or len(present) < manifest.frames or present.shape[1:] != row.shape[1:]:
+            raise UserError(f"shard {shard.path}, key {key}: {there[0]} lacks the presence that others have; make the data set again")
+        row[...] = present[: manifest.frames]
+    return array
 
 
 class WindowTruth:

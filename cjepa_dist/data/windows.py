@@ -1,6 +1,7 @@
-"""Windows of frames from a split that fits in memory.
+"""Windows of frames from a split that fits in memory (`stream.py`: from one that does not).
 
     load_slots ──> (V, T, S, D) ──gather(ids)──> slots (B, T_h + T_p, S, D) float32, and labels where truth is known
+                  host, or device
 
 A window is a video and a start: frames start + k * frameskip, k = 0 .. T_h + T_p - 1. It takes up (T_h + T_p) * frameskip frames of the
 video (as the released code has it; the last frameskip - 1 are not read), and every start is a sample. A batch is one gather of rows;
@@ -14,24 +15,75 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.manifest import Manifest
+from cjepa_dist.data.order import Shuffled
+from cjepa_dist.data.rows import gather_rows
 from cjepa_dist.data.shards import load_slots
 from cjepa_dist.data.truth import WindowTruth, load_presence
 from cjepa_dist.errors import UserError
 
+STORED = {"float16": torch.float16, "float32": torch.float32, "uint16": torch.bfloat16}  # numpy has no bfloat16, only its bits
 PRESENT = 0.1  # mean square distance to the empty slot from which a slot holds something; slots have unit variance
 
 
-class ResidentWindows:
-    """All windows of a split (or of its first `videos`), in host memory.
+class Windows:
+    """What windows of a split are, wherever its slots are: videos x starts. UserError if its videos are too short for one.
+
+    With a `horizon` T is T_h + horizon * T_p. `shape` (T, S, D) is that of a video, `manifest` the data set's: what a caller checks a model
+    against. Window w is start w % `starts` of video w // `starts`.
+    """
+
+    def __init__(self, folder: str | Path, split: str, *, history_frames: int, pred_frames: int, frameskip: int, horizon: int = 1) -> None:
+        self.manifest = Manifest.load(folder)
+        self.shape, self.keys = self.manifest.shape, self.manifest.keys(split)
+        length = history_frames + horizon * pred_frames
+        frames, span = self.shape[0], length * frameskip
+        self.starts = frames - span + 1
+        if self.starts < 1:
+            times = f"horizon {horizon} * " if horizon > 1 else ""
+            need = f"(history_frames {history_frames} + {times}pred_frames {pred_frames}) * frameskip {frameskip} = {span} frames"
+            raise UserError(f"a window takes {need}, the videos in {folder} have {frames}; choose a shorter window")
+        if not self.keys:
+            raise UserError(f"split {split!r} in {folder} holds no videos")
+        self.steps = np.arange(length) * frameskip
+        self.empty = None if self.manifest.empty_slot is None else torch.tensor(self.manifest.empty_slot, dtype=torch.float32)
+
+    def totals(self, ids: np.ndarray) -> dict[str, float]:
+        """{"windows": their number}."""
+        return {"windows": float(len(ids))}
+
+    def names(self, ids: np.ndarray) -> list[str]:
+        """For people: the key of each window's video and its first frame, `video_00012@35`."""
+        return [f"{self.keys[v]}@{s}" for v, s in zip(*np.divmod(ids, self.starts))]
+
+    def cut(self, rows: np.ndarray, video: np.ndarray, start: np.ndarray, out: np.ndarray) -> None:
+        """Windows from frame `start` (B,) of `video` (B,) on: of rows (V * frames, S * D) to `out` (B, T, S, D) float32."""
+        index = (video * self.shape[0] + start)[:, None] + self.steps
+        gather_rows(rows, index.reshape(-1), out.reshape(-1, rows.shape[1]))
+
+    def blank(self, count: int) -> np.ndarray:
+        """Room for `count` windows, (count, T, S, D) float32."""
+        return np.empty((count, len(self.steps), *self.shape[1:]), np.float32)
+
+    def batch(self, slots: torch.Tensor, present: np.ndarray | None, sample: np.ndarray) -> dict[str, torch.Tensor]:
+        """slots (B, T, S, D) float32; sample (B,) int64; present (B, T, S) bool: the slot holds an object in view, where the shards have
+        truth; else that it is not the empty slot, where the manifest knows that; else all True."""
+        if present is not None:
+            shown = torch.from_numpy(present)
+        elif self.empty is not None:
+            shown = (slots - self.empty.to(slots.device)).square().mean(-1) > PRESENT
+        else:
+            shown = torch.ones(slots.shape[:3], dtype=torch.bool)
+        return {"slots": slots, "sample": torch.from_numpy(np.array(sample, np.int64)), "present": shown}
+
+
+class ResidentWindows(Windows, Shuffled):
+    """All windows of a split (or of its first `videos`), in host memory, one copy a node; or, with a `device`, in the memory of that.
 
     `contact_share` > 0 repeats windows with a contact in the predicted interval within the epoch until they make up that share (nothing
-    changes where they already do); needs truth in the shards. `truth` adds labels to each batch. UserError if the videos are too short
-    for a window, or if truth is needed and absent. With a `horizon` T is T_h + horizon * T_p; labels are for the first T_h + T_p frames.
-
-    `shape` (T, S, D) is that of a video, `videos` their number, `manifest` the data set's: what a caller checks a model against.
-    Window w is start w % `starts` of video w // `starts`; id i is window `table[i]`, or i itself where `table` is None.
+    changes where they already do); needs truth in the shards. `truth` adds labels to each batch, for the first T_h + T_p frames. UserError
+    if truth is needed and absent, or the device has no room. `videos` is their number; id i is window `table[i]`, or i itself where
+    `table` is None.
     """
 
     def __init__(
@@ -46,38 +98,21 @@ class ResidentWindows:
         contact_share: float = 0.0,
         videos: int = 0,
         truth: bool = False,
+        device: torch.device | None = None,
     ) -> None:
-        self.manifest = Manifest.load(folder)
-        self.shape = self.manifest.shape
-        length = history_frames + horizon * pred_frames
-        frames, span = self.shape[0], length * frameskip
-        self.starts = frames - span + 1
-        if self.starts < 1:
-            times = f"horizon {horizon} * " if horizon > 1 else ""
-            need = f"(history_frames {history_frames} + {times}pred_frames {pred_frames}) * frameskip {frameskip} = {span} frames"
-            raise UserError(f"a window takes {need}, the videos in {folder} have {frames}; choose a shorter window")
+        shape = {"history_frames": history_frames, "pred_frames": pred_frames, "frameskip": frameskip}
+        super().__init__(folder, split, **shape, horizon=horizon)
         if not 0.0 <= contact_share < 1.0:
             raise UserError(f"contact_share={contact_share}: must be at least 0 and below 1")
         slots = load_slots(folder, split, videos)
-        self.videos, self.keys = len(slots), self.manifest.keys(split)
-        if not self.videos:
-            raise UserError(f"split {split!r} in {folder} holds no videos")
-        self.rows = slots.reshape(self.videos * frames, -1)
-        self.steps = np.arange(length) * frameskip
+        self.videos = len(slots)
+        self.rows = slots.reshape(self.videos * self.shape[0], -1)
+        self.on_device = None if device is None else on_device(self.rows, device)
         self.present = load_presence(folder, split, videos)
-        self.empty = None if self.manifest.empty_slot is None else torch.tensor(self.manifest.empty_slot, dtype=torch.float32)
         self.truth: WindowTruth | None = None
         self.table: np.ndarray | None = None
         if truth or contact_share:
-            known = WindowTruth(
-                folder,
-                split,
-                history_frames=history_frames,
-                pred_frames=pred_frames,
-                frameskip=frameskip,
-                videos=videos,
-                contacts_only=not truth,
-            )
+            known = WindowTruth(folder, split, **shape, videos=videos, contacts_only=not truth)
             self.truth = known if truth else None
             if contact_share:
                 self.table = weighted(known.has_contact(self.starts).ravel(), contact_share)
@@ -86,20 +121,13 @@ class ResidentWindows:
         """Samples an epoch."""
         return self.videos * self.starts if self.table is None else len(self.table)
 
-    def totals(self, ids: np.ndarray) -> dict[str, float]:
-        """{"windows": their number}."""
-        return {"windows": float(len(ids))}
-
     def names(self, ids: np.ndarray) -> list[str]:
-        """For people: the key of each window's video and its first frame, `video_00012@35`."""
-        video, start = np.divmod(ids if self.table is None else self.table[ids], self.starts)
-        return [f"{self.keys[v]}@{s}" for v, s in zip(video, start)]
+        return super().names(ids if self.table is None else self.table[ids])
 
     def gather(self, ids: np.ndarray, sample: np.ndarray) -> dict[str, torch.Tensor]:
         """The windows `ids` (B,), with T = T_h + T_p; `sample` (B,) is handed on.
 
-        slots (B, T, S, D) float32; sample (B,) int64; present (B, T, S) bool: the slot holds an object in view, where the shards have
-        truth; else that it is not the empty slot, where the manifest knows that; else all True. With truth also, bool unless said:
+        What `Windows.batch` says. With truth also, bool unless said:
         - contact (B, S, S): the pair touches after the second history frame, up to the last predicted one
         - contact_new (B, S, S): it touches after the last history frame and did not within the history
         - collides (B, S): the slot is in a contact after the last history frame
@@ -108,26 +136,27 @@ class ResidentWindows:
         - position (B, T, S, 2) float32, units of the world
         """
         ids = np.asarray(ids, np.int64)
-        if self.table is not None:
-            ids = self.table[ids]
-        video, start = np.divmod(ids, self.starts)
-        frames, slots, width = self.shape
-        rows = (video * frames + start)[:, None] + self.steps
-        shape = (len(ids), len(self.steps), slots, width)
-        # numpy, so one thread: this runs beside the training step, whose threads a second OpenMP team would stall.
-        batch = {
-            "slots": torch.from_numpy(widen(self.rows[rows.reshape(-1)]).reshape(shape)),
-            "sample": torch.from_numpy(np.array(sample, np.int64)),
-        }
-        if self.present is not None:
-            batch["present"] = torch.from_numpy(self.present[video[:, None], start[:, None] + self.steps])
-        elif self.empty is not None:
-            batch["present"] = (batch["slots"] - self.empty).square().mean(-1) > PRESENT
+        video, start = np.divmod(ids if self.table is None else self.table[ids], self.starts)
+        if self.on_device is None:
+            self.cut(self.rows, video, start, out := self.blank(len(ids)))
+            slots = torch.from_numpy(out)
         else:
-            batch["present"] = torch.ones(shape[:3], dtype=torch.bool)
+            index = torch.from_numpy((video * self.shape[0] + start)[:, None] + self.steps).to(self.on_device.device)
+            slots = self.on_device[index].float().unflatten(-1, self.shape[1:])
+        present = None if self.present is None else self.present[video[:, None], start[:, None] + self.steps]
+        batch = self.batch(slots, present, sample)
         if self.truth is not None:
             batch |= {name: torch.from_numpy(array) for name, array in self.truth.labels(video, start).items()}
         return batch
+
+
+def on_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy of rows in the stored type. UserError where the device has no room for it."""
+    if device.type == "cuda" and rows.nbytes > (free := torch.cuda.mem_get_info(device)[0]):
+        raise UserError(f"{device} has {1e-9 * free:.3g} GB free, the split takes {1e-9 * rows.nbytes:.3g}: take reading.kind=resident")
+    tensor = torch.empty(rows.shape, dtype=STORED[rows.dtype.name], device=device)
+    tensor.copy_(torch.from_numpy(rows).view(tensor.dtype))
+    return tensor
 
 
 def weighted(contact: np.ndarray, share: float) -> np.ndarray:

@@ -122,7 +122,7 @@ def one_step(
 ) -> dict[str, Any]:  # fmt: skip
     """Error on the T_p frames after the history. Colliding: in a contact within the predicted interval; near miss: close, no contact."""
     history, ahead = config.predictor.history_frames, config.predictor.pred_frames
-    shape = {"history_frames": history, "pred_frames": ahead, "frameskip": config.frameskip}
+    shape: dict[str, Any] = {"history_frames": history, "pred_frames": ahead, "frameskip": config.frameskip}
     source = ResidentWindows(str(data), split, **shape, contact_share=0.5 if probe else 0.0, truth=probe is not None)
     ids = distinct_windows(source, seed, windows)
     methods: dict[str, Predict] = {"copy": lambda x: copy(x, ahead), "linear": lambda x: linear(x, ahead)}

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from cjepa_dist.data.order import window_ids
+from cjepa_dist import runtime
 
 Batch = dict[str, torch.Tensor]
 
@@ -22,9 +22,12 @@ class Source(Protocol):
     """A split that can be read at any ids."""
 
     def __len__(self) -> int: ...
+    def order(self, seed: int, position: int, count: int) -> np.ndarray: ...
+    def ready(self, seed: int, position: int, ids: np.ndarray, part: slice) -> np.ndarray: ...
     def gather(self, ids: np.ndarray, sample: np.ndarray) -> Batch: ...
     def totals(self, ids: np.ndarray) -> dict[str, float]: ...
     def names(self, ids: np.ndarray) -> list[str]: ...
+    def counts(self) -> dict[str, float]: ...
 
 
 class Feed:
@@ -60,11 +63,38 @@ class Feed:
 
     def read(self, step: int) -> list[Batch]:
         position = step * self.global_batch
-        ids = window_ids(self.seed, position, self.global_batch, len(self.source))
+        ids = self.source.order(self.seed, position, self.global_batch)
         totals = {f"total_{name}": torch.tensor(value) for name, value in self.source.totals(ids).items()}
         share = self.global_batch // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
         sample = position + np.arange(self.global_batch, dtype=np.int64)
-        parts = zip(np.split(ids[mine], self.accumulation), np.split(sample[mine], self.accumulation))
+        ids = self.source.ready(self.seed, position, ids, mine)
+        parts = zip(np.split(ids, self.accumulation), np.split(sample[mine], self.accumulation))
         batches = [{**self.source.gather(i, s), **totals} for i, s in parts]
-        return [{name: value.pin_memory() for name, value in b.items()} for b in batches] if self.device.type == "cuda" else batches
+        return [{name: pinned(value) for name, value in b.items()} for b in batches] if self.device.type == "cuda" else batches
+
+    def counts(self) -> dict[str, float]:
+        """What reading cost so far: `read_mb` of all ranks, of the one with the least and the one with the most. All ranks call it."""
+        counts = self.source.counts()
+        if "read_mb" in counts:
+            each = self.read_by_rank(counts["read_mb"])
+            counts |= {"read_mb": sum(each), "read_mb_least": min(each), "read_mb_most": max(each)}
+        return counts
+
+    def describe(self) -> str:
+        """What each rank has read, for the end of a run; empty where nothing is read beside the steps. All ranks call it."""
+        counts = self.source.counts()
+        if "read_mb" not in counts:
+            return ""
+        each = ", ".join(f"{value:.1f}" for value in self.read_by_rank(counts["read_mb"]))
+        return f"read by rank {', '.join(map(str, range(self.world)))}: {each} MB"
+
+    def read_by_rank(self, mine: float) -> list[float]:
+        table = torch.zeros(self.world, device=self.device)
+        table[self.rank] = mine
+        return runtime.all_reduce(table).tolist()
+
+
+def pinned(value: torch.Tensor) -> torch.Tensor:
+    """In memory that a GPU copies from by itself; what is on the GPU stays there."""
+    return value.pin_memory() if value.is_cpu else value

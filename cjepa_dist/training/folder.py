@@ -25,7 +25,7 @@ Config = schema.TrainWorldModel | schema.TrainAloe
 FREE = (
     "data", "run", "loop.processes", "loop.engine", "loop.compare_every", "loop.log_every", "loop.eval_every", "loop.checkpoint_every",
     "loop.checkpoint_minutes", "loop.keep", "loop.keep_best", "loop.stop_at", "loop.skip_budget", "loop.hang_minutes", "loop.profile",
-    "loop.async_checkpoints",
+    "loop.async_checkpoints", "reading.workers", "reading.tolerate", "reading.timeout", "reading.tries",
 )  # fmt: skip
 
 

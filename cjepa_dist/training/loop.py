@@ -24,7 +24,6 @@ from torch import Tensor
 
 from cjepa_dist import config as schema
 from cjepa_dist import runtime
-from cjepa_dist.data.order import window_ids
 from cjepa_dist.errors import UserError
 from cjepa_dist.losses.collapse import measures
 from cjepa_dist.tasks import Outcome, VqaTask, WorldModelTask
@@ -145,7 +144,7 @@ def fit(
         spent = new and skips.count > loop.skip_budget
         if log:
             values = {**since.read(), "learning_rate": rate, "parameter_norm": engine.parameter_norm()}
-            values |= meter.read(done, feed.waited, batches)
+            values |= meter.read(done, feed.waited, batches) | feed.counts()
             if skips.count:
                 values["skipped_steps"] = skips.count
             telemetry.write(done, values)
@@ -181,6 +180,8 @@ def fit(
     profiler.close()
     telemetry.close()
     writer.wait()
+    if (read := feed.describe()) and first:
+        print(read, flush=True)
     if done == steps and first:
         write_json(run / "done.json", {"step": steps})
     handle.wait_for_everyone()
@@ -195,7 +196,7 @@ def total_steps(loop: schema.LoopConfig, samples: int) -> int:
 
 def batch_names(config: Config, source: Source, step: int) -> list[str]:
     """(global batch,): all samples of a step, by names that a user can look up."""
-    return source.names(window_ids(config.seed, step * config.loop.global_batch, config.loop.global_batch, len(source)))
+    return source.names(source.order(config.seed, step * config.loop.global_batch, config.loop.global_batch))
 
 
 class Sums:

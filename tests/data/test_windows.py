@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.order import window_ids
+from cjepa_dist.data.rows import gather_rows
 from cjepa_dist.data.shards import DatasetWriter, Sample
 from cjepa_dist.data.truth import load_truth
 from cjepa_dist.data.windows import ResidentWindows
@@ -13,10 +15,10 @@ from cjepa_dist.errors import UserError
 VIDEOS, FRAMES, TRUE_FRAMES, SLOTS, WIDTH, RADIUS, HORIZON = 4, 30, 40, 4, 5, 0.1, 4
 
 
-def write(folder, truth=True, horizon=HORIZON, radius=RADIUS):
+def write(folder, truth=True, horizon=HORIZON, radius=RADIUS, dtype="float32"):
     random = np.random.default_rng(0)
     truths = []
-    with DatasetWriter(folder, encoder="test", source={}, dtype="float32") as writer:
+    with DatasetWriter(folder, encoder="test", source={}, dtype=dtype) as writer:
         for video in range(VIDEOS):
             pairs = [(i, j) for i in range(SLOTS) for j in range(i + 1, SLOTS)]
             contacts = [(random.integers(TRUE_FRAMES), *pairs[random.integers(len(pairs))]) for _ in range(6)]
@@ -109,6 +111,29 @@ def test_presence_needs_no_labels(data, tmp_path):
     assert not plain.gather(np.arange(1), np.arange(1))["present"][0, 0, 2]
     assert source.totals(np.arange(5)) == {"windows": 5.0}
     assert source.videos == 3 and source.shape == (FRAMES, SLOTS, WIDTH)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_on_a_device_a_batch_is_the_same(tmp_path, dtype):
+    write(tmp_path / "data", dtype=dtype)
+    settings = dict(history_frames=2, pred_frames=1, frameskip=2, truth=True, contact_share=0.5)
+    host, device = (ResidentWindows(tmp_path / "data", "train", **settings, device=d) for d in (None, torch.device("cpu")))
+    ids = np.random.default_rng(0).permutation(len(host))
+    found, expected = device.gather(ids, ids), host.gather(ids, ids)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert device.on_device.dtype == getattr(torch, dtype) and device.on_device.data_ptr() != host.rows.ctypes.data
+    assert ResidentWindows(tmp_path / "data", "train", **settings, device=torch.device("meta")).gather(ids, ids)["slots"].is_meta
+
+
+def test_rows_are_gathered_and_widened_exactly():
+    random = np.random.default_rng(0)
+    bits = random.integers(0, 1 << 16, (300, 7000), dtype=np.uint16)  # all values of float16 and bfloat16 there are, NaN and infinity too
+    index = random.integers(0, 300, 211)
+    exact = torch.from_numpy(bits.astype(np.int32) << 16).view(torch.float32).numpy()  # bfloat16 is the upper half of float32
+    for rows, wide in ((bits.view(np.float16), bits.view(np.float16).astype(np.float32)), (bits, exact), (exact, exact)):
+        gather_rows(rows, index, out := np.zeros((211, 7000), np.float32))
+        assert np.array_equal(out, wide[index], equal_nan=True)
+        assert np.array_equal(widen(rows[:2, 5:9]), wide[:2, 5:9], equal_nan=True)
 
 
 def test_an_epoch_holds_each_window_once(data):

@@ -2,13 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from cjepa_dist.config import PredictorConfig
+from cjepa_dist.data.shards import load_slots
+from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.losses import ctt, jepa
 from cjepa_dist.models.predictor import SlotPredictor
 from tools.bench import data_import
+from tools.bench.data import KINDS, WINDOW, PerWindow
 from tools.bench.reference import Reference, causal_loss, masked_slots, prediction_loss
 from tools.bench.scaling import Step, all_reduce_seconds, predicted
 from tools.bench.world_model import Traffic
@@ -89,3 +93,22 @@ def test_import_rate_measures_and_cleans_up(tmp_path):
     rows = data_import.run(tmp_path, videos=3)
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["to float16", "to bfloat16", "to float32"]
     assert all(float(cell) > 0 for row in rows[2:] for cell in row.split("|")[2:4]) and not list(tmp_path.iterdir())
+
+
+def test_data_prints_every_way(command, tmp_path):
+    settings = ("megabytes=16", "shard_mb=4", "batch=8", "batches=2", "rounds=1", "steps=0", "imports=0")
+    done = command("tools.bench", "data", *settings, f"out={tmp_path / 'bench.json'}")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert set(content["rates"]) == {"memcpy", "resident", "streaming", "per window"} and content["opened"].keys() == KINDS.keys()
+    for name, values in content["rates"].items():
+        assert len(values) == 1 and values[0] > 0 and f"| {name} |" in done.stdout
+    assert done.stdout.count("NOT met") + done.stdout.count(": met") == 3
+
+
+def test_the_per_window_dataset_reads_the_same_windows(small_data):
+    source = ResidentWindows(small_data, "val", **WINDOW)
+    slow, ids = PerWindow(load_slots(small_data, "val")), [0, 108, 109, 500]
+    assert len(slow) == len(source)
+    for row, expected in zip(ids, source.gather(np.array(ids), np.array(ids))["slots"]):
+        assert np.array_equal(slow[row]["slots"], expected.numpy())

@@ -198,10 +198,10 @@ def restarted(arguments: list[str], steps: int) -> tuple[float, float]:
     return first, checkpoint
 
 
-def random_slots(folder: Path, videos: int, slots: int, dim: int) -> None:
+def random_slots(folder: Path, videos: int, slots: int, dim: int, shard_mb: int = 256) -> None:
     """A data set of noise: the step does not care."""
     generator = np.random.default_rng(0)
-    with DatasetWriter(folder, encoder="noise", source={"kind": "noise"}, dtype="float16") as writer:
+    with DatasetWriter(folder, encoder="noise", source={"kind": "noise"}, dtype="float16", shard_mb=shard_mb) as writer:
         for split, first, count in (("train", 0, videos), ("val", videos, 2)):
             for scene in range(first, first + count):
                 content = generator.standard_normal((128, slots, dim), np.float32).astype(np.float16)
