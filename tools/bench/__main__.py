@@ -1,6 +1,7 @@
 """Speed, measured, as one Markdown table: python -m tools.bench TARGET [CONFIG.yaml] key=value ...
 
     world_model    one training step: the published one, and ours
+    aloe           one training step: a plain one, and ours
     training       the loop beside the bare step, checkpoints, restart; a model of more GPUs
 
 `python -m tools.bench world_model --help` lists the options.
@@ -13,10 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from cjepa_dist.config import launch
-from tools.bench import training, world_model
+from tools.bench import aloe, training, world_model
 
 TARGETS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "world_model": (world_model.BenchWorldModel, world_model.main),
+    "aloe": (aloe.BenchAloe, aloe.main),
     "training": (training.BenchTraining, training.main),
 }
 
