@@ -69,7 +69,8 @@ class Reader:
 
     def __init__(self, shard: Shard, key: str, content: dict[str, Any], manifest: Manifest) -> None:
         self.content, self.manifest, self.place = content, manifest, f"shard {shard.path}, key {key}"
-        self.objects = questions.objects(shard.json(key, ANNOTATION) or {})
+        listed = shard.field(key, ANNOTATION, "object_property")
+        self.objects = questions.objects({"scene_index": content.get("scene_index"), "object_property": listed})
         known = shard.arrays(key, TRUTH, ("slot_object",)) or shard.arrays(key, MATCH, ("slot_object",))
         if not known:
             raise UserError(f"{self.place}: neither truth.npz nor match.npz says which slot holds which object; run data_prep.match")

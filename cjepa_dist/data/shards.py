@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -187,6 +188,16 @@ class Shard:
             return json.loads(os.pread(self.descriptor, extent.length, extent.offset))
         except ValueError as error:
             raise UserError(f"shard {self.path}, key {key}: {member} is no JSON ({error})") from None
+
+    def field(self, key: str, member: str, name: str) -> Any:
+        """One top-level field of a JSON member, without parsing the others: most of an annotation is the motion. None without it."""
+        extent = self.members[key].get(member)
+        text = "" if extent is None else os.pread(self.descriptor, extent.length, extent.offset).decode(errors="replace")
+        found = re.search(rf'"{name}":\s*', text)
+        try:
+            return None if found is None else json.JSONDecoder().raw_decode(text, found.end())[0]
+        except ValueError as error:
+            raise UserError(f"shard {self.path}, key {key}: {name} in {member} is no JSON ({error})") from None
 
     def arrays(self, key: str, member: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray] | None:
         """The arrays of an npz member, or those of `names` that it has; None without the member. UserError if it is damaged (CRC)."""

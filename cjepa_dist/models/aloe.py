@@ -77,14 +77,12 @@ class Aloe(nn.Module):
             raise ValueError(f"slots are (rows, {', '.join(map(str, seen))}); this model takes (rows, {', '.join(map(str, expected))})")
         vision, text = self.see(slots), self.read(tokens, is_choice)
         blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
-        cls = self.cls.expand(len(tokens), -1, -1).to(text.dtype)
-        seen_tokens, nothing = vision.shape[1], torch.zeros_like(padding[:, :1])
+        row = torch.arange(len(tokens), device=tokens.device) if row_view is None else row_view
+        at_cls, at_vision, at_text = self.position.split([1, vision.shape[1], tokens.shape[1]], dim=1)
+        vision, x = vision + at_vision, torch.cat([(self.cls + at_cls).expand(len(tokens), -1, -1).to(text.dtype), text + at_text], dim=1)
+        parts = by_length(F.pad(padding, (1, 0)))
+        texts = [x[rows[:, None], words] for rows, words, _ in parts]
         if self.config.shared_vision:
-            row = torch.arange(len(tokens), device=tokens.device) if row_view is None else row_view
-            at_cls, at_vision, at_text = self.position.split([1, seen_tokens, tokens.shape[1]], dim=1)
-            vision, x = vision + at_vision, torch.cat([cls + at_cls, text + at_text], dim=1)
-            parts = by_length(torch.cat([nothing, padding], dim=1))
-            texts = [x[rows[:, None], words] for rows, words, _ in parts]
             for block in blocks:
                 k, v = block.keys(vision)
                 for i, (rows, _, unused) in enumerate(parts):
@@ -92,15 +90,14 @@ class Aloe(nn.Module):
                     texts[i], _ = block(texts[i], unused, first=1 if block is blocks[-1] else None, memory=memory)
                 if block is not blocks[-1]:
                     vision, _ = block(vision)
-            summary = torch.cat([text[:, 0] for text in texts])
-            return summary if len(parts) == 1 else summary[torch.cat([rows for rows, _, _ in parts]).argsort()]
-        vision = vision if row_view is None else vision[row_view]
-        x = torch.cat([cls, vision, text], dim=1) + self.position
-        ignored = torch.cat([nothing.expand(-1, 1 + seen_tokens), padding], dim=1)
-        for block in blocks[:-1]:
-            x, _ = block(x, ignored)
-        summary, _ = blocks[-1](x, ignored, first=1)  # nothing else of the last block is read
-        return summary[:, 0]
+        else:
+            for i, (rows, _, unused) in enumerate(parts):  # the order of tokens says nothing: [CLS], words, slots
+                x, ignored = torch.cat([texts[i], copies(vision, row[rows])], dim=1), F.pad(unused, (0, vision.shape[1]))
+                for block in blocks[:-1]:
+                    x, _ = block(x, ignored)
+                texts[i], _ = blocks[-1](x, ignored, first=1)  # nothing else of the last block is read
+        summary = torch.cat([text[:, 0] for text in texts])
+        return summary if len(parts) == 1 else summary[torch.cat([rows for rows, _, _ in parts]).argsort()]
 
     def see(self, slots: Tensor) -> Tensor:
         """(U, F, S, D) -> (U, F * S, W). The modality of slots is (0, 1) always, so its second column is a bias and the first is unused."""

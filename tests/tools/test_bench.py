@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist.config import PredictorConfig
+from cjepa_dist.config import AloeConfig, PredictorConfig
 from cjepa_dist.data.shards import load_slots
 from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.losses import ctt, jepa
 from cjepa_dist.models.predictor import SlotPredictor
-from tools.bench import data_import
+from tools.bench import aloe, data_import
 from tools.bench.data import KINDS, WINDOW, PerWindow
 from tools.bench.reference import Reference, causal_loss, masked_slots, prediction_loss
+from tools.bench.reference_aloe import ReferenceAloeStep
+from tools.bench.rungs import Traffic
 from tools.bench.scaling import Step, all_reduce_seconds, predicted
-from tools.bench.world_model import Traffic
 
 TINY = [
     "batch=4", "rounds=1", "warmup=0", "gemm=16", "predictor.slot_dim=16", "predictor.depth=1", "predictor.heads=2", "predictor.mlp_dim=32",
@@ -42,6 +43,27 @@ def test_reference_is_the_published_step(rescaled):
     torch.testing.assert_close(found.sufficiency_sum / found.sufficiency_count.clamp(min=1), sufficiency, rtol=1e-4, atol=1e-7)
 
 
+def test_plain_aloe_is_the_same_model(tmp_path):
+    """Logits of all rows, and the loss that both steps descend."""
+    config = aloe.BenchAloe(videos=3, aloe=AloeConfig(frames=4, width=24, depth=2, heads=2, mlp_dim=32, head_dim=16, dropout=0.0))
+    source = aloe.questions(config, tmp_path / "data")
+    batch = source.gather(np.arange(len(source)), np.arange(len(source)))
+    ours, plain = aloe.OurStep(config, batch, "fp32", shared=False), ReferenceAloeStep(config.aloe, batch)
+    with torch.no_grad():
+        ours.task.aloe.position.normal_()
+        ours.task.aloe.cls.normal_()
+    plain.model.load_state_dict(ours.task.aloe.to_reference())
+    answers, choices = ours.task.aloe(*(batch[name] for name in ("slots", "tokens", "padding", "is_choice", "row_view")))
+    chosen = {name: value for name, value in plain.chosen.items() if name != "label"}
+    asked = {name: value for name, value in plain.asked.items() if name != "label"}
+    torch.testing.assert_close(plain.model.choices(**chosen), choices[batch["is_choice"]], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plain.model.descriptive(**asked), answers[~batch["is_choice"]], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plain.loss(), ours.task(ours.batch, 0).loss, rtol=1e-4, atol=0)
+    before = [step.loss() if step is plain else step.task(ours.batch, 0).loss for step in (plain, ours)]
+    plain(), ours()
+    assert plain.loss() < before[0] and ours.task(ours.batch, 0).loss < before[1]
+
+
 def test_views_are_not_counted():
     with Traffic() as traffic:
         (torch.ones(4, 6).t().reshape(2, 12)[:1] + 1).view(3, 4)
@@ -61,9 +83,20 @@ def test_world_model_prints_every_rung(command, tmp_path):
     assert ours["ours + CTT `attention` on 1/4, bf16"]["gflop"] < ours["ours + CTT `attention`, bf16"]["gflop"]
 
 
+def test_aloe_prints_every_rung(command, tmp_path):
+    tiny = ["aloe.frames=4", "aloe.width=16", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=16", "aloe.head_dim=8"]
+    done = command(
+        "tools.bench", "aloe", "batch=24", "videos=4", "rounds=1", "warmup=0", "gemm=16", *tiny, f"out={tmp_path / 'bench.json'}"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads((tmp_path / "bench.json").read_text())["rows"]}
+    assert len(rows) == 7 and all(f"| {name} |" in done.stdout for name in rows) and done.stdout.count("aim: at least 3") == 3
+    assert rows["ours, shared vision, bf16"]["gflop"] < rows["plain, published layout, fp32"]["gflop"]
+
+
 def test_unknown_targets_are_one_line(command):
     done = command("tools.bench", "wrold_model")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "one of: world_model, training; got 'wrold_model'" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "one of: world_model, aloe, training; got 'wrold_model'" in done.stderr
 
 
 def test_training_says_what_the_loop_costs(command, tmp_path):

@@ -35,10 +35,10 @@ from cjepa_dist.tasks import WorldModelTask
 from cjepa_dist.training.flops import shapes_of, step_flops
 from cjepa_dist.training.loop import train
 from cjepa_dist.training.optimizer import optimizers
+from tools.bench.rungs import synchronise
 from tools.bench.scaling import Step, scaling
 from tools.bench.traffic import table as tell
 from tools.bench.traffic import traffic
-from tools.bench.world_model import synchronise
 
 AIM = 0.03
 PROJECT = Path(__file__).resolve().parents[2]
