@@ -23,6 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
+from cjepa_dist.data.fetch import is_remote
 from cjepa_dist.errors import UserError
 from slurm.launch import argv_of, ask, folder_of
 from slurm.stage import stage
@@ -119,8 +120,9 @@ class Runner:
             raise UserError(f"scratch={scratch} cannot be made on {socket.gethostname()}: {error.strerror}") from error
         self.environment["TMPDIR"] = str(scratch)
         if self.spec.stage_data:
-            data = {Path(part.removeprefix("data=")).resolve() for line in self.spec.commands for part in line if part.startswith("data=")}
-            self.environment["CJEPA_STAGED"] = json.dumps({str(folder): str(stage(folder, scratch)) for folder in data})
+            data = {part.removeprefix("data=") for line in self.spec.commands for part in line if part.startswith("data=")}
+            copies = {str(Path(folder).resolve()): str(stage(Path(folder), scratch)) for folder in data if not is_remote(folder)}
+            self.environment["CJEPA_STAGED"] = json.dumps(copies)
 
     def note(self, number: int, frame: Any) -> None:
         self.received = number
@@ -173,6 +175,9 @@ class Runner:
         if not self.superseded():
             self.event("failed", always=True, reason=message, lines=lines)
         print("\n".join([f"error: {self.spec.name}: {message}", *lines]), file=sys.stderr, flush=True)
+        if self.place.nodes > 1 and (step := os.environ.get("SLURM_STEP_ID")):
+            # The other nodes may wait for this one for long: in a rendezvous, or in a collective of GPUs.
+            ask("scancel", "--signal=KILL", f"{self.place.job}.{step}")
         return 1
 
     def standing(self) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from cjepa_dist import config as schema
 from cjepa_dist.config import TrainAloe, TrainWorldModel, flat
+from cjepa_dist.data.fetch import is_remote
 from cjepa_dist.errors import UserError
 from slurm.job import Spec
 from slurm.schema import STAGES, Cluster, Experiment, read_cluster
@@ -116,8 +117,10 @@ def preflight_job(cluster: Cluster, runs: Path) -> Job:
     return Job("preflight", "preflight", [command], [str(runs / "preflight.json")], [], [])
 
 
-def data_job(experiment: Experiment, runs: Path, jobs: list[Job]) -> tuple[Path, list[str]]:
-    """(folder of the shards, names of the jobs that make it)."""
+def data_job(experiment: Experiment, runs: Path, jobs: list[Job]) -> tuple[str | Path, list[str]]:
+    """(folder or URL of the shards, names of the jobs that make it)."""
+    if is_remote(experiment.data):
+        return experiment.data, []
     if experiment.data:
         if not (Path(experiment.data) / "manifest.json").is_file():
             raise UserError(f"config field data={experiment.data}: no data set is there (no manifest.json)")
@@ -144,7 +147,7 @@ def arms(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name + suffix, {"config": fields["config"], **values}
 
 
-def model_job(experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, data: Path, source: list[str]) -> Job:
+def model_job(experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, data: str | Path, source: list[str]) -> Job:
     if arm == "own_slot":  # compared with all arms, so it takes their common fields, without the sweeps
         fields = {**{key: value for key, value in flat(experiment.world_model) if not swept(key, value, TrainWorldModel)}, **fields}
     values = {key: value for key, value in fields.items() if key != "config"}
@@ -153,7 +156,7 @@ def model_job(experiment: Experiment, runs: Path, arm: str, fields: dict[str, An
     return Job(name, "world_model", [command], [str(runs / name / "done.json")], list(source), [])
 
 
-def measure_model(experiment: Experiment, model: Job, control: Job | None, data: Path) -> Job:
+def measure_model(experiment: Experiment, model: Job, control: Job | None, data: str | Path) -> Job:
     own = [f"own_slot={control.folder}"] if control else []
     commands = [["cjepa_dist.evaluate", f"run={model.folder}", f"split={experiment.split}", *own, *pairs(experiment.evaluate)]]
     outputs = [str(model.folder / "eval" / f"world_model_{experiment.split}.json")]

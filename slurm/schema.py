@@ -67,7 +67,7 @@ class Experiment:
     stage: str = option("all", "all, or some of " + ", ".join(STAGES) + ", with commas between")
     dry_run: bool = option(False, "show the jobs, their sbatch files and what Slurm says of them; queue nothing")
     preflight: bool = option(False, "first a job that looks at GPUs, shared folder and all-reduce from inside; all others wait for it")
-    data: str = option("", "folder of slot shards that are there; empty = make them in RUNS/data")
+    data: str = option("", "folder of slot shards that are there, or their URL; empty = make them in RUNS/data")
     parts: int = option(1, "tasks of an array that make the data side by side, a part each", least=1)
     prepare: str = option("simulate", "what makes the data", choices=("simulate", "import_pickle"))
     prepare_config: str = option("", "its config")

@@ -200,3 +200,8 @@ def test_preflight_comes_before_whatever_is_submitted(tmp_path):
     for job in jobs:
         finish(job.name)
     assert wanted("all") == [] and wanted("preflight") == ["preflight"]
+
+
+def test_remote_data_are_taken_as_they_are(tmp_path):
+    job = jobs_of(tmp_path, "data=https://host/world", "seed=[0]", "aloe_config=''")["world_model/ctt/seed_0"]
+    assert "data=https://host/world" in job.commands[0] and not job.needs

@@ -40,7 +40,18 @@ def timed(slurm, small_data, tmp_path_factory):
     return folder / "runs"
 
 
-def test_whole_graph_with_a_branch_that_fails(timed, tmp_path, small_data):
+@pytest.fixture(scope="module")
+def requeued(timed, small_data, tmp_path_factory):
+    """A job of two nodes that trains on staged data and was put back into the queue; left to itself beside another test."""
+    folder = tmp_path_factory.mktemp("requeued")
+    facts = {**paused(8), "nodes": 2, "scratch": f"{folder}/$SLURMD_NODENAME", "stage_data": True}
+    submit(write(folder, small_data, cluster=facts, world_model={**WORLD, "loop.steps": 8}), "stage=world_model")
+    wait_for_checkpoints(folder / "runs")
+    assert call("scontrol", "requeue", ids(folder / "runs")[RUN]).returncode == 0
+    return folder / "runs"
+
+
+def test_whole_graph_with_a_branch_that_fails(requeued, tmp_path, small_data):
     config = "configs/world_model/quickstart"
     arms = {
         "baseline": {"config": f"{config}.yaml"},
@@ -69,23 +80,16 @@ def test_whole_graph_with_a_branch_that_fails(timed, tmp_path, small_data):
     assert "nothing to submit" in submit(path, "stage=data")
 
 
-def test_requeued_on_two_nodes(timed, tmp_path, small_data, whole):
-    scratch = {"scratch": f"{tmp_path}/$SLURMD_NODENAME", "stage_data": True}
-    path = write(tmp_path, small_data, cluster={**paused(8), **scratch, "nodes": 2}, world_model={**WORLD, "loop.steps": 8})
-    runs = tmp_path / "runs"
-    submit(path, "stage=world_model")
-    number = ids(runs)[RUN]
-    wait_for_checkpoints(runs)
-    assert call("scontrol", "requeue", number).returncode == 0
-    status = ended(runs)
+def test_requeued_on_two_nodes(requeued, small_data, whole):
+    status = ended(requeued)
     assert status.returncode == 0, status.stdout
-    assert [event["event"] for event in events(runs)][-2:] == ["start", "done"]
-    assert len([event for event in events(runs) if event["event"] == "start"]) == 2
-    assert json.loads((runs / RUN / "environment.json").read_text())["processes"] == 2
-    assert "resumed from" in log(runs)
-    assert same(weights(runs / RUN, 8), whole(8, 2))
-    assert len(list(tmp_path.glob("node*/world-*/manifest.json"))) >= 2, "each node has its own copy of the data"
-    assert f"data={small_data}" in (runs / RUN / "command.txt").read_text()
+    assert [event["event"] for event in events(requeued)][-2:] == ["start", "done"]
+    assert len([event for event in events(requeued) if event["event"] == "start"]) == 2
+    assert json.loads((requeued / RUN / "environment.json").read_text())["processes"] == 2
+    assert "resumed from" in log(requeued)
+    assert same(weights(requeued / RUN, 8), whole(8, 2))
+    assert len(list(requeued.parent.glob("node*/world-*/manifest.json"))) >= 2, "each node has its own copy of the data"
+    assert f"data={small_data}" in (requeued / RUN / "command.txt").read_text()
 
 
 def test_cancelled_and_resumed(timed, tmp_path, small_data, whole):
