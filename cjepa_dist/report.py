@@ -58,7 +58,8 @@ def main(config: Report) -> int:
     measured = {arm.name: arm.measured["vqa"] for arm in vqa if "vqa" in arm.measured}
     models = {arm.name: arm.measured["world_model"] for arm in world if "world_model" in arm.measured}
     graphs = {arm.name: arm.measured["graphs"] for arm in world if "graphs" in arm.measured}
-    symbolic = {f"{arm.name}: {name}": found for arm in world for name, found in symbolic_of(arm, config.split).items()}
+    removals = {arm.name: found for arm in world for found in extra(arm, f"counterfactual_{config.split}")}
+    symbolic = {f"{arm.name}: {found['rollout']}": found for arm in world for found in extra(arm, f"symbolic_*_{config.split}")}
     sections = [
         f"# Report, split {config.split}\n",
         *(f"> **Warning:** {line}\n" for line in warnings),
@@ -66,6 +67,7 @@ def main(config: Report) -> int:
         *over_seeds(vqa, "vqa", config),
         *tables.world_models(models),
         *tables.edges(graphs),
+        *tables.counterfactual(removals),
         *tables.vqa(measured),
         *tables.differences(measured, draws=config.draws, seed=config.seed),
         *tables.vqa(symbolic, "Question programs on events read off rollouts"),
@@ -165,10 +167,9 @@ def over_seeds(arms: list[Arm], kind: str, config: Report) -> list[str]:
     return [f"## {title} over seeds\n", f"{text[0].upper()}{text[1:]}.\n", *lines, ""]
 
 
-def symbolic_of(arm: Arm, split: str) -> dict[str, dict[str, Any]]:
-    """What evaluate_symbolic measured on rollouts of a world model, by how these were made; {} without one."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((arm.path / "eval").glob(f"symbolic_*_{split}.json"))]
-    return {content["rollout"]: content for content in found}
+def extra(arm: Arm, pattern: str) -> list[dict[str, Any]]:
+    """Measurements of a run that not every run has, in the order of their files' names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((arm.path / "eval").glob(f"{pattern}.json"))]
 
 
 def data_size(folder: str) -> str:

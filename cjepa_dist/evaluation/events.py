@@ -64,9 +64,12 @@ class Reader:
         values = torch.from_numpy(widen(slots))
         held = np.flatnonzero(slot_object >= 0)
         position, present = np.zeros((len(slots), count, 2), np.float32), np.zeros((len(slots), count), bool)
-        position[:, slot_object[held]] = self.probe(values[:, held]).numpy()
-        present[:, slot_object[held]] = ((values[:, held] - self.empty).square().mean(-1) > PRESENT).numpy()
+        position[:, slot_object[held]], present[:, slot_object[held]] = self.places(values[:, held])
         return position, present
+
+    def places(self, slots: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(..., D) -> position (..., 2), whether the slot holds something (...)."""
+        return self.probe(slots).numpy(), ((slots - self.empty).square().mean(-1) > PRESENT).numpy()
 
     def history(self, slots: np.ndarray, slot_object: np.ndarray, objects: list[SceneObject], removed: int = -1) -> History:
         """The events of a video (or of a world without the object `removed`), frames as many as the slots have."""

@@ -1,25 +1,27 @@
-"""The report's pictures: accuracy by question type, errors of the world models. They need matplotlib (extra `report`)."""
+"""Pictures of results: accuracies, errors of world models, worlds without an object. They need matplotlib (extra `report`)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cjepa_dist.evaluation.counterfactual import Example
 from cjepa_dist.evaluation.tables import METHODS, label, title
 
 Measured = dict[str, dict[str, Any]]
 BARS = ("descriptive.question", "explanatory.question", "predictive.question", "counterfactual.question", "multiple_choice.option")
 
 
-def canvas(columns: int, width: float = 6.0) -> tuple[Any, Any]:
+def canvas(columns: int, width: float = 6.0, rows: int = 1, height: float = 4.0) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(1, columns, figsize=(width * columns, 4), squeeze=False)
+    return pyplot.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
 
 
 def save(figure: Any, path: Path) -> Path:
@@ -85,3 +87,31 @@ def curves(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """{legend: numbers by class}: every model's predictor, and the simple methods once (they are the same for all models of a data set)."""
     lines = {METHODS[m]: cells for m, cells in next(iter(models.values())).items() if m != "predictor"}
     return lines | {name: methods["predictor"] for name, methods in models.items()}
+
+
+def counterfactual(examples: Sequence[Example], path: Path) -> np.ndarray:
+    """A column a world, a row a way to know it; a colour a slot, a dot where it starts. Thick: truly diverged; dashed: the removed one.
+
+    Returns the picture, (H, W, 3) uint8.
+    """
+    from matplotlib import image
+
+    names = list(examples[0].paths)
+    figure, axes = canvas(len(examples), 3.0, len(names), 3.0)
+    for column, example in enumerate(examples):
+        for row, name in enumerate(names):
+            axis, (place, seen) = axes[row, column], example.paths[name]
+            for slot in np.flatnonzero(seen.any(0)):
+                known = np.where(seen[:, slot, None], place[:, slot], np.nan)
+                later = np.arange(len(known)) >= example.diverged[slot]
+                style = {"color": f"C{slot}", "linestyle": "--" if slot == example.removed else "-"}
+                axis.plot(*known.T, linewidth=1, **style)
+                if slot != example.removed:
+                    axis.plot(*np.where(later[:, None], known, np.nan).T, linewidth=3, **style)
+                axis.plot(*known[seen[:, slot].argmax()], marker="o", markersize=4, color=f"C{slot}")
+            axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
+        axes[0, column].set_title(example.title, fontsize=8)
+    for row, name in enumerate(names):
+        axes[row, 0].set_ylabel(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return (255 * image.imread(save(figure, path))[..., :3]).astype(np.uint8)

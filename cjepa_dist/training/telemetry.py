@@ -65,6 +65,12 @@ class Telemetry:
             self.writer.close()
 
 
+def add_picture(run: Path, step: int, name: str, picture: np.ndarray) -> None:
+    """A picture (H, W, 3) uint8 among those of a run that has ended."""
+    with SummaryWriter(str(run)) as writer:
+        writer.add_image(name, picture, step, dataformats="HWC")
+
+
 def rewind(path: Path, start: int) -> None:
     """Drop the lines of steps after `start`: in the run that goes on from there they never happened. And one that a full disk cut off."""
     if path.exists():
