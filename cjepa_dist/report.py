@@ -60,11 +60,15 @@ def main(config: Report) -> int:
     graphs = {arm.name: arm.measured["graphs"] for arm in world if "graphs" in arm.measured}
     removals = {arm.name: found for arm in world for found in extra(arm, f"counterfactual_{config.split}")}
     symbolic = {f"{arm.name}: {found['rollout']}": found for arm in world for found in extra(arm, f"symbolic_*_{config.split}")}
+    readers = [
+        Arm(arm.path, arm.name, arm.config, {"vqa": found[0]}) for arm in world if (found := extra(arm, f"symbolic_*_{config.split}"))
+    ]
     sections = [
         f"# Report, split {config.split}\n",
         *(f"> **Warning:** {line}\n" for line in warnings),
         *over_seeds(world, "world_model", config),
         *over_seeds(vqa, "vqa", config),
+        *over_seeds(readers, "vqa", config, "Question programs on rollouts"),
         *tables.world_models(models),
         *tables.edges(graphs),
         *tables.counterfactual(removals),
@@ -151,7 +155,7 @@ def read_measured(arm: Arm, kinds: tuple[str, ...], split: str, warnings: list[s
             warnings.append(f"{path} cannot be read ({error}); measure again")
 
 
-def over_seeds(arms: list[Arm], kind: str, config: Report) -> list[str]:
+def over_seeds(arms: list[Arm], kind: str, config: Report, title: str = "") -> list[str]:
     """Mean, spread and paired differences of runs in <arm>/seed_<n>; [] unless an arm has several seeds."""
     found: dict[Path, dict[str, dict[str, float]]] = {}
     read = seeds.accuracies if kind == "vqa" else seeds.errors
@@ -161,10 +165,10 @@ def over_seeds(arms: list[Arm], kind: str, config: Report) -> list[str]:
     if max(map(len, found.values()), default=0) < 2:
         return []
     named = dict(zip(short_names(list(found)), found.values()))
-    title, what = ("VQA", "accuracy, percent") if kind == "vqa" else ("World models", "slot MSE")
+    named_so, what = ("VQA", "accuracy, percent") if kind == "vqa" else ("World models", "slot MSE")
     text = f"{what}; mean ± standard deviation over seeds; differences from the first arm, paired by seed, 95 % bootstrap over seeds"
     lines = seeds.table(named, percent=kind != "vqa", draws=config.draws, seed=config.seed, digits=1 if kind == "vqa" else 4)
-    return [f"## {title} over seeds\n", f"{text[0].upper()}{text[1:]}.\n", *lines, ""]
+    return [f"## {title or named_so} over seeds\n", f"{text[0].upper()}{text[1:]}.\n", *lines, ""]
 
 
 def extra(arm: Arm, pattern: str) -> list[dict[str, Any]]:

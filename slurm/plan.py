@@ -29,6 +29,7 @@ SCHEMAS = {  # of the commands that take fields of the user's
     "cjepa_dist.train_aloe": ("cjepa_dist.config", "TrainAloe"),
     "cjepa_dist.evaluate": ("cjepa_dist.evaluate", "Evaluate"),
     "cjepa_dist.evaluate_graph": ("cjepa_dist.evaluate_graph", "EvaluateGraph"),
+    "cjepa_dist.rollout": ("cjepa_dist.rollout", "Rollout"),
     "data_prep.simulate": ("data_prep.simulate.video", "Simulate"),
     "data_prep.merge": ("data_prep.merge", "Merge"),
     "data_prep.import_pickle": ("data_prep.import_pickle", "ImportPickle"),
@@ -90,12 +91,17 @@ def plan(experiment: Experiment) -> list[Job]:
             models.append((arm, seed, model))
             jobs += [model, measure_model(experiment, model, control, data)]
             scored.append(jobs[-1].name)
-    if experiment.aloe_config:
+    if experiment.aloe_config or experiment.rollout:
         for index, (arm, seed, model) in enumerate(models):
             rolled = runs / "rollout" / arm / f"seed_{seed}"
-            command = ["cjepa_dist.rollout", f"world_model={model.folder}", f"data={data}", f"out={rolled}"]
+            command = ["cjepa_dist.rollout", f"world_model={model.folder}", f"data={data}", f"out={rolled}", *pairs(experiment.rollout)]
             rollout = Job(f"rollout/{arm}/seed_{seed}", "rollout", [command], [str(rolled / "manifest.json")], [model.name], [])
             jobs.append(rollout)
+            if experiment.rollout.get("mode") == "counterfactual":
+                jobs.append(measure_worlds(experiment, rollout, rolled, model, data))
+                scored.append(jobs[-1].name)
+            if not experiment.aloe_config:
+                continue
             blind = [("blind", {"blind": True})] if experiment.blind and index % (len(models) // len(experiment.seed)) == 0 else []
             for name, extra in [(arm, {}), *blind]:
                 for suffix, fields in combined(experiment.aloe, TrainAloe, experiment.sweep):
@@ -168,6 +174,17 @@ def measure_model(experiment: Experiment, model: Job, control: Job | None, data:
     return Job(f"evaluate/{model.name}", "evaluate", commands, outputs, needs, [])
 
 
+def measure_worlds(experiment: Experiment, rollout: Job, rolled: Path, model: Job, data: str | Path) -> Job:
+    """What the world model says would have happened: by question programs, and against re-simulation where there is truth."""
+    split, folder = experiment.split, model.folder / "eval"
+    commands = [["cjepa_dist.evaluate_symbolic", f"data={rolled}", f"split={split}", f"probe_data={data}"]]
+    outputs = [str(folder / f"symbolic_{experiment.rollout.get('divergence', 'paired')}_{split}.json")]
+    if experiment.graphs:
+        commands.append(["cjepa_dist.evaluate_counterfactual", f"run={model.folder}", f"data={data}", f"split={split}"])
+        outputs.append(str(folder / f"counterfactual_{split}.json"))
+    return Job(f"evaluate/{rollout.name}", "evaluate", commands, outputs, [rollout.name], [])
+
+
 def aloe_job(
     experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, number: int, rolled: Path, rollout: Job
 ) -> Job:
@@ -181,7 +198,11 @@ def aloe_job(
 
 def check(experiment: Experiment, jobs: list[Job]) -> None:
     """Every command that takes fields against its schema, before anything is queued. Raises UserError, naming job and field."""
-    heavy = {"cjepa_dist.evaluate": experiment.evaluate, "cjepa_dist.evaluate_graph": experiment.evaluate_graph}  # they import torch
+    heavy = {
+        "cjepa_dist.evaluate": experiment.evaluate,
+        "cjepa_dist.evaluate_graph": experiment.evaluate_graph,
+        "cjepa_dist.rollout": experiment.rollout,
+    }  # they import torch
     for job in jobs:
         for module, *arguments in job.commands:
             if module in SCHEMAS and heavy.get(module, True):

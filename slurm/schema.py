@@ -76,6 +76,7 @@ class Experiment:
     sweep: str = option("cross", "several lists: every combination, or the first of each, the second of each ...", choices=("cross", "zip"))
     control: str = option("", "config of the world model that sees only the object's own slot; empty = none")
     world_model: dict[str, Any] = option({}, "fields of every world model, values or lists")
+    rollout: dict[str, Any] = option({}, "fields of cjepa_dist.rollout; mode=counterfactual also measures the worlds without an object")
     aloe_config: str = option("", "config of ALOE; empty = no ALOE")
     aloe: dict[str, Any] = option({}, "fields of every ALOE, values or lists")
     blind: bool = option(True, "also an ALOE that sees the slots of other videos, on the first arm")

@@ -64,6 +64,19 @@ def test_zipped_sweeps(tmp_path):
         jobs_of(tmp_path, *lists, "arms.ctt.ctt.margin=[1,2,3]")
 
 
+def test_worlds_without_an_object_are_read_by_programs_and_by_aloe(tmp_path):
+    experiment = ["aloe.protocol=[published,counterfactual]", "rollout.mode=counterfactual", "seed=[0]", "blind=false"]
+    jobs = jobs_of(tmp_path, *experiment)
+    assert jobs["rollout/ctt/seed_0"].commands[0][-1] == "mode=counterfactual"
+    measured = jobs["evaluate/rollout/ctt/seed_0"]
+    assert [command[0] for command in measured.commands] == ["cjepa_dist.evaluate_symbolic", "cjepa_dist.evaluate_counterfactual"]
+    assert {Path(path).name for path in measured.outputs} == {"symbolic_paired_val.json", "counterfactual_val.json"}
+    assert {"aloe/ctt+protocol_published/seed_0", "aloe/ctt+protocol_counterfactual/seed_0"} <= set(jobs)
+    assert measured.name in jobs["report"].after
+    alone = jobs_of(tmp_path, *experiment, "aloe_config=''", "graphs=false")
+    assert len(alone["evaluate/rollout/ctt/seed_0"].commands) == 1 and not any(name.startswith("aloe") for name in alone)
+
+
 def test_seeds_of_aloe(tmp_path):
     jobs = jobs_of(tmp_path, "seed=[0]", "aloe_seed=[7,8]", "blind=false")
     assert {"aloe/ctt/seed_0_aloe_7", "aloe/ctt/seed_0_aloe_8"} <= set(jobs)
