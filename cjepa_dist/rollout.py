@@ -223,7 +223,8 @@ class Roller:
             at = 0 if self.config.mode == "free" else length
             rule = counterfactual.AtFrames(torch.full((len(video), count), at, device=self.device))
         elif self.config.divergence == "oracle":
-            rule = counterfactual.AtFrames(torch.from_numpy(np.concatenate([s.diverged for s in scenes])).to(self.device))
+            frames = np.concatenate([s.diverged for s in scenes])
+            rule = counterfactual.AtFrames(torch.from_numpy(frames).to(self.device), entered=True)
         elif self.config.divergence == "paired":
             expected = counterfactual.expected(predictor, slots, self.frameskip)
             tau = self.config.graph.tau or counterfactual.FACTOR * context.tau

@@ -41,6 +41,11 @@ class Block:
     held: Tensor  # (W, K, S) bool: the factual slot holds something in the last frame of each history
     diverged: Tensor  # (W, S) bool: reached before this block
 
+    def present(self) -> Tensor:
+        """(W, F, S): `held`, by frame of the block."""
+        frames, streams = self.predicted.shape[1], self.held.shape[1]
+        return self.held.repeat(1, -(-frames // streams), 1)[:, :frames]
+
 
 FACTOR = 2.0  # see `Paired`
 Reached = Callable[[Block], Tensor]  # -> (W, F, S) bool: reached at a frame of the block; frames after it are reached as well
@@ -125,8 +130,7 @@ class Paired:
 
     def __call__(self, block: Block) -> Tensor:
         nats = ((block.predicted - block.expected).square() / (2 * self.sigma2)).sum(dim=-1)
-        steps = -(-nats.shape[1] // block.held.shape[1])
-        return (nats > self.tau) & block.held.repeat(1, steps, 1)[:, : nats.shape[1]]
+        return (nats > self.tau) & block.present()
 
 
 @dataclass(frozen=True)
@@ -159,13 +163,18 @@ class ByGraph:
 
 @dataclass(frozen=True)
 class AtFrames:
-    """Reached at given frames, (W, S): the truth's, 0 for everybody (a free rollout), or T (the factual world without r)."""
+    """Reached: from given frames on, (W, S): the truth's, 0 for everybody (a free rollout), or T (the factual world without r).
+
+    `entered`: not before the slot holds something. No rollout can invent an entry; the factual one is nearer.
+    """
 
     frames: Tensor
+    entered: bool = False
 
     def __call__(self, block: Block) -> Tensor:
         now = block.start + torch.arange(block.predicted.shape[1], device=self.frames.device)
-        return now[None, :, None] >= self.frames[block.rows][:, None]
+        reached = now[None, :, None] >= self.frames[block.rows][:, None]
+        return reached & block.present() if self.entered else reached
 
 
 def blocks(predictor: SlotPredictor, frames: int, frameskip: int) -> Iterator[int]:

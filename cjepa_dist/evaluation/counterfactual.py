@@ -136,7 +136,7 @@ class Study:
     def rule(self, name: str, scenes: Scenes) -> Reached:
         true, context = scenes.true, dataclasses.replace(self.task.graph_context(scenes.video), seed=self.seed)
         if name == "oracle":
-            return AtFrames(true["diverged"])
+            return AtFrames(true["diverged"], entered=True)
         if name in ("free", "factual"):
             return AtFrames(torch.full_like(true["diverged"], 0 if name == "free" else scenes.slots.shape[1]))
         if name.startswith("paired"):

@@ -155,8 +155,9 @@ def test_the_rest_of_the_batch_does_not_matter():
 def test_slots_that_hold_nothing_are_not_reached():
     slots = scenes()
     slots[:, :30, 3] = EMPTY  # a late entry
-    _, diverged = rolled(model(), slots, Paired(torch.ones(D), torch.tensor(0.0)))
-    assert (diverged[:, 3] >= 32).all() and not holds(slots[:, :30, 3], EMPTY).any()
+    for rule in (Paired(torch.ones(D), torch.tensor(0.0)), AtFrames(torch.full((V, S), 20), entered=True)):
+        _, diverged = rolled(model(), slots, rule)
+        assert (diverged[:, 3] == 32).all() and not holds(slots[:, :30, 3], EMPTY).any()
 
 
 def context() -> GraphContext:

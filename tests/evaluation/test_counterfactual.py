@@ -67,7 +67,7 @@ def test_what_changes_nothing_finds_nothing(result):
 
 def test_the_oracle_diverges_where_the_truth_does(result):
     found = result["rules"]["oracle"]
-    assert found["divergence"]["recall"]["value"] > 0.95 and found["divergence"]["precision"]["value"] == 1
+    assert found["divergence"]["recall"]["value"] > 0.9 and found["divergence"]["precision"]["value"] == 1
     assert found["unaffected"]["mean"]["slot_mse"] == 0
     assert result["rules"]["free"]["unaffected"]["mean"]["slot_mse"] > 0
 

@@ -3,6 +3,7 @@
     world_model    one training step: the published one, and ours
     data           windows/s beside memcpy and a per-window dataset, time to the first batch, memory, what a step waits; imports
     aloe           one training step: a plain one, and ours
+    counterfactual videos/s of rollouts without an object, by what says whom the removal reached
     training       the loop beside the bare step, checkpoints, restart; a model of more GPUs
 
 `python -m tools.bench world_model --help` lists the options.
@@ -15,12 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from cjepa_dist.config import launch
-from tools.bench import aloe, data, training, world_model
+from tools.bench import aloe, counterfactual, data, training, world_model
 
 TARGETS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "world_model": (world_model.BenchWorldModel, world_model.main),
     "data": (data.BenchData, data.main),
     "aloe": (aloe.BenchAloe, aloe.main),
+    "counterfactual": (counterfactual.BenchCounterfactual, counterfactual.main),
     "training": (training.BenchTraining, training.main),
 }
 
