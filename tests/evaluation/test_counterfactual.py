@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cjepa_dist import config as schema
 from cjepa_dist import tasks
 from cjepa_dist.causal.counterfactual import Block, interleaved
+from cjepa_dist.clevrer.questions import objects
 from cjepa_dist.config import GraphConfig, build
 from cjepa_dist.data.shards import read_split
 from cjepa_dist.data.windows import ResidentWindows
@@ -132,11 +133,8 @@ def test_worlds_that_nobody_asked_for_are_no_videos(study, small_data, reader):
         len(sample.truth["counterfactual_removed"]) > 0 for sample in known
     )
     assert (
-        replace(reader, reach=0.0).history(known[0].slots, known[0].truth["slot_object"].astype(int), objects_of(known[0])).collisions == []
+        replace(reader, reach=0.0)
+        .history(known[0].slots, known[0].truth["slot_object"].astype(int), objects(known[0].annotation))
+        .collisions
+        == []
     )
-
-
-def objects_of(sample):
-    from cjepa_dist.clevrer.questions import objects
-
-    return objects(sample.annotation)
