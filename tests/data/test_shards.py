@@ -9,7 +9,7 @@ import pytest
 import webdataset
 
 from cjepa_dist.data.manifest import checksum
-from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, SplitWriter, load_slots, read_split
+from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, Shard, SplitWriter, load_slots, read_split
 from cjepa_dist.data.verify import verify_folder
 from cjepa_dist.errors import UserError
 
@@ -100,6 +100,22 @@ def test_only_the_members_that_are_asked_for(whole):
     found = next(read_split(whole, "val", ("json",)))
     assert found.annotation == {"scene_index": 100, "collision": []}
     assert found.slots is None and found.questions is None and found.truth is None
+
+
+def test_one_field_of_a_json_member(whole, copy):
+    """As by parsing all of it; what stands after it may be anything."""
+
+    def fields(folder, *names):
+        entry = Manifest.load(folder).shards("val")[0]
+        with Shard(folder, "val", entry) as shard:
+            return [shard.field(entry.keys[0], "json", name) for name in names]
+
+    assert fields(whole, "scene_index", "collision", "no_such") == [100, [], None]
+    path = next((copy / "val").iterdir())
+    path.write_bytes(path.read_bytes().replace(b'{"scene_index":100,"collision":[]}', b'{"scene_index":100,"collision":[}}'))
+    assert fields(copy, "scene_index") == [100]
+    with pytest.raises(UserError, match="video_00100: collision in json is no JSON"):
+        fields(copy, "collision")
 
 
 def test_any_webdataset_user_can_read_it(whole):
