@@ -5,6 +5,7 @@ Four processes run FSDP2: DDP lays its buckets out anew after its first step, so
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.slurm.conftest import (
     log,
     ours,
     paused,
+    queue,
     submit,
     wait_for,
     wait_for_checkpoints,
@@ -95,19 +97,26 @@ def test_a_node_that_is_lost_but_works_on(lost, slurm, whole):
     assert same(weights(lost / RUN, LONG), whole(LONG))
 
 
-def preempt(slurm, nodes, *, user_signal):
-    """A short job of more right to `nodes`; on a cluster that sends a job's own signal when it preempts, or on one that does not."""
+@contextmanager
+def no_user_signal():
+    """A cluster that does not send a job's own signal when it preempts. Entered while no job starts: slurmd is deaf for a moment."""
     conf = Path(os.environ["SLURM_CONF"])
     before = conf.read_text()
-    conf.write_text(before if user_signal else before.replace("preempt_send_user_signal", "power_save_interval=10"))
     try:
+        conf.write_text(before.replace("preempt_send_user_signal", "power_save_interval=10"))
         assert call("scontrol", "reconfigure").returncode == 0
-        options = ["--partition=high", f"--nodelist={nodes}", f"--nodes={len(nodes.split(','))}", "--exclusive", "--output=/dev/null"]
-        done = call("sbatch", "--wait", *options, "--wrap=sleep 1")
-        assert done.returncode == 0, done.stderr
+        yield
     finally:
         conf.write_text(before)
         call("scontrol", "reconfigure")
+
+
+def preempt(nodes, seconds):
+    """A job of more right to `nodes`, once it runs."""
+    options = ["--partition=high", f"--nodelist={nodes}", f"--nodes={len(nodes.split(','))}", "--exclusive", "--output=/dev/null"]
+    done = call("sbatch", "--parsable", *options, f"--wrap=sleep {seconds}")
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: queue("-j", done.stdout.strip(), "-o", "%T") in ([], ["RUNNING"]), 120, "it does not preempt")
 
 
 def test_preempted_with_and_without_the_signal(slurm, tmp_path, small_data, whole):
@@ -115,11 +124,12 @@ def test_preempted_with_and_without_the_signal(slurm, tmp_path, small_data, whol
     signalled = start(tmp_path / "signalled", small_data, cluster={**FOUR, "options": {"nodelist": "node1,node2"}}, **FSDP2)
     plain = start(tmp_path / "plain", small_data, cluster={**TWO, "options": {"nodelist": "node3"}})
     wait_for_checkpoints(signalled, plain)
-    preempt(slurm, "node1,node2", user_signal=True)
-    preempt(slurm, "node3", user_signal=False)
+    preempt("node1,node2", seconds=5)
+    with no_user_signal():
+        preempt("node3", seconds=1)
+        found = [ended(runs) for runs in (signalled, plain)]
+    assert [status.returncode for status in found] == [0, 0], "\n".join(status.stdout for status in found)
     for runs, reason, processes, fields in ((signalled, "SIGUSR2", 4, FSDP2), (plain, "SIGTERM", 2, {})):
-        status = ended(runs)
-        assert status.returncode == 0, status.stdout
         assert kinds(runs) == ["start", "stopped", "start", "done"] and events(runs)[1]["reason"] == reason
         assert "resumed from" in log(runs) and json.loads((runs / RUN / "environment.json").read_text())["processes"] == processes
         assert same(weights(runs / RUN, STEPS), whole(STEPS, processes, **fields))
