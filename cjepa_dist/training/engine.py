@@ -74,6 +74,18 @@ class Engine:
         self.model: Any = self.handle.prepare_model(self.task)
         if self.handle.num_processes > 1 and not isinstance(self.model, DistributedDataParallel):
             raise self.not_asked(type(self.model).__name__)
+        if isinstance(self.model, DistributedDataParallel):
+            self.settle(self.model)
+
+    def settle(self, model: DistributedDataParallel) -> None:
+        """Let DDP lay out its buckets for good: it does so after its first backward pass, and another layout is another order of sums.
+
+        Else the first step after a resume sums otherwise than that step of an undisturbed run, which shows from three processes on.
+        The order of this pass, the parameters' backwards, is about that of a real one.
+        """
+        model.reducer.prepare_for_backward([])
+        torch.stack([p.sum() for p in self.task.parameters() if p.requires_grad]).sum().mul(0.0).backward()
+        self.task.zero_grad(set_to_none=True)
 
     def averaging(self, live: dict[str, Tensor]) -> Average | None:
         return Average(live, self.config.optimizer.ema) if self.config.optimizer.ema else None
