@@ -17,7 +17,6 @@ from cjepa_dist.tasks import build
 from cjepa_dist.training import checkpoint
 from cjepa_dist.training.checkpoint import load_task
 from cjepa_dist.training.optimizer import optimizers
-from data_prep import import_pickle
 from tests.evaluation.world import make_world
 from tests.test_bad_input import fingerprint
 from tools import export_checkpoint, import_checkpoint
@@ -344,7 +343,7 @@ def test_help_lists_fields(run):
 
 def test_data_of_another_shape(state, run, tmp_path):
     with DatasetWriter(tmp_path / "data", encoder="test", source={}) as writer:
-        writer.split("train").add(import_pickle.Sample("video_00000", np.zeros((30, 4, 9), np.float32)))
+        writer.split("train").add(Sample("video_00000", np.zeros((30, 4, 9), np.float32)))
     torch.save(state, tmp_path / "x.ckpt")
     arguments = (f"source={tmp_path / 'x.ckpt'}", f"out={tmp_path / 'run'}", f"data={tmp_path / 'data'}", "heads=2")
     code, _, errors = run(import_checkpoint, *arguments)
