@@ -21,7 +21,7 @@ from cjepa_dist.models.attention import Block
 
 WORDS, ANSWERS = 82, 22  # CLEVRER's vocabulary with PAD
 QUESTION_WORDS, CHOICE_WORDS = 20, 12
-PARTS = 4  # rows of a batch by length, see `by_length`
+PARTS, ROWS, LENGTHS = 4, 8, 4  # rows of a batch by length: how many parts, multiples of rows and of words, see `by_length`
 
 
 class Aloe(nn.Module):
@@ -96,8 +96,9 @@ class Aloe(nn.Module):
                 for block in blocks[:-1]:
                     x, _ = block(x, ignored)
                 texts[i], _ = blocks[-1](x, ignored, first=1)  # nothing else of the last block is read
-        summary = torch.cat([text[:, 0] for text in texts])
-        return summary if len(parts) == 1 else summary[torch.cat([rows for rows, _, _ in parts]).argsort()]
+        summary, of = torch.cat([text[:, 0] for text in texts]), torch.cat([rows for rows, _, _ in parts])
+        again = len(of) - len(tokens)  # rows that only round sizes up
+        return summary if len(parts) == 1 else summary[again:][of[again:].argsort()]
 
     def see(self, slots: Tensor) -> Tensor:
         """(U, F, S, D) -> (U, F * S, W). The modality of slots is (0, 1) always, so its second column is a bias and the first is unused."""
@@ -166,16 +167,20 @@ def by_length(padding: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Rows of words sorted into parts of like length, for padding (R, N) bool, True at padding: (rows (r,), words (r, n), padding (r, n)).
 
     More than half of the words of a batch are padding, and positions are added before: so what is left is the same, for half of the work.
-    It reads the lengths, which on a GPU would wait for it: there, where a graph is compiled and on the meta device, all rows are one part.
+    Sizes are rounded up, the first row standing there once more: a CPU compiles its matrix products for each size, at half of a step's
+    time if every step had others. It reads the lengths, which on a GPU would wait for it: there, where a graph is compiled and on the
+    meta device, all rows are one part.
     """
     if padding.is_cuda or padding.is_meta or torch.compiler.is_compiling():
         rows, words = (torch.arange(n, device=padding.device) for n in padding.shape)
         return [(rows, words.expand_as(padding), padding)]
     length = (~padding).sum(1)
     order = length.argsort()
+    order = torch.cat([order[:1].expand(-len(order) % (PARTS * ROWS)), order])
     parts = []
     for rows in order.chunk(PARTS):
-        words = padding[rows].to(torch.uint8).argsort(dim=1, stable=True)[:, : int(length[rows].max())]
+        longest = -(-int(length[rows].max()) // LENGTHS) * LENGTHS
+        words = padding[rows].to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
         parts.append((rows, words, padding[rows].gather(1, words)))
     return parts
 

@@ -9,7 +9,7 @@ import torch
 from cjepa_dist.config import AloeConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.losses.vqa import answer_loss, choice_loss
-from cjepa_dist.models.aloe import Aloe
+from cjepa_dist.models.aloe import Aloe, by_length
 
 SMALL = AloeConfig(slots=3, slot_dim=8, frames=4, width=16, depth=2, heads=2, mlp_dim=32, word_dim=4, head_dim=16)
 
@@ -79,6 +79,23 @@ def test_row_view_is_a_repetition_of_slots(options):
     index = torch.tensor([0, 0, 1, 2, 1])
     repeated = model(**{**inputs, "slots": inputs["slots"][index]})
     torch.testing.assert_close(model(**inputs, row_view=index), repeated)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("count", [1, 31, 33])
+def test_sizes_are_rounded_up_and_answers_are_the_same(count, shared):
+    """Rows sorted by length, in four parts of sizes that come again: what is answered to a row is what is answered to it alone."""
+    torch.manual_seed(count)
+    model, length = Aloe(replace(SMALL, shared_vision=shared)).eval(), torch.randint(1, 33, (count,))
+    padding = torch.arange(32) >= length[:, None]
+    tokens = torch.randint(1, 82, (count, 32)).masked_fill(padding, 0)
+    slots = torch.randn(2, SMALL.frames, SMALL.slots, SMALL.slot_dim)
+    inputs = {"tokens": tokens, "padding": padding, "is_choice": length > 9, "row_view": length % 2}
+    parts = by_length(torch.cat([torch.zeros(count, 1, dtype=torch.bool), padding], 1))
+    assert all(len(rows) % 8 == 0 and (words.shape[1] % 4 == 0 or words.shape[1] == 33) for rows, words, _ in parts)
+    alone = [model(slots, **{name: value[i : i + 1] for name, value in inputs.items()}) for i in range(count)]
+    for found, expected in zip(model(slots, **inputs), zip(*alone)):
+        torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-4)
 
 
 def test_shared_vision_is_a_mask():
