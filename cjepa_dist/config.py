@@ -238,6 +238,9 @@ class TrainAloe:
     starts: int = option(8, "the first frame is drawn from 0 .. starts-1 in training", unit="frames", least=1)
     eval_start: int = option(3, "first frame in validation", unit="frames", least=0)
     by_video: bool = option(False, "a sample is a video with all of its questions (loop.global_batch counts videos), not a question")
+    types: list[str] = option(
+        ["descriptive", "explanatory", "predictive", "counterfactual"], "types of the questions asked in training; fewer need by_video"
+    )
     shuffle_slots: bool = option(False, "training shows the slots of a video in another order each time")
     affirm: float = option(
         0.0, 'share of the run that asks negated questions without their "not", answers turned round: options are learned first', least=0.0

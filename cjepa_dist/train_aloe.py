@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from cjepa_dist import config as schema
+from cjepa_dist.clevrer.vocabulary import TYPES
 from cjepa_dist.data.questions import QuestionSource, VideoQuestions
 from cjepa_dist.data.shards import Manifest
+from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import VqaTask
 from cjepa_dist.training.loop import total_steps, train
 
@@ -25,7 +27,10 @@ def main(config: schema.TrainAloe) -> int:
         read(config.train_split, starts=config.starts, shuffle=config.shuffle_slots),
         read(config.val_split, eval_start=config.eval_start),
     )
-    source, validation = (VideoQuestions(each) if config.by_video else each for each in questions)
+    if not config.by_video and len(config.types) < len(TYPES):
+        raise UserError(f"types={config.types} chooses among the questions of a video: it needs by_video=true")
+    source = VideoQuestions(questions[0], config.types) if config.by_video else questions[0]
+    validation = VideoQuestions(questions[1]) if config.by_video else questions[1]
     questions[0].affirm_until = round(config.affirm * total_steps(config.loop, len(source))) * config.loop.global_batch
     torch.manual_seed(config.seed)
     return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))

@@ -47,6 +47,7 @@ def copy(small_data, tmp_path):
         ("cjepa_dist.train_world_model", (*TINY_WORLD, "loop.processes=2"), ("loop.processes=2, but 1 run",)),
         ("cjepa_dist.train_world_model", (*TINY_WORLD, "train_split=tran"), ("tran", "train")),
         ("cjepa_dist.train_aloe", (*TINY_ALOE, "stride=60"), ("6 frames, stride 60",)),
+        ("cjepa_dist.train_aloe", (*TINY_ALOE, "types=[predictive]"), ("types=['predictive']", "by_video=true")),
     ],
 )
 def test_requests_that_do_not_fit_the_data(module, arguments, parts, command, small_data, tmp_path):

@@ -12,6 +12,7 @@ sees the same frames of the world that it asks about; published systems show it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,22 +176,26 @@ class QuestionSource(Shuffled):
 class VideoQuestions(Shuffled):
     """The same questions, a sample being a video with all of its own: `len()` counts videos. They share the video's first frame."""
 
-    def __init__(self, source: QuestionSource) -> None:
+    def __init__(self, source: QuestionSource, types: Sequence[str] = TYPES) -> None:
+        """Only questions of `types` are asked, and videos that have some. UserError where no question is of these types."""
         self.source = source
-        change = np.flatnonzero(np.diff(source.video, prepend=-1))  # the questions of a video stand together
-        self.first = np.append(change, len(source))
+        self.asked = np.flatnonzero(np.isin(source.type, types))
+        if not len(self.asked):
+            raise UserError(f"types={list(types)}: no question is of these types; there are {', '.join(sorted(set(source.type)))}")
+        change = np.flatnonzero(np.diff(source.video[self.asked], prepend=-1))  # the questions of a video stand together
+        self.first = np.append(change, len(self.asked))
 
     def __len__(self) -> int:
         return len(self.first) - 1
 
     def names(self, ids: Any) -> list[str]:
         """For people: the scene of each video, `scene 10012`."""
-        return [f"scene {self.source.scene[self.first[i]]}" for i in ids]
+        return [f"scene {self.source.scene[self.asked[self.first[i]]]}" for i in ids]
 
     def questions(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
         """The questions of videos `ids` (V,), and for each its video's place in `ids`; both (Q,)."""
         ids = np.asarray(ids, np.int64)
-        ranges = [np.arange(self.first[i], self.first[i + 1]) for i in ids]
+        ranges = [self.asked[self.first[i] : self.first[i + 1]] for i in ids]
         return np.concatenate(ranges), np.repeat(np.arange(len(ids)), [len(r) for r in ranges])
 
     def gather(self, ids: Any, sample: Any) -> dict[str, torch.Tensor]:

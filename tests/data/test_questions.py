@@ -177,6 +177,16 @@ def test_videos_hold_all_their_questions(folder):
     assert len(batch["slots"]) == 4 and videos.totals([2, 0]) == source.totals([*range(10, 15), *range(5)])
 
 
+def test_only_some_types_are_asked(folder):
+    source = QuestionSource(folder, "val", **PUBLISHED)
+    videos = VideoQuestions(source, ["predictive", "counterfactual"])
+    batch, plain = videos.gather([1, 2], [7, 8]), source.gather([7, 8, 12, 13], [7, 7, 8, 8])
+    assert len(videos) == 3 and all(torch.equal(batch[name], plain[name]) for name in plain)
+    assert videos.totals([1, 2]) == {"descriptive": 0.0, "choice": 10.0} and videos.names([2]) == ["scene 103"]
+    with pytest.raises(UserError, match=r"types=\['rhetorical'\]: no question.*counterfactual, descriptive"):
+        VideoQuestions(source, ["rhetorical"])
+
+
 def test_names_are_what_a_user_can_look_up(folder):
     source = QuestionSource(folder, "val", **PUBLISHED)
     assert source.names([0, 6]) == ["scene 100 question 0", "scene 101 question 1"]
