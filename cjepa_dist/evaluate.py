@@ -3,6 +3,9 @@
     a world model  ──> RUN/eval/world_model_<split>.json
     an ALOE run    ──> RUN/eval/vqa_<split>.json, RUN/eval/submission_<split>.json (as the CLEVRER server takes it)
 
+An ALOE trained on one rollout reads any other: `data=ROLLOUT out=DIR`. So one reader, trained once on the simulator's own worlds
+(`cjepa_dist.rollout mode=truth`), compares world models without the noise between trainings.
+
 Each file is measured anew and replaced whole; it records the step of the checkpoint, the data and the settings.
 """
 
@@ -35,6 +38,7 @@ class Evaluate:
     run: str = option(MISSING, "run folder of train_world_model or train_aloe")
     split: str = option("val", "split to measure on")
     data: str = option("", "folder of slot shards; empty = the run's own")
+    out: str = option("", "folder for the files; empty = RUN/eval, which the report reads")
     own_slot: str = option("", "world model: run of the control that sees only the object's own slot; empty = without it")
     windows: int = option(8192, "world model: windows for the error of one step", unit="windows", least=1)
     videos: int = option(200, "world model: videos for the error of rollouts; 0 = all", unit="videos", least=0)
@@ -65,7 +69,7 @@ def main(config: Evaluate) -> int:
         result = {"kind": "vqa", **head, "protocol": trained.protocol, "blind": trained.blind, **result}
         files, table = {f"vqa_{config.split}.json": result, f"submission_{config.split}.json": answers}, vqa_table(result)
     result["seconds"] = round(time.time() - began, 1)
-    folder = Path(config.run) / "eval"
+    folder = Path(config.out) if config.out else Path(config.run) / "eval"
     for name, content in files.items():
         write_json(folder / name, content)
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -95,7 +99,7 @@ def measure_aloe(config: Evaluate, task: Any, trained: TrainAloe, data: str) -> 
         source.eval_start = start
         by_start[start] = vqa.answer(task.aloe, source, batch=config.batch)
     result = vqa.evaluate_vqa(by_start, trained.eval_start, draws=config.draws, seed=config.seed)
-    train, scored = (vqa.read_questions(data, split) for split in (trained.train_split, config.split))
+    train, scored = vqa.read_questions(trained.data, trained.train_split), vqa.read_questions(data, config.split)
     result["without_looking"] = vqa.majority(train, scored)
     verdicts = by_start[trained.eval_start]
     return result, vqa.submission(verdicts)

@@ -151,5 +151,10 @@ def test_trained_and_measured(data, tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     assert evaluate.main(evaluate.Evaluate(run=str(run), draws=2, starts="main")) == 0
     assert "counterfactual protocol" in capsys.readouterr().out
+    other = rolled(data.parent / "plain", tmp_path / "other", lambda s: replace(s, slots=0 * s.slots) if s.key != "video_00000" else s)
+    assert evaluate.main(evaluate.Evaluate(run=str(run), data=str(other), out=str(tmp_path / "eval"), draws=2, starts="main")) == 0
+    measured = json.loads((tmp_path / "eval" / "vqa_val.json").read_text())
+    assert measured["data"] == str(other) and measured["accuracy"]["descriptive.question"]["count"] > 0
     result = json.loads((run / "eval" / "vqa_val.json").read_text())
+    assert result["data"] == str(data) and result["without_looking"] == measured["without_looking"]
     assert result["protocol"] == "counterfactual" and result["accuracy"]["counterfactual.option"]["count"] > VIDEOS
