@@ -10,13 +10,14 @@ import torch
 
 from cjepa_dist import evaluate, evaluate_graph, rollout
 from cjepa_dist.config import AloeConfig, PredictorConfig, TrainAloe, TrainWorldModel, launch
-from cjepa_dist.data.shards import DatasetWriter, Manifest, load_slots, read_split
+from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, load_slots, read_split
 from cjepa_dist.models.aloe import Aloe
 from cjepa_dist.models.predictor import SlotPredictor
 from cjepa_dist.tasks import build
 from cjepa_dist.training import checkpoint
 from cjepa_dist.training.checkpoint import load_task
 from cjepa_dist.training.optimizer import optimizers
+from data_prep import import_pickle
 from tests.evaluation.world import make_world
 from tests.test_bad_input import fingerprint
 from tools import export_checkpoint, import_checkpoint
