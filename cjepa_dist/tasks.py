@@ -10,7 +10,9 @@ what they divide by is summed over ranks first, and the gradient average over ra
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from cjepa_dist import runtime
 from cjepa_dist.causal.attention import published_adjacency
 from cjepa_dist.causal.graph import GraphContext, estimate, residual
 from cjepa_dist.causal.intervention import without_dropout
-from cjepa_dist.clevrer.vocabulary import TYPES
+from cjepa_dist.clevrer.vocabulary import PAD, TYPES
 from cjepa_dist.config import TermConfig, TrainAloe, TrainWorldModel
 from cjepa_dist.losses import collapse, ctt, jepa, vqa
 from cjepa_dist.losses.ctt import CttTerms
@@ -48,6 +50,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """Weights of the loss terms that count at a point of the run, by name: numbers, or () on the device where a step is recorded."""
+
+    values: Mapping[str, float | Tensor]
+
+    def chosen(self, names: Iterable[str]) -> dict[str, float | Tensor]:
+        return {name: self.values[name] for name in names if name in self.values}
+
+
+@dataclass(frozen=True)
 class Survey:
     """Of the whole batch of a step, all passes and ranks: what the causal terms divide by, (2,), and the released graph (S, S)."""
 
@@ -58,6 +70,7 @@ class Survey:
 class WorldModelTask(nn.Module):
     """C-JEPA with the losses of its config. Buffers: residual variance (D,), median residual (), the empty slot (D,)."""
 
+    ragged: Mapping[str, Any] = {}  # see VqaTask
     sigma2: Tensor
     tau: Tensor
     updates: Tensor
@@ -73,8 +86,9 @@ class WorldModelTask(nn.Module):
         self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("empty", torch.zeros(dim))
 
-    def forward(self, batch: Batch, step: int, progress: float = 0.0, survey: Survey | None = None) -> Outcome:
-        """batch slots (B, T, S, D), present (B, T, S), sample (B,); progress in [0, 1) is the part of the run behind us.
+    def forward(self, batch: Batch, step: int | Tensor, progress: float | Terms = 0.0, survey: Survey | None = None) -> Outcome:
+        """batch slots (B, T, S, D), present (B, T, S), sample (B,); progress in [0, 1) is the part of the run behind us, or what `terms`
+        makes of it.
 
         T is T_h + horizon T_p. `survey` as from `survey`, where the batch of this step is more than one pass.
         """
@@ -115,23 +129,34 @@ class WorldModelTask(nn.Module):
             moments = None if self.training else collapse.moments(z[:, ahead], x[:, ahead], present[:, ahead.start : window])
         return Outcome(loss, metrics, statistics, moments)
 
-    def weights(self, progress: float) -> dict[str, float]:
+    def terms(self, progress: float) -> Terms:
+        """What counts at a point of the run."""
+        steps = {f"consistency_{k}": weight for k, weight in self.consistency_weights(progress).items() if weight}
+        return Terms({**self.weights(progress), **steps})
+
+    def weights(self, progress: float | Terms) -> dict[str, float | Tensor]:
         """Weights of the terms that need a graph, {} when all are 0 or in evaluation."""
-        found = {name: ramp(getattr(self.config.ctt, name), progress) for name in ("invariance", "sufficiency")}
+        if isinstance(progress, Terms):
+            return progress.chosen(("invariance", "sufficiency"))
+        found: dict[str, float | Tensor] = {name: ramp(getattr(self.config.ctt, name), progress) for name in ("invariance", "sufficiency")}
         return found if self.training and any(found.values()) else {}
 
-    def consistency_weights(self, progress: float) -> dict[int, float]:
+    def consistency_weights(self, progress: float | Terms) -> dict[int, float | Tensor]:
         """How far each number of predictions in a row counts at this point of the run, 0 to 1; {} when none does or in evaluation."""
         term = self.config.ctt.consistency
-        found = {k: ramp(TermConfig(1.0, term.start + i * term.ramp, term.ramp), progress) for i, k in enumerate(sorted(term.steps))}
+        if isinstance(progress, Terms):
+            return {k: progress.values[name] for k in sorted(term.steps) if (name := f"consistency_{k}") in progress.values}
+        found: dict[int, float | Tensor] = {
+            k: ramp(TermConfig(1.0, term.start + i * term.ramp, term.ramp), progress) for i, k in enumerate(sorted(term.steps))
+        }
         return found if self.training and term.weight and any(found.values()) else {}
 
-    def hidden_share(self, step: int, device: torch.device) -> Tensor:
+    def hidden_share(self, step: int | Tensor, device: torch.device) -> Tensor:
         """() hidden slots of the global batch / (processes x accumulation). Masks are functions of the sample: nothing is communicated."""
         parts = runtime.world_size() * self.config.loop.accumulation
         return self.global_hidden(step, device).sum().float().clamp(min=1) / parts
 
-    def global_hidden(self, step: int, device: torch.device) -> Tensor:
+    def global_hidden(self, step: int | Tensor, device: torch.device) -> Tensor:
         """(global batch, S) bool: the masks of all ranks."""
         batch = self.config.loop.global_batch
         sample = step * batch + torch.arange(batch, device=device)
@@ -162,11 +187,11 @@ class WorldModelTask(nn.Module):
         mean = published_adjacency(self.chosen(last), frames, slots).detach().float().mean(dim=0)
         return runtime.all_reduce(mean) / runtime.world_size()
 
-    def drawn_slots(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def drawn_slots(self, step: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """The slots i and k of the released losses: from the masks of the global batch, so every rank and pass draws the same."""
         return ctt.draw_slots(self.global_hidden(step, device), seed=self.config.seed, step=step)
 
-    def causal_terms(self, part: Batch, z: Tensor, adjacency: Tensor | None, step: int) -> CttTerms:
+    def causal_terms(self, part: Batch, z: Tensor, adjacency: Tensor | None, step: int | Tensor) -> CttTerms:
         """Invariance and sufficiency on `part` of a batch; z (b, T, S, D) its prediction, `adjacency` (S, S) for the released losses."""
         config, frames = self.config.ctt, self.config.predictor.history_frames
         x, sample = part["slots"][:, : frames + self.config.predictor.pred_frames], part["sample"]
@@ -187,7 +212,7 @@ class WorldModelTask(nn.Module):
             z0=z,
         )  # fmt: skip
 
-    def weighted(self, terms: CttTerms, weights: dict[str, float], survey: Survey | None, metrics: dict) -> Tensor:
+    def weighted(self, terms: CttTerms, weights: dict[str, float | Tensor], survey: Survey | None, metrics: dict) -> Tensor:
         """The terms as part of the loss: what they divide by is of the global batch, from `survey` or summed here over ranks."""
         counts = torch.stack([terms.invariance_count, terms.sufficiency_count]).float()
         total = runtime.all_reduce(counts) if survey is None else survey.counts
@@ -250,12 +275,21 @@ class WorldModelTask(nn.Module):
         self.tau.lerp_(median(statistics[dim + 1 :]), 1 - STATISTICS_DECAY * (self.updates > 1))
         self.updates += 1
 
-    def graph_context(self, sample: Tensor, step: int = 0) -> GraphContext:
+    def graph_context(self, sample: Tensor, step: int | Tensor = 0) -> GraphContext:
         return GraphContext(sigma2=self.sigma2, tau=self.tau, empty=self.empty, seed=self.config.seed, step=step, sample=sample)
 
 
 class VqaTask(nn.Module):
-    """ALOE with cross-entropy on descriptive questions and binary cross-entropy on choices."""
+    """ALOE with cross-entropy on descriptive questions and binary cross-entropy on choices.
+
+    `ragged`: what has another number of rows in each batch, the multiple of rows that it may be filled up to, and with what, so that
+    nothing changes but what is computed in vain; None: not read here.
+    """
+
+    ragged: Mapping[str, Any] = {
+        "slots": (16, 0.0), "tokens": (64, PAD), "padding": (64, True), "is_choice": (64, False), "kind": (64, -1), "row_view": (64, 0),
+        "label": (64, -1), "question": None, "sample": None,
+    }  # fmt: skip
 
     def __init__(self, config: TrainAloe) -> None:
         super().__init__()
@@ -270,7 +304,11 @@ class VqaTask(nn.Module):
     def survey(self, batches: list[Batch], step: int, progress: float) -> None:
         """Nothing: the totals come with the batches."""
 
-    def forward(self, batch: Batch, step: int, progress: float = 0.0, survey: None = None) -> Outcome:
+    def terms(self, progress: float) -> Terms:
+        """None that changes within a run."""
+        return Terms({})
+
+    def forward(self, batch: Batch, step: int | Tensor, progress: float | Terms = 0.0, survey: None = None) -> Outcome:
         """batch as from QuestionSource, with total_descriptive and total_choice: rows in the global batch."""
         answers, choices = self.aloe(batch["slots"], batch["tokens"], batch["padding"], batch["is_choice"], row_view=batch["row_view"])
         is_choice, label = batch["is_choice"], batch["label"]

@@ -173,7 +173,7 @@ def per_sample(
     return CttTerms(invariance.sum(), weight.sum(), excess.sum(), some.float().sum(), metrics, clean)
 
 
-def consistency(predictor: SlotPredictor, x: Tensor, sigma2: Tensor, weights: Mapping[int, float]) -> Tensor:
+def consistency(predictor: SlotPredictor, x: Tensor, sigma2: Tensor, weights: Mapping[int, float | Tensor]) -> Tensor:
     """Axioms 2 and 5 over several steps: sum over k of weights[k] / k * e(f^k(history), truth k predictions ahead), a mean over slots, ().
 
     `x` (B, T_h + K T_p, S, D) with K the largest k of a weight above 0; f predicts T_p frames with nothing hidden and reads its own
@@ -181,13 +181,14 @@ def consistency(predictor: SlotPredictor, x: Tensor, sigma2: Tensor, weights: Ma
     """
     frames, ahead = predictor.config.history_frames, predictor.config.pred_frames
     sequence, total = x[:, :frames], torch.zeros((), device=x.device)
+    counted = [k for k, weight in weights.items() if isinstance(weight, Tensor) or weight]
     with without_dropout(predictor):
-        for k in range(1, max(k for k, weight in weights.items() if weight) + 1):
+        for k in range(1, max(counted) + 1):
             following = predictor.predict(sequence[:, -frames:]).to(x.dtype)
             sequence = torch.cat([sequence, following], dim=1)
-            if weight := weights.get(k, 0.0):
+            if k in counted:
                 begin = frames + (k - 1) * ahead
-                total = total + weight / k * error(following.float(), x[:, begin : begin + ahead].float(), sigma2).mean()
+                total = total + weights[k] / k * error(following.float(), x[:, begin : begin + ahead].float(), sigma2).mean()
     return total
 
 

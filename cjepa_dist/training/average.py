@@ -27,10 +27,15 @@ class Average:
         return [local(value) for value in self.mean.values()], [local(value.detach()) for value in self.live.values()]
 
     @torch.no_grad()
-    def move(self, step: int) -> None:
-        """After the update of `step` (counted from 0)."""
+    def move(self, step: int | Tensor) -> None:
+        """After the update of `step` (counted from 0), a number or () on the device."""
         means, weights = self.pairs()
-        torch._foreach_lerp_(means, weights, 1 - min(self.decay, (1 + step) / (10 + step)))
+        if isinstance(step, Tensor):
+            keep = ((1 + step) / (10 + step)).clamp(max=self.decay)
+            torch._foreach_mul_(means, keep)
+            torch._foreach_add_(means, torch._foreach_mul(weights, 1 - keep))
+        else:
+            torch._foreach_lerp_(means, weights, 1 - min(self.decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
     def swap(self) -> None:

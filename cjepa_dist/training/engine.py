@@ -107,25 +107,36 @@ class Engine:
     def survey(self, *arguments: Any) -> Any:
         return self.task.survey(*arguments)  # type: ignore[operator]
 
-    def update(self, statistics: Tensor | None, step: int) -> tuple[Tensor, Tensor]:
+    def update(self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Clip, and move weights and statistics (summed here over ranks), unless the gradient is not finite: then nothing changes.
 
-        Returns the gradient's norm () and whether it was finite, () bool; neither is read here.
+        Returns the gradient's norm () and whether it was finite, () bool; neither is read here. `share`: see `move`.
         """
         norm = runtime.whole(torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.optimizer.clip or math.inf, foreach=True))
         good = norm.isfinite()
         means = self.average.mean.values() if self.average else ()
-        guarded(good, partial(self.move, statistics, step), self.task, self.optimizers, means)
+        guarded(good, partial(self.move, statistics, step, share), self.task, self.optimizers, means)
         for part in self.optimizers:
             part.zero_grad(set_to_none=True)
         return norm, good
 
-    def move(self, statistics: Tensor | None, step: int) -> None:
-        for part in self.optimizers:
-            part.step()
+    def move(self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None) -> None:
+        """Weights by their optimizers, then what follows them. With `share` () the rate is that part of the groups' own: all updates here
+        are proportional to their rate, and one in the device's memory is all that a recorded step can change (step.py)."""
+        if share is None:
+            for part in self.optimizers:
+                part.step()
+        else:
+            weights = [p.detach() for p in self.task.parameters()]
+            before = [weight.clone() for weight in weights]
+            for part in self.optimizers:
+                part.step()
+            torch._foreach_sub_(weights, before)
+            torch._foreach_mul_(weights, share)
+            torch._foreach_add_(weights, before)
         self.follow(statistics, step)
 
-    def follow(self, statistics: Tensor | None, step: int) -> None:
+    def follow(self, statistics: Tensor | None, step: int | Tensor) -> None:
         """What follows the weights: running statistics and means."""
         if statistics is not None:
             self.task.update(runtime.all_reduce(statistics))  # type: ignore[operator]

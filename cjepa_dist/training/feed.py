@@ -1,4 +1,4 @@
-"""Batches of this rank, one ahead of the step that uses them.
+"""Batches of this rank, one ahead of the step that uses them; in host memory (for a GPU in what it copies from by itself).
 
 The position is one integer, step * global_batch; the ids of a global batch come from it alone, so nothing here has state to save.
 """
@@ -59,7 +59,7 @@ class Feed:
                 batches = coming.result()
                 self.waited += time.perf_counter() - began
                 coming = pool.submit(self.read, step + 1) if step + 1 < self.range.stop else None
-                yield step, [{name: value.to(self.device, non_blocking=True) for name, value in batch.items()} for batch in batches]
+                yield step, batches
 
     def read(self, step: int) -> list[Batch]:
         position = step * self.global_batch

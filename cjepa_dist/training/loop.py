@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cjepa_dist import config as schema
 from cjepa_dist import runtime
@@ -35,10 +34,10 @@ from cjepa_dist.training.guard import Guard
 from cjepa_dist.training.meter import Meter
 from cjepa_dist.training.optimizer import learning_rate
 from cjepa_dist.training.profile import Profiler
-from cjepa_dist.training.skip import Skips, spread
+from cjepa_dist.training.skip import Skips
+from cjepa_dist.training.step import Sums, stepper
 from cjepa_dist.training.telemetry import Telemetry
 
-Metrics = dict[str, tuple[Tensor, Tensor]]
 Picture = Callable[[Telemetry, int, Any], None]
 
 
@@ -104,33 +103,14 @@ def fit(
         rank=handle.process_index, world=handle.num_processes, device=handle.device,
     )  # fmt: skip
     profiler = Profiler(run, loop, first=first, start=start, stop=stop)
-    since, signal, done = Sums(), 0, start
+    take = stepper(engine, config, start=start, steps=steps)
+    signal, done = 0, start
     meter.restart(start, 0.0)
     for step, batches in feed:
         faults.strike(step, batches)
-        rate = learning_rate(step, steps, config.optimizer)
-        for part in engine.optimizers:
-            for group in part.param_groups:
-                group["lr"] = rate
-        statistics, metrics, total = None, Sums(), torch.zeros((), device=handle.device)
-        with engine.autocast():
-            torch.manual_seed(runtime.mix(config.seed, step, handle.process_index))
-            survey = engine.survey(batches, step, step / steps)
-        for index, batch in enumerate(batches):
-            with engine.sync(last=index + 1 == len(batches)), engine.autocast():
-                torch.manual_seed(runtime.mix(config.seed, step, handle.process_index, *([index] if index else [])))
-                outcome: Outcome = engine.model(batch, step, step / steps, survey)
-                loss = spread(outcome.loss) / len(batches)
-                engine.backward(loss)
-            total += loss.detach()
-            metrics.add(outcome.metrics)
-            if outcome.statistics is not None:
-                statistics = outcome.statistics if statistics is None else statistics + outcome.statistics
-        norm, good = engine.update(statistics, step)
-        metrics.add({"gradient_norm": (norm, torch.ones_like(norm))})
+        loss, good = take(batches, step)
         done = step + 1
-        skips.add(done, good, total)
-        since.add(metrics.where(good))
+        skips.add(done, good, loss)
         telemetry.step(done)
         profiler.step(done)
 
@@ -143,7 +123,11 @@ def fit(
         new = skips.read(partial(batch_names, config, source)) if log or save else 0
         spent = new and skips.count > loop.skip_budget
         if log:
-            values = {**since.read(), "learning_rate": rate, "parameter_norm": engine.parameter_norm()}
+            values = {
+                **take.read(),
+                "learning_rate": learning_rate(step, steps, config.optimizer),
+                "parameter_norm": engine.parameter_norm(),
+            }
             values |= meter.read(done, feed.waited, batches) | feed.counts()
             if skips.count:
                 values["skipped_steps"] = skips.count
@@ -197,33 +181,6 @@ def total_steps(loop: schema.LoopConfig, samples: int) -> int:
 def batch_names(config: Config, source: Source, step: int) -> list[str]:
     """(global batch,): all samples of a step, by names that a user can look up."""
     return source.names(source.order(config.seed, step * config.loop.global_batch, config.loop.global_batch))
-
-
-class Sums:
-    """Running (sum, count) of each metric, on the device until read."""
-
-    def __init__(self) -> None:
-        self.values: Metrics = {}
-
-    def add(self, metrics: Metrics) -> None:
-        for name, (total, count) in metrics.items():
-            old = self.values.get(name)
-            self.values[name] = (total, count) if old is None else (old[0] + total, old[1] + count)
-
-    def where(self, good: Tensor) -> Metrics:
-        """What was added; unless `good`, nothing, or on a GPU zeros, and so no samples."""
-        if good.is_cpu:
-            return self.values if good else {}
-        return {name: (torch.where(good, total, 0), torch.where(good, count, 0)) for name, (total, count) in self.values.items()}
-
-    def read(self) -> dict[str, float]:
-        """Means over everything since the last read, over all ranks; a metric without samples is left out."""
-        if not self.values:
-            return {}
-        names = sorted(self.values)
-        table = runtime.all_reduce(torch.stack([torch.stack([v.float() for v in self.values[name]]) for name in names])).cpu()
-        self.values = {}
-        return {name: (total / count).item() for name, (total, count) in zip(names, table) if count > 0}
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ class Zero(Sharded):
     def backward(self, loss: Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)
 
-    def update(self, statistics: Tensor | None, step: int) -> tuple[Tensor, Tensor]:
+    def update(self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As of Engine. DeepSpeed looks for numbers that are not finite itself, asks the device, and then leaves all as it was."""
         self.model.step()
         if good := self.model.was_step_applied():

@@ -1,0 +1,156 @@
+"""What only a GPU can show: no host sync in a step, the CPU's numbers, exact resume, engines over NCCL. Skipped without one.
+
+`python -m pytest tests/test_gpu.py` on a machine that has one; CI has none.
+"""
+
+import json
+
+import pytest
+import torch
+
+from cjepa_dist import config as schema
+from cjepa_dist.data.questions import QuestionSource, VideoQuestions
+from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.tasks import VqaTask
+from cjepa_dist.training.optimizer import optimizers
+from cjepa_dist.training.skip import guarded, prepare, spread
+from tests.test_one_graph import ARMS, make
+from tests.training.test_resume import ALOE, CASES, WORLD, losses, same, weights
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: these tests show what only a GPU can")
+SHAPE = {"history_frames": 3, "pred_frames": 1, "frameskip": 5}
+
+
+def on_gpu(batch):
+    return {name: value.cuda() for name, value in batch.items()}
+
+
+@pytest.fixture
+def plain_float32():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def questions(small_data, **fields):
+    model = ("aloe.frames=6", "aloe.width=32", "aloe.depth=2", "aloe.heads=2", "aloe.mlp_dim=64", "aloe.dropout=0")
+    config = schema.parse(schema.TrainAloe, [f"data={small_data}", "run=r", *model, *(f"{k}={v}" for k, v in fields.items())])
+    torch.manual_seed(0)
+    source = QuestionSource(small_data, "train", frames=6, stride=20, eval_start=3)
+    batch = VideoQuestions(source).gather([0, 3, 5], [0, 1, 2])
+    totals = {f"total_{name}": torch.tensor(value) for name, value in VideoQuestions(source).totals([0, 3, 5]).items()}
+    return VqaTask(config), {**batch, **totals}
+
+
+def tasks(arm, small_data):
+    return questions(small_data, **{"aloe.shared_vision": arm == "shared"}) if arm in ("aloe", "shared") else make(arm, 0.0, depth=2)
+
+
+@pytest.mark.parametrize("arm", [*ARMS, "aloe", "shared"])
+def test_a_step_never_waits_for_the_gpu(arm, small_data):
+    """Forward with all losses, backward, clipping, a guarded update of weights and statistics: as the loop and its engine do it."""
+    task, batch = tasks(arm, small_data)
+    task, batch = task.cuda().train(), on_gpu(batch)
+    parts = optimizers(task, schema.OptimizerConfig(name="muon"))
+    prepare(parts)
+
+    def step(number):
+        with torch.autocast("cuda", torch.bfloat16):
+            outcome = task(batch, number, 0.9)
+            loss = spread(outcome.loss)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0, foreach=True)
+
+        def move():
+            for part in parts:
+                part.step()
+            if outcome.statistics is not None:
+                task.update(outcome.statistics)
+
+        guarded(norm.isfinite(), move, task, parts)
+        for part in parts:
+            part.zero_grad(set_to_none=True)
+
+    step(0)  # state is made and kernels are loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(p.isfinite().all() for p in task.parameters())
+
+
+@pytest.mark.parametrize("arm", [*ARMS, "aloe", "shared"])
+def test_the_same_numbers_as_on_a_cpu(arm, small_data, plain_float32):
+    found = []
+    for device in ("cpu", "cuda"):
+        task, batch = tasks(arm, small_data)
+        task.to(device).train()
+        outcome = task({name: value.to(device) for name, value in batch.items()}, 3, 0.9)
+        outcome.loss.backward()
+        found.append([outcome.loss, *(p.grad for p in task.parameters())])
+    for expected, value in zip(*found):
+        torch.testing.assert_close(value.cpu(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["recorded", "as it is", "from the device"])
+@pytest.mark.parametrize("module", CASES)
+def test_stopped_and_resumed_is_bit_identical(module, kind, command, small_data, tmp_path):
+    """Also what a checkpoint in the background holds: it is copied while the next step runs."""
+    if module == ALOE and kind == "from the device":
+        pytest.skip("ALOE reads from host memory")
+    extra = {"recorded": "loop.capture=true", "as it is": "loop.capture=false", "from the device": "reading.kind=device"}[kind]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for run, *more in ((whole,), (broken, "loop.stop_at=5"), (broken,)):
+        done = command(module, f"run={run}", f"data={small_data}", *CASES[module], extra, *more)
+        assert done.returncode == 0, done.stderr
+    assert "device: cuda" in done.stdout and "resumed from" in done.stdout
+    last = max(step for step, _, _ in losses(whole))
+    assert same(weights(whole, last), weights(broken, last))
+    line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
+    assert line["memory_gb"] > 0 and ("H100" not in torch.cuda.get_device_name() or 0 < line["mfu"] < 1)
+
+
+@pytest.mark.parametrize("module", CASES)
+def test_recorded_equals_as_it_is(module, command, small_data, tmp_path):
+    """Without dropout, in float32 and with AdamW: losses of every line. All kinds of batches and of loss terms come up."""
+    dropout = "predictor.dropout=0" if module == WORLD else "aloe.dropout=0"
+    plain = (f"data={small_data}", *CASES[module], dropout, "loop.precision=fp32", "optimizer.name=adamw", "loop.log_every=1")
+    for run in ("true", "false"):
+        done = command(module, f"run={tmp_path / run}", *plain, f"loop.capture={run}")
+        assert done.returncode == 0, done.stderr
+    for (step, kind, a), (_, _, b) in zip(losses(tmp_path / "true"), losses(tmp_path / "false")):
+        assert a == pytest.approx(b, rel=1e-3), (step, kind)
+
+
+def test_windows_on_the_device_are_those_in_host_memory(small_data):
+    here, there = (ResidentWindows(small_data, "train", **SHAPE, device=device) for device in (None, torch.device("cuda")))
+    ids = here.order(0, 0, 64)
+    for (name, a), (other, b) in zip(sorted(here.gather(ids, ids).items()), sorted(there.gather(ids, ids).items())):
+        assert name == other and torch.equal(a, b.cpu()), name
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_engines_over_nccl(engine, command, small_data, tmp_path):
+    """One process: the collectives, the checkpoints and the precision of each engine, not its speed-up."""
+    arguments = [*CASES[WORLD], f"data={small_data}", "optimizer.name=adamw", f"loop.engine={engine}", "predictor.dropout=0"]
+    whole, broken, plain = tmp_path / "whole", tmp_path / "broken", tmp_path / "plain"
+    for run, *extra in ((whole,), (broken, "loop.stop_at=5"), (broken,)):
+        done = command(WORLD, f"run={run}", *arguments, *extra, processes=1)
+        assert done.returncode == 0, done.stderr
+    assert "device: cuda" in done.stdout
+    assert same(weights(whole, 12), weights(broken, 12))
+    done = command(WORLD, f"run={plain}", *arguments, "loop.engine=auto")
+    assert done.returncode == 0, done.stderr
+    for (step, kind, a), (_, _, b) in zip(losses(plain), losses(whole)):
+        assert a == pytest.approx(b, rel=2e-2), (step, kind)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(command, small_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CJEPA_FAULT", "nan@3")
+    run = tmp_path / "run"
+    done = command(WORLD, f"data={small_data}", f"run={run}", *CASES[WORLD], "loop.stop_at=5", "loop.checkpoint_every=1")
+    assert done.returncode == 0, done.stderr
+    assert same(weights(run, 3), weights(run, 4)) and not same(weights(run, 4), weights(run, 5))
+    assert json.loads((run / "skipped.jsonl").read_text())["step"] == 4
