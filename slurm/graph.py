@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
+import signal
 import subprocess
 import sys
 import time
 from datetime import datetime, timezone
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
 from cjepa_dist.training.lock import Lock
 from slurm import record as records
-from slurm.job import STOPPED, Place, gpus_here, run
+from slurm.job import SIGNALS, STOPPED, Place, Spec, gpus_here, run
 from slurm.plan import Job, check, chosen, plan, spec
 from slurm.record import ACTIVE, Record
 from slurm.schema import Cluster, Experiment, read_cluster
@@ -36,7 +42,7 @@ def hand_over(experiment: Experiment) -> int:
         print(shown(wanted, {}))
         return 0
     writable(record)
-    return here(record, cluster, wanted)
+    return here(record, cluster, wanted, experiment.at_once)
 
 
 def open_jobs(jobs: list[Job], stage: str, record: Record, busy: set[str]) -> list[Job]:
@@ -123,8 +129,8 @@ def to_slurm(experiment: Experiment, cluster: Cluster, record: Record, jobs: lis
     return 0
 
 
-def here(record: Record, cluster: Cluster, jobs: list[Job]) -> int:
-    """Run the jobs on this machine, in order. 0 if all succeeded, 1 if not, 75 after a signal."""
+def here(record: Record, cluster: Cluster, jobs: list[Job], at_once: int) -> int:
+    """Run the jobs on this machine, `at_once` side by side. 0 if all succeeded, 1 if not, 75 after a signal."""
     owner = Lock(record.home)
     if refusal := owner.take():
         raise UserError(refusal)
@@ -133,31 +139,89 @@ def here(record: Record, cluster: Cluster, jobs: list[Job]) -> int:
         for job in jobs:
             record.jobs[job.name], record.ids[job.name] = job, ""
             record.write()
-        return one_by_one(record, cluster, jobs)
+        return Local(record, cluster, jobs, at_once).run()
     finally:
         owner.release()
 
 
-def one_by_one(record: Record, cluster: Cluster, jobs: list[Job]) -> int:
-    failed: set[str] = set()
-    for job in jobs:
-        if lost := failed & set(job.needs):
-            failed.add(job.name)
-            print(f"{job.name}: left out, it needs {', '.join(sorted(lost))}", flush=True)
-            continue
-        print(f"{job.name} ...", flush=True)
-        began = time.monotonic()
+class Local:
+    """Jobs as processes of this machine, each once those it waits for have ended; what others wait for goes first."""
+
+    def __init__(self, record: Record, cluster: Cluster, jobs: list[Job], at_once: int) -> None:
+        self.record, self.cluster, self.at_once = record, cluster, at_once
+        needed = {name for job in jobs for name in job.needs}
+        self.waiting = sorted(jobs, key=lambda job: job.name not in needed)
+        self.names = {job.name for job in jobs}
+        self.running: dict[BaseProcess, tuple[Job, float, set[int]]] = {}
+        cores = sorted(os.sched_getaffinity(0))
+        every = 1 if cluster.gpus_per_node else at_once  # side by side on CPUs each takes its share, or all would take all
+        self.free = [set(cores[index % every :: every]) or set(cores) for index in range(at_once)]
+        self.ended: set[str] = set()
+        self.failed: set[str] = set()
+        self.signal = 0
+
+    def run(self) -> int:
+        before = {number: signal.signal(number, self.stop) for number in SIGNALS}
         try:
-            run(spec(job, cluster, record.home), Place("", 0, 0, 1))
-        except SystemExit as stop:
-            if stop.code == STOPPED:
-                print(f"{job.name}: stopped; the same command goes on", flush=True)
-                return STOPPED
-            failed.add(job.name)
-        print(f"{job.name}: {'failed' if job.name in failed else 'done'} after {time.monotonic() - began:.0f} s", flush=True)
-    if failed:
-        print(f"error: {len(failed)} of {len(jobs)} jobs failed: {', '.join(sorted(failed))}", file=sys.stderr)
-    return 1 if failed else 0
+            while self.running or (self.waiting and not self.signal):
+                self.begin()
+                for process in [p for p in self.running if p.sentinel in wait([p.sentinel for p in self.running], timeout=1)]:
+                    self.end(process)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.signal:
+            return STOPPED
+        if self.failed:
+            print(f"error: {len(self.failed)} of {len(self.names)} jobs failed: {', '.join(sorted(self.failed))}", file=sys.stderr)
+        return 1 if self.failed else 0
+
+    def stop(self, number: int, frame: Any) -> None:
+        self.signal = number
+        for process in self.running:
+            process.terminate()
+
+    def begin(self) -> None:
+        """Start what can start, leave out what has lost what it needs."""
+        for job in list(self.waiting):
+            if self.signal or not self.free:
+                return
+            if {*job.needs, *job.after} & (self.names - self.ended):
+                continue
+            self.waiting.remove(job)
+            if lost := self.failed & set(job.needs):
+                self.failed.add(job.name)
+                self.ended.add(job.name)
+                print(f"{job.name}: left out, it needs {', '.join(sorted(lost))}", flush=True)
+                return self.begin()
+            print(f"{job.name} ...", flush=True)
+            cores = self.free.pop()
+            process = get_context("fork").Process(target=one, args=(spec(job, self.cluster, self.record.home), cores))
+            process.start()
+            self.running[process] = job, time.monotonic(), cores
+            if self.signal:  # it came while the process started
+                process.terminate()
+
+    def end(self, process: BaseProcess) -> None:
+        job, began, cores = self.running.pop(process)
+        process.join()
+        self.free.append(cores)
+        self.ended.add(job.name)
+        if process.exitcode == STOPPED:
+            print(f"{job.name}: stopped; the same command goes on", flush=True)
+            self.signal = self.signal or signal.SIGTERM
+            for other in self.running:
+                other.terminate()
+            return
+        if process.exitcode:
+            self.failed.add(job.name)
+        print(f"{job.name}: {'failed' if process.exitcode else 'done'} after {time.monotonic() - began:.0f} s", flush=True)
+
+
+def one(todo: Spec, cores: set[int]) -> None:
+    """In the process of a job."""
+    os.sched_setaffinity(0, cores)
+    run(todo, Place("", 0, 0, 1))
 
 
 def shown(jobs: list[Job], notes: dict[str, str]) -> str:

@@ -106,11 +106,12 @@ def plan(experiment: Experiment) -> list[Job]:
             for name, extra in [(arm, {}), *blind]:
                 for suffix, fields in combined(experiment.aloe, TrainAloe, experiment.sweep):
                     for number in experiment.aloe_seed or [seed]:
-                        aloe = aloe_job(experiment, runs, name + suffix, {**fields, **extra}, seed, number, rolled, rollout)
-                        command = ["cjepa_dist.evaluate", f"run={aloe.folder}", f"split={experiment.split}", *pairs(experiment.evaluate)]
-                        output = str(aloe.folder / "eval" / f"vqa_{experiment.split}.json")
-                        jobs += [aloe, Job(f"evaluate/{aloe.name}", "evaluate", [command], [output], [aloe.name], [])]
+                        aloe = aloe_job(experiment, runs, name + suffix, {**fields, **extra}, seed, number, rolled, [rollout.name])
+                        jobs += [aloe, measure_aloe(experiment, aloe)]
                         scored.append(jobs[-1].name)
+    extra_jobs = [*reader_jobs(experiment, runs, models, data, source), *observed_jobs(experiment, runs, data, source)]
+    scored += [job.name for job in extra_jobs if job.stage == "evaluate"]
+    jobs += extra_jobs
     jobs.append(Job("report", "report", [["slurm.report", str(runs)]], [str(runs / "report" / "report.md")], [], scored))
     if experiment.preflight:
         first = preflight_job(read_cluster(experiment.cluster), runs)
@@ -186,11 +187,52 @@ def measure_worlds(experiment: Experiment, rollout: Job, rolled: Path, model: Jo
 
 
 def aloe_job(
-    experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, number: int, rolled: Path, rollout: Job
+    experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, number: int, rolled: Path, needs: list[str]
 ) -> Job:
     name = f"aloe/{arm}/seed_{seed}" + (f"_aloe_{number}" if number != seed or len(experiment.aloe_seed) > 1 else "")
     command = ["cjepa_dist.train_aloe", experiment.aloe_config, *pairs(fields), f"seed={number}", f"data={rolled}", f"run={runs / name}"]
-    return Job(name, "aloe", [command], [str(runs / name / "done.json")], [rollout.name], [])
+    return Job(name, "aloe", [command], [str(runs / name / "done.json")], list(needs), [])
+
+
+def measure_aloe(experiment: Experiment, aloe: Job) -> Job:
+    command = ["cjepa_dist.evaluate", f"run={aloe.folder}", f"split={experiment.split}", *pairs(experiment.evaluate)]
+    output = str(aloe.folder / "eval" / f"vqa_{experiment.split}.json")
+    return Job(f"evaluate/{aloe.name}", "evaluate", [command], [output], [aloe.name], [])
+
+
+def reader_jobs(experiment: Experiment, runs: Path, models: list[tuple[str, int, Job]], data: str | Path, source: list[str]) -> list[Job]:
+    """ALOEs trained on what the simulator says, and what each of them reads in the rollout of every world model: the same reader for all,
+    so that no noise between trainings stands between world models. RUNS/read/<arm>/seed_<n>/reader_<k>/vqa_<split>.json."""
+    if not experiment.readers:
+        return []
+    if not experiment.aloe_config or experiment.rollout.get("mode") != "counterfactual":
+        raise UserError("config field readers: they read what would have happened; set aloe_config and rollout.mode=counterfactual")
+    rolled = runs / "rollout" / "truth"
+    shared = {key: value for key, value in experiment.rollout.items() if key in ("videos", "splits", "count", "shard_mb")}
+    command = ["cjepa_dist.rollout", "mode=truth", f"data={data}", f"out={rolled}", *pairs(shared)]
+    jobs = [Job("rollout/truth", "rollout", [command], [str(rolled / "manifest.json")], source, [])]
+    fields = {key: value for key, value in experiment.aloe.items() if not swept(key, value, TrainAloe)} | {"protocol": "counterfactual"}
+    for number in experiment.readers:
+        reader = aloe_job(experiment, runs, "reader", fields, number, number, rolled, [jobs[0].name])
+        jobs += [reader, measure_aloe(experiment, reader)]
+        for arm, seed, _ in models:
+            out = runs / "read" / arm / f"seed_{seed}" / f"reader_{number}"
+            command = ["cjepa_dist.evaluate", f"run={reader.folder}", f"data={runs / 'rollout' / arm / f'seed_{seed}'}", f"out={out}"]
+            command += [f"split={experiment.split}", *pairs(experiment.evaluate)]
+            needs = [reader.name, f"rollout/{arm}/seed_{seed}"]
+            name = f"evaluate/read/{arm}/seed_{seed}/reader_{number}"
+            jobs.append(Job(name, "evaluate", [command], [str(out / f"vqa_{experiment.split}.json")], needs, []))
+    return jobs
+
+
+def observed_jobs(experiment: Experiment, runs: Path, data: str | Path, source: list[str]) -> list[Job]:
+    """An ALOE that sees the videos as they are, and nothing predicted."""
+    if not (experiment.observed and experiment.aloe_config):
+        return []
+    fields = {key: value for key, value in experiment.aloe.items() if not swept(key, value, TrainAloe)} | {"protocol": "published"}
+    seed = experiment.seed[0]
+    aloe = aloe_job(experiment, runs, "observed", fields, seed, seed, Path(data), source)
+    return [aloe, measure_aloe(experiment, aloe)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

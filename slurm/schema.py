@@ -63,7 +63,8 @@ class Experiment:
 
     runs: str = option(MISSING, "folder for everything that the experiment makes; on a file system that all nodes see")
     cluster: str = option("configs/slurm/h100_1node.yaml", "facts of the cluster")
-    executor: str = option("slurm", "where jobs run; local = here, one after another", choices=("slurm", "local"))
+    executor: str = option("slurm", "where jobs run; local = on this machine", choices=("slurm", "local"))
+    at_once: int = option(1, "executor=local: jobs side by side, each with its share of the cores; they share what GPU there is", least=1)
     stage: str = option("all", "all, or some of " + ", ".join(STAGES) + ", with commas between")
     dry_run: bool = option(False, "show the jobs, their sbatch files and what Slurm says of them; queue nothing")
     preflight: bool = option(False, "first a job that looks at GPUs, shared folder and all-reduce from inside; all others wait for it")
@@ -80,6 +81,8 @@ class Experiment:
     aloe_config: str = option("", "config of ALOE; empty = no ALOE")
     aloe: dict[str, Any] = option({}, "fields of every ALOE, values or lists")
     blind: bool = option(True, "also an ALOE that sees the slots of other videos, on the first arm")
+    observed: bool = option(False, "also an ALOE that sees the observed slots alone, for predictive questions too")
+    readers: list[int] = option([], "seeds of ALOEs trained on the simulator's own futures and worlds; they then read every rollout")
     seed: list[int] = option([0], "seeds of the world models")
     aloe_seed: list[int] = option([], "seeds of the ALOEs on each rollout; empty = the seed of its world model")
     split: str = option("val", "split to measure on")

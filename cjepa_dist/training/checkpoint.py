@@ -54,9 +54,8 @@ class Writer:
     def __init__(self, folder: Path, *, keep: int, background: bool = False, group: dist.ProcessGroup | None = None) -> None:
         self.folder, self.keep, self.group = folder, keep, group
         self.pool = ThreadPoolExecutor(1, "checkpoint") if background else None
-        options = StagingOptions(use_pinned_memory=torch.cuda.is_available(), use_shared_memory=False, use_async_staging=False)
-        options.use_non_blocking_copy = torch.cuda.is_available()
-        self.stager = DefaultStager(options)
+        self.staging = StagingOptions(use_pinned_memory=torch.cuda.is_available(), use_shared_memory=False, use_async_staging=False)
+        self.staging.use_non_blocking_copy = torch.cuda.is_available()
         self.pending: Future[None] | None = None
 
     def __enter__(self) -> Writer:
@@ -96,7 +95,7 @@ class Writer:
         if self.pool is None:
             self.write(content, step, meta)
         else:
-            staged: Any = self.stager.stage(content)
+            staged: Any = DefaultStager(self.staging).stage(content)  # torch 2.11's serves once (pytorch issue 183413)
             self.pending = self.pool.submit(self.write, staged, step, meta)
 
     def wait(self) -> None:
