@@ -81,6 +81,7 @@ def plan(experiment: Experiment) -> list[Job]:
     data, source = data_job(experiment, runs, jobs)
     scored: list[str] = []
     models: list[tuple[str, int, Job]] = []
+    last: list[Job] = []  # nobody waits for them, and they take long
     for seed in experiment.seed:
         control = None
         if experiment.control:
@@ -98,8 +99,7 @@ def plan(experiment: Experiment) -> list[Job]:
             rollout = Job(f"rollout/{arm}/seed_{seed}", "rollout", [command], [str(rolled / "manifest.json")], [model.name], [])
             jobs.append(rollout)
             if experiment.rollout.get("mode") == "counterfactual":
-                jobs.append(measure_worlds(experiment, rollout, rolled, model, data))
-                scored.append(jobs[-1].name)
+                last.append(measure_worlds(experiment, rollout, rolled, model, data))
             if not experiment.aloe_config:
                 continue
             blind = [("blind", {"blind": True})] if experiment.blind and index % (len(models) // len(experiment.seed)) == 0 else []
@@ -110,8 +110,8 @@ def plan(experiment: Experiment) -> list[Job]:
                         jobs += [aloe, measure_aloe(experiment, aloe)]
                         scored.append(jobs[-1].name)
     extra_jobs = [*reader_jobs(experiment, runs, models, data, source), *observed_jobs(experiment, runs, data, source)]
-    scored += [job.name for job in extra_jobs if job.stage == "evaluate"]
-    jobs += extra_jobs
+    scored += [job.name for job in [*extra_jobs, *last] if job.stage == "evaluate"]
+    jobs += [*extra_jobs, *last]
     jobs.append(Job("report", "report", [["slurm.report", str(runs)]], [str(runs / "report" / "report.md")], [], scored))
     if experiment.preflight:
         first = preflight_job(read_cluster(experiment.cluster), runs)
