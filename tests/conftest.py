@@ -2,14 +2,19 @@
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported, for this process and all that it starts: OpenMP's threads would else wait for each other at full load, which on
+# a machine with other work takes most of the time of such small models.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
-PROJECT = Path(__file__).resolve().parents[1]
+from tests.starter import PROJECT, Starter
+
 torch.set_num_threads(2)
 
 
@@ -22,21 +27,19 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+def starter() -> Iterator[Starter]:
+    made = Starter()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def command(starter: Starter) -> Callable[..., subprocess.CompletedProcess[str]]:
     """command("module", "key=value", ..., processes=1) runs an entry point as a user would; the result has returncode, stdout, stderr."""
 
     def run(module: str, *arguments: str, processes: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        start = [sys.executable, "-m"]
-        if processes:
-            start += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-        return subprocess.run(
-            [*start, module, *arguments],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "0"},
-        )
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "0"}
+        return starter.run(module, *arguments, environment=environment, timeout=timeout, processes=processes)
 
     return run
 

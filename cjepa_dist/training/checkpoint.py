@@ -9,7 +9,6 @@ RUN/checkpoints/best.json        step, loss, folder of the best validation (loop
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -34,12 +33,12 @@ from cjepa_dist import config as schema
 from cjepa_dist import runtime
 from cjepa_dist.errors import UserError
 from cjepa_dist.training import faults
+from cjepa_dist.training.room import NO_ROOM, free, write_whole
 from cjepa_dist.training.verify import checksum, steps, verify
 
 if TYPE_CHECKING:
     from cjepa_dist.tasks import VqaTask, WorldModelTask
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # by torch's writer and reader, whenever one process runs
 
 
@@ -64,8 +63,9 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             self.wait()
-        except Exception:
-            if error is None:
+        except Exception as fault:
+            # A checkpoint that fills the disk leaves no room for a line of metrics either, and says more of it.
+            if error is None or (isinstance(fault, UserError) and isinstance(error, Exception)):
                 raise
         finally:
             if self.pool:
@@ -136,6 +136,7 @@ class Writer:
                 self.together(part)
         except (Exception, CheckpointException) as error:
             fault = None
+            faults.strike_failed_checkpoint(step)
             if first:
                 shutil.rmtree(temporary, ignore_errors=True)
                 fault = disk_full(self.folder, content, error)
@@ -163,17 +164,13 @@ def leads() -> bool:
 def disk_full(folder: Path, content: dict[str, Any], error: BaseException) -> str | None:
     """What to tell the user if `error` came from a full disk (torch's writer keeps the errno to itself, so the room is measured)."""
     needed = sum(value.nbytes for value in tree_leaves(content) if isinstance(value, torch.Tensor))
-    free = shutil.disk_usage(existing(folder)).free
-    if free > 1.2 * needed + 65536 and not any(os.strerror(code) in str(error) for code in NO_ROOM):
+    room = free(folder)
+    if room > 1.2 * needed + 65536 and not any(os.strerror(code) in str(error) for code in NO_ROOM):
         return None
     return (
-        f"no room for a checkpoint in {folder}: it needs about {needed} bytes, {free} are free; nothing there was changed: "
+        f"no room for a checkpoint in {folder}: it needs about {needed} bytes, {room} are free; nothing there was changed: "
         "make room and run the same command again"
     )
-
-
-def existing(path: Path) -> Path:
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def retain(folder: Path, step: int, keep: int, best: dict[str, Any] | None) -> None:
@@ -182,9 +179,7 @@ def retain(folder: Path, step: int, keep: int, best: dict[str, Any] | None) -> N
     if best is None:
         mark.unlink(missing_ok=True)
     else:
-        temporary = mark.with_suffix(".partial")
-        temporary.write_text(json.dumps({**best, "folder": f"step_{best['step']:08d}"}, indent=1))
-        os.replace(temporary, mark)
+        write_whole(mark, json.dumps({**best, "folder": f"step_{best['step']:08d}"}, indent=1))
     past = [old for old in steps(folder) if old <= step]
     for old in set(steps(folder)) - set(past[-keep:]) - ({best["step"]} if best else set()):
         shutil.rmtree(folder / f"step_{old:08d}")
@@ -225,11 +220,6 @@ def flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def read_config(run: str | Path) -> schema.TrainWorldModel | schema.TrainAloe:

@@ -3,6 +3,7 @@
     nan   a sample of the batch is not a number          kill                 SIGKILL to this process
     hang  this process goes no further                   kill-in-checkpoint   the same, between writing a checkpoint and renaming it
     pause two seconds' sleep: time to send a signal      replica              one weight of this process's changes a little
+    linger  the same, before what a checkpoint that failed has written is removed
 
 The number counts finished steps; without a rank all suffer.
 """
@@ -43,6 +44,11 @@ def strike_replica(step: int, replicas: Callable[[], list[torch.Tensor]]) -> Non
     if due("replica", step):
         with torch.no_grad():
             replicas()[0].view(-1)[0] += 1e-3
+
+
+def strike_failed_checkpoint(step: int) -> None:
+    if due("linger", step):
+        time.sleep(2)
 
 
 def strike_checkpoint(step: int) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
 from cjepa_dist.training import checkpoint, record
 from cjepa_dist.training.guard import OWN_FILES
+from cjepa_dist.training.room import alone, write_whole
 from cjepa_dist.training.telemetry import rewind
 
 Config = schema.TrainWorldModel | schema.TrainAloe
@@ -70,30 +72,23 @@ def check_run(run: Path, config: Config) -> None:
         for key, _ in schema.walk(type(config)):
             if key not in FREE and (was := read(old, key)) != (now := read(new, key)):
                 raise UserError(f"{run} was started with {key}={was}, not {now}: choose another run folder or remove this one")
-    elif run.exists() and any(path.name not in OWN_FILES for path in run.iterdir()):
+    elif run.exists() and any(path.name not in OWN_FILES and path.suffix != ".partial" for path in run.iterdir()):
         raise UserError(f"{run} is not empty and no run folder (no config.yaml): choose another")
 
 
-def open_run(run: Path, config: Config, environment: dict[str, Any], *, first: bool) -> None:
-    """Make the run folder and write what the run is; `check_run` has seen it."""
-    if first:
+def open_run(
+    run: Path, config: Config, environment: dict[str, Any], *, first: bool, group: dist.ProcessGroup | None = None
+) -> None:
+    """Make the run folder and write what the run is; `check_run` has seen it. All ranks call it; UserError where there is no room."""
+
+    def write() -> None:
         run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "environment.json", environment)
         schema.save(config, temporary := run / "config.yaml.partial")
-        os.replace(temporary, run / "config.yaml")
+        os.replace(temporary, run / "config.yaml")  # before all else: without it what follows is no run folder
+        write_json(run / "environment.json", environment)
         record.write(run)
-    checkpoint.barrier()
 
-
-@contextmanager
-def full_disk_is_a_user_error(run: Path) -> Iterator[None]:
-    """Also where it is not a checkpoint that finds no room, but a line of metrics."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in checkpoint.NO_ROOM:
-            raise
-        raise UserError(f"{error.strerror} while writing to {run}: make room and run the same command again") from error
+    alone(run, write, first=first, group=group)
 
 
 def read(config: Any, key: str) -> Any:
@@ -104,6 +99,4 @@ def read(config: Any, key: str) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=1))

@@ -31,6 +31,7 @@ from cjepa_dist.config import LoopConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.training import lock
 from cjepa_dist.training.lock import now
+from cjepa_dist.training.room import full_disk_is_a_user_error
 
 STOPPED, HUNG = os.EX_TEMPFAIL, os.EX_SOFTWARE  # 75 "try again": the same command goes on; 70
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -72,8 +73,12 @@ class Guard:
         self.lock.release()
 
     def own(self) -> str | None:
-        """Take the lock; or, in a line, whose it is."""
-        refusal = self.lock.take()
+        """Take the lock; or, in a line, whose it is, or that there is no room for it."""
+        try:
+            with full_disk_is_a_user_error(self.run):
+                refusal = self.lock.take()
+        except UserError as error:
+            refusal = str(error)
         if refusal is None:
             (self.run / "resume.json").unlink(missing_ok=True)
         return refusal

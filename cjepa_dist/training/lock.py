@@ -63,7 +63,12 @@ class Lock:
                 return f"{self.path.parent} is in use: {who}, works in it; wait for it, stop it, or choose another folder"
             write(self.wanted, self.me)
             time.sleep(1)
-        write(self.side, self.me)
+        try:
+            write(self.side, self.me)
+        except OSError:  # no room: nobody's, then
+            os.close(self.handle)
+            self.handle = -1
+            raise
         self.wanted.unlink(missing_ok=True)
         self.thread.start()
         return None
@@ -166,7 +171,7 @@ def read(path: Path) -> Owner:
 
 def write(path: Path, content: Owner) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     temporary.write_text(json.dumps(content))
     os.replace(temporary, path)
 

@@ -29,11 +29,12 @@ from cjepa_dist.tasks import Outcome, VqaTask, WorldModelTask
 from cjepa_dist.training import checkpoint, faults, replicas
 from cjepa_dist.training.engine import Engine, start
 from cjepa_dist.training.feed import Feed, Source
-from cjepa_dist.training.folder import Config, check_batch, check_run, full_disk_is_a_user_error, open_run, resume, write_json
+from cjepa_dist.training.folder import Config, check_batch, check_run, open_run, resume, write_json
 from cjepa_dist.training.guard import Guard
 from cjepa_dist.training.meter import Meter
 from cjepa_dist.training.optimizer import learning_rate
 from cjepa_dist.training.profile import Profiler
+from cjepa_dist.training.room import alone, full_disk_is_a_user_error
 from cjepa_dist.training.skip import Skips
 from cjepa_dist.training.step import Sums, stepper
 from cjepa_dist.training.telemetry import Telemetry
@@ -63,7 +64,8 @@ def train(
     check_batch(config, handle.num_processes)
     check_run(run, config)
     with Guard(run, config.loop) as guard, full_disk_is_a_user_error(run):
-        open_run(run, config, runtime.environment(handle, engine.name, config.loop.precision), first=handle.is_main_process)
+        about = runtime.environment(handle, engine.name, config.loop.precision)
+        open_run(run, config, about, first=handle.is_main_process, group=guard.group)
         background = config.loop.async_checkpoints
         with checkpoint.Writer(run / "checkpoints", keep=config.loop.keep, background=background, group=guard.writing) as writer:
             return fit(task, source, validation, config, guard, engine, writer, val_ids, picture)
@@ -96,7 +98,7 @@ def fit(
     engine.wrap()
     if first:
         print(engine.describe(), flush=True)
-    telemetry = Telemetry(run, config, active=first, start=start, steps=steps)
+    telemetry = Telemetry(run, config, active=first, start=start, steps=steps, group=guard.group)
     skips, best = Skips(run, count=meta.get("skipped", 0), first=first), meta.get("best") if loop.keep_best else None
     feed = Feed(
         source, seed=config.seed, start=start, stop=stop, global_batch=loop.global_batch, accumulation=loop.accumulation,
@@ -135,9 +137,9 @@ def fit(
         if (loop.eval_every and done % loop.eval_every == 0) or done == steps:
             with engine.measured() as measured:
                 values = validate(measured, validation, val_ids, engine, loop.global_batch)
-                telemetry.write(done, values, kind="val")
                 if picture is not None and first:
                     picture(telemetry, done, measured)
+                telemetry.write(done, values, kind="val")
             if loop.keep_best and values["loss"] < (best["loss"] if best else math.inf):
                 best, save = {"step": done, "loss": values["loss"]}, True
             guard.alive()
@@ -166,8 +168,8 @@ def fit(
     writer.wait()
     if (read := feed.describe()) and first:
         print(read, flush=True)
-    if done == steps and first:
-        write_json(run / "done.json", {"step": steps})
+    if done == steps:
+        alone(run, lambda: write_json(run / "done.json", {"step": steps}), first=first, group=guard.group)
     handle.wait_for_everyone()
     handle.end_training()
     return guard.leave(signal, done) if signal and done < steps else 0

@@ -17,13 +17,14 @@ import psutil
 
 from cjepa_dist import runtime
 from cjepa_dist.training.guard import now
+from cjepa_dist.training.room import write_whole
 
 
 def write(run: Path) -> None:
     """Add this start to `run`'s record; rank 0 calls it. Earlier starts stay."""
     given = run / "given.yaml"
     if not given.exists():
-        given.write_text(as_given(sys.argv[1:]))
+        write_whole(given, as_given(sys.argv[1:]))
     commit = runtime.git("rev-parse", "HEAD") or "unknown"
     note = f"# {now()} commit {commit}{difference(run)}"
     with (run / "command.txt").open("a") as stream:

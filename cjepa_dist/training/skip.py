@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cjepa_dist import runtime
+from cjepa_dist.training.room import alone
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -104,6 +105,10 @@ class Skips:
         self.count += len(lines)
         if self.first:
             print(f"warning: skipped steps with a loss or gradient that is not finite: {len(lines)}, {self.count} so far; see {self.path}")
+
+        def write() -> None:
             with self.path.open("a") as stream:
                 stream.writelines(json.dumps(line) + "\n" for line in lines)
+
+        alone(self.path.parent, write, first=self.first)
         return len(lines)

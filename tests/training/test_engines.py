@@ -45,18 +45,20 @@ ENGINES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 def environment(**more):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "FSDP_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **more}
+    return {**kept, "OMP_NUM_THREADS": "1", **more}
 
 
-def train(run, data, *arguments, module=WORLD, processes=0, launcher=(), env=FAULT):
-    """One process without `processes`; `launcher` stands in the place of torchrun."""
-    begin = [sys.executable, "-m"]
-    if launcher:
-        begin += [*launcher, "-m"]
-    elif processes:
-        begin += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    command = [*begin, module, f"data={data}", f"run={run}", *ARGUMENTS[module], *arguments]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=500, env=environment(**env))
+@pytest.fixture(scope="module")
+def train(starter, small_data):
+    def run(folder, *arguments, module=WORLD, processes=0, launcher=(), env=FAULT):
+        """One process without `processes`; a `launcher` is started as a user would."""
+        arguments = (f"data={small_data}", f"run={folder}", *ARGUMENTS[module], *arguments)
+        if launcher:
+            command = [sys.executable, "-m", *launcher, "-m", module, *arguments]
+            return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=500, env=environment(**env))
+        return starter.run(module, *arguments, environment=environment(**env), timeout=500, processes=processes)
+
+    return run
 
 
 def good(done, engine=None, processes=None):
@@ -100,18 +102,18 @@ def compare(run, reference, step, loss=1e-5, moment=1e-4, weight=1e-4):
 
 
 @pytest.fixture(scope="module")
-def reference(small_data, tmp_path_factory):
+def reference(train, tmp_path_factory):
     run = tmp_path_factory.mktemp("reference") / "run"
-    good(train(run, small_data))
+    good(train(run))
     assert json.loads((run / "checkpoints" / f"step_{STEPS:08d}" / "meta.json").read_text())["skipped"] == 1
     return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_equal_one(engine, reference, small_data, tmp_path):
+def test_two_processes_equal_one(engine, reference, train, tmp_path):
     run = tmp_path / "run"
-    good(train(run, small_data, f"loop.engine={engine}", processes=2), engine, 2)
+    good(train(run, f"loop.engine={engine}", processes=2), engine, 2)
     compare(run, reference, STEPS)
     assert json.loads((run / "checkpoints" / f"step_{STEPS:08d}" / "meta.json").read_text())["skipped"] == 1
 
@@ -126,12 +128,12 @@ CHAINS = {
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("chain", CHAINS)
-def test_elastic_resume(chain, reference, small_data, tmp_path):
+def test_elastic_resume(chain, reference, train, tmp_path):
     """Stopped and resumed at another number of processes, or under another engine, it is the run."""
     run, links = tmp_path / "run", CHAINS[chain]
     for index, (engine, processes) in enumerate(links):
         stop = STEPS if index + 1 == len(links) else STEPS * (index + 1) // len(links) // 2 * 2  # where lines are written anyway
-        done = train(run, small_data, f"loop.engine={engine}", f"loop.stop_at={stop}", processes=processes)
+        done = train(run, f"loop.engine={engine}", f"loop.stop_at={stop}", processes=processes)
         good(done)
         assert ("resumed from" in done.stdout) == (index > 0)
     compare(run, reference, STEPS)
@@ -144,21 +146,21 @@ OTHERS = {
 
 
 @pytest.fixture(scope="module", params=OTHERS)
-def other(request, small_data, tmp_path_factory):
+def other(request, train, tmp_path_factory):
     """Another model or other causal terms, on one process in one pass."""
     run = tmp_path_factory.mktemp("other") / "run"
     module, arguments = OTHERS[request.param]
-    good(train(run, small_data, *arguments, module=module, env={}))
+    good(train(run, *arguments, module=module, env={}))
     return run, module, arguments
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["fsdp2", "zero2"])
-def test_other_losses_and_accumulation(engine, other, small_data, tmp_path):
+def test_other_losses_and_accumulation(engine, other, train, tmp_path):
     """On two processes in two passes each, so with the survey that the causal terms need."""
     reference, module, arguments = other
     run = tmp_path / "run"
-    good(train(run, small_data, *arguments, "loop.accumulation=2", f"loop.engine={engine}", module=module, processes=2, env={}), engine, 2)
+    good(train(run, *arguments, "loop.accumulation=2", f"loop.engine={engine}", module=module, processes=2, env={}), engine, 2)
     compare(run, reference, 6, moment=1e-3 if module == ALOE else 1e-4)  # a ReLU of ALOE's may be on one side of 0 or the other
 
 
@@ -190,21 +192,21 @@ def test_what_cannot_be_as_asked_is_an_error(extra, launched, expected, monkeypa
 
 
 @pytest.mark.slow
-def test_launcher_that_falls_back_is_an_error(small_data, tmp_path):
+def test_launcher_that_falls_back_is_an_error(train, tmp_path):
     """`accelerate launch --cpu --num_processes 2` starts one process, in silence."""
     run, launcher = tmp_path / "run", ("accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    done = train(run, small_data, "loop.processes=2", launcher=launcher)
+    done = train(run, "loop.processes=2", launcher=launcher)
     assert done.returncode != 0 and "error: loop.processes=2, but 1 run" in done.stderr, done.stderr[-3000:]
     assert not run.exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "engine"), [("cpu_two", "ddp"), ("cpu_fsdp2", "fsdp2"), ("cpu_zero2", "zero2")])
-def test_accelerate_launch_and_bfloat16(name, engine, reference, small_data, tmp_path):
+def test_accelerate_launch_and_bfloat16(name, engine, reference, train, tmp_path):
     """The ready files, as a user would take them; the losses are near those in float32, and not those."""
     launcher = ("accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml", "--main_process_port", "0")
     run = tmp_path / "run"
-    done = train(run, small_data, "loop.stop_at=2", "loop.processes=2", "loop.precision=bf16", launcher=launcher, env={})
+    done = train(run, "loop.stop_at=2", "loop.processes=2", "loop.precision=bf16", launcher=launcher, env={})
     good(done)
     assert f"engine: {engine}, processes: 2, device: cpu, precision: bf16" in done.stdout
     ((key, loss),) = losses(run).items()
@@ -214,16 +216,16 @@ def test_accelerate_launch_and_bfloat16(name, engine, reference, small_data, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "zero1"])
-def test_a_replica_that_changed_is_found(engine, small_data, tmp_path):
+def test_a_replica_that_changed_is_found(engine, train, tmp_path):
     """Under ZeRO each step makes the weights anew from their parts, so a change is seen only before the next."""
     run, step = tmp_path / "run", 3 if engine == "ddp" else 5
     env = {"CJEPA_FAULT": f"replica@{step}:rank1"}
-    done = train(run, small_data, f"loop.engine={engine}", "loop.stop_at=9", processes=2, env=env)
+    done = train(run, f"loop.engine={engine}", "loop.stop_at=9", processes=2, env=env)
     assert done.returncode != 0 and "the replicas of the weights differ after step 5" in done.stderr, done.stderr[-3000:]
 
 
 @pytest.mark.slow
-def test_muon_under_fsdp2(small_data, tmp_path):
+def test_muon_under_fsdp2(train, tmp_path):
     """Its Newton-Schulz steps round to bfloat16: losses within 1e-4, weights within one step at the peak rate."""
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = (
@@ -233,6 +235,6 @@ def test_muon_under_fsdp2(small_data, tmp_path):
         "ctt.sufficiency.weight=0",
         "ctt.consistency.weight=0",
     )
-    good(train(one, small_data, *arguments))
-    good(train(two, small_data, *arguments, "loop.engine=fsdp2", processes=2), "fsdp2", 2)
+    good(train(one, *arguments))
+    good(train(two, *arguments, "loop.engine=fsdp2", processes=2), "fsdp2", 2)
     compare(two, one, 20, loss=1e-4, moment=5e-2, weight=2e-3)

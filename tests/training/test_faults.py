@@ -7,17 +7,23 @@ import os
 import re
 import signal
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
 from cjepa_dist.training import checkpoint
+from cjepa_dist.training.folder import check_run, open_run
 from cjepa_dist.training.guard import SIGNALS, Guard
+from cjepa_dist.training.room import full_disk_is_a_user_error
 from cjepa_dist.training.skip import done_and_taken_back, guarded, spread
+from cjepa_dist.training.telemetry import Telemetry
 from tests.training.test_resume import TINY_WORLD, losses, same, weights
 
 WORLD = "cjepa_dist.train_world_model"
@@ -103,6 +109,80 @@ def test_a_checkpoint_in_the_background_is_of_its_step(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="no room for a checkpoint"):
             writer.save(model, parts, step=3, meta={})
         assert checkpoint.steps(tmp_path) == [1]
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("other", [FULL, RuntimeError("Connection closed by peer")])
+def test_the_checkpoint_tells_of_the_full_disk_whoever_meets_it_first(tmp_path, monkeypatch, other):
+    """A line of metrics finds no room, or another rank is gone for that, while the checkpoint that took the room still writes."""
+    model, met = nn.Linear(3, 3), threading.Event()
+    parts = [torch.optim.AdamW(model.parameters())]
+
+    def fill(*args, checkpoint_id, **kwargs):
+        (checkpoint_id / "half").touch()
+        met.wait(30)
+        raise FULL
+
+    with pytest.raises(UserError, match=r"no room for a checkpoint in \S+: it needs about \d+ bytes, \d+ are free"):
+        with full_disk_is_a_user_error(tmp_path), checkpoint.Writer(tmp_path, keep=3, background=True) as writer:
+            writer.save(model, parts, step=1, meta={})
+            writer.wait()
+            monkeypatch.setattr(dcp, "save", fill)
+            writer.save(model, parts, step=2, meta={})
+            met.set()
+            raise other
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"] and checkpoint.newest(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["lines", "events"])
+def test_no_room_for_metrics(tmp_path, what):
+    """What was cut off harms neither the lines nor TensorBoard of the run that goes on."""
+    config = schema.build(schema.TrainWorldModel, {"data": "D", "run": str(tmp_path)})
+    telemetry = Telemetry(tmp_path, config, active=True, start=0, steps=9)
+    telemetry.write(1, {"loss": 0.5})
+    owner, name = (telemetry, "lines") if what == "lines" else (telemetry.events, "path")
+    file = getattr(owner, name)
+    setattr(owner, name, Path("/dev/full"))
+    telemetry.image(2, "picture", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match=rf"no room in {tmp_path} .*, \d+ are free"):
+        telemetry.write(2, {"loss": 0.25})
+    with file.open("ab") as stream:
+        stream.write(b'{"step": 2, "ki')
+
+    telemetry = Telemetry(tmp_path, config, active=True, start=1, steps=9)
+    telemetry.write(2, {"loss": 0.125})
+    assert losses(tmp_path) == [(1, "train", 0.5), (2, "train", 0.125)]
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 0.125)]
+
+
+@pytest.mark.parametrize("moment", ["write_text", "replace"])
+def test_no_room_for_a_run_folder(tmp_path, monkeypatch, moment):
+    """At whatever file there is no more room, the user is told, and the same command is not refused for what is left of the first."""
+    run, room = tmp_path / "run", 0
+    config = schema.build(schema.TrainWorldModel, {"data": "D", "run": str(run)})
+    owner = Path if moment == "write_text" else os
+    really = getattr(owner, moment)
+
+    def full(*args, **kwargs):
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return really(*args, **kwargs)
+
+    for files in range(4):  # .lock.json, config.yaml, environment.json, given.yaml
+        room = files
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=f"no room in {run} "):
+            patch.setattr(owner, moment, full)
+            with Guard(run, schema.LoopConfig()):
+                open_run(run, config, {}, first=True)
+        check_run(run, config)
+    with Guard(run, schema.LoopConfig()):
+        open_run(run, config, {}, first=True)
+    assert checkpoint.read_config(run) == config
 
 
 def test_what_is_kept(tmp_path):
@@ -202,7 +282,7 @@ def test_skipped_step_leaves_all_as_it_was(command, small_data, tmp_path, monkey
 def test_drill(command, small_data, tmp_path):
     """A choice: each code path once, with the number of processes at which it is hardest."""
     chosen = (
-        "SIGUSR1 to rank 0@1", "SIGTERM to accelerate launch@1", "two runs on one folder@1", "disk full@1",
+        "SIGUSR1 to rank 0@1", "SIGTERM to accelerate launch@1", "two runs on one folder@1", "disk full@1", "disk full for metrics too@2",
         "SIGTERM to the last rank@2", "SIGKILL to torchrun@2", "kill -9 within a checkpoint@2", "nan and a later kill -9@2", "hang@2",
     )  # fmt: skip
     done = command("tools.fault_drill", f"data={small_data}", f"out={tmp_path}", f"only=[{','.join(chosen)}]", timeout=3500)

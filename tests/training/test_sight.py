@@ -139,13 +139,15 @@ def test_a_terminal_gets_a_bar(small_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("windows", [7, 1])
-def test_validation_is_the_same_for_any_number_of_processes(windows, command, small_data, tmp_path):
+def test_validation_is_the_same_for_any_number_of_processes(windows, small_data, tmp_path):
     """7 windows fall unevenly on two processes, 1 leaves the second with none. Counted exactly: losses, baseline, measures of collapse."""
     found = []
     for processes in (1, 2):
         run = tmp_path / str(processes)
         settings = (*TINY_WORLD, *OFF, "predictor.dropout=0", "loop.precision=fp32", "loop.steps=1", f"val_windows={windows}")
-        done = command(WORLD, f"data={small_data}", f"run={run}", *settings, processes=processes)
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", WORLD]
+        arguments = (f"data={small_data}", f"run={run}", *settings)
+        done = subprocess.run([*start, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         (line,) = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "val"]
         found.append(line)
