@@ -141,8 +141,6 @@ def batch(config: TrainWorldModel | TrainAloe, size: int, rows: int) -> dict[str
                 "tokens": torch.zeros(count, ROW_WORDS, dtype=torch.int64),
                 "padding": torch.zeros(count, ROW_WORDS, dtype=torch.bool),
                 "is_choice": torch.zeros(count, dtype=torch.bool),
-                "total_descriptive": torch.ones(()),
-                "total_choice": torch.ones(()),
                 **integers,
             }
         sizes, frames = config.predictor, config.predictor.history_frames + config.horizon * config.predictor.pred_frames

@@ -166,12 +166,6 @@ class QuestionSource(Shuffled):
         slots[~observed] = self.worlds[scene[~observed, None] - len(self.slots), frames[~observed]]
         return slots
 
-    def totals(self, ids: Any) -> dict[str, float]:
-        """Rows of a (global) batch that count for each loss."""
-        ids = np.asarray(ids, np.int64)
-        count, choice = np.diff(self.first_row)[ids], self.is_choice[ids]
-        return {"descriptive": float(count[~choice].sum()), "choice": float(count[choice].sum())}
-
 
 class VideoQuestions(Shuffled):
     """The same questions, a sample being a video with all of its own: `len()` counts videos. They share the video's first frame."""
@@ -202,9 +196,6 @@ class VideoQuestions(Shuffled):
         """As `QuestionSource.gather`, of all questions of the videos; `sample` (V,) are the global indices of the videos."""
         questions, owner = self.questions(ids)
         return self.source.gather(questions, np.asarray(sample, np.int64)[owner])
-
-    def totals(self, ids: Any) -> dict[str, float]:
-        return self.source.totals(self.questions(ids)[0])
 
 
 def _scene(key: str) -> int:
