@@ -31,7 +31,7 @@ def main(config: schema.TrainAloe) -> int:
         raise UserError(f"types={config.types} chooses among the questions of a video: it needs by_video=true")
     source = VideoQuestions(questions[0], config.types) if config.by_video else questions[0]
     validation = VideoQuestions(questions[1]) if config.by_video else questions[1]
-    questions[0].affirm_until = round(config.affirm * total_steps(config.loop, len(source))) * config.loop.global_batch
+    questions[0].shown.affirm_until = round(config.affirm * total_steps(config.loop, len(source))) * config.loop.global_batch
     torch.manual_seed(config.seed)
     return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))
 

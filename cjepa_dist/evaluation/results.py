@@ -20,6 +20,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def vqa_table(result: dict[str, Any]) -> RichTable:
     table = RichTable(title=f"VQA, {result['split']}, {result['protocol']} protocol, start {result['start']}: accuracy in percent")
+    if result["left_out"]:
+        table.caption = f"{result['left_out']} counterfactual questions left out: no slot holds the object that they remove"
     for name in ("questions", "accuracy", "95 %", "over starts", "majority", "chance", "count"):
         table.add_column(name)
     without = result["without_looking"]

@@ -195,11 +195,11 @@ def test_names_are_what_a_user_can_look_up(folder):
 def test_start_depends_on_the_sample_alone(folder):
     source = QuestionSource(folder, "val", **PUBLISHED, seed=4)
     sample = np.arange(10_000, 18_000)
-    drawn = source.start(sample)
+    drawn = source.shown.start(sample)
     assert drawn.min() == 0 and drawn.max() == 7
     assert np.abs(np.bincount(drawn) / 1000 - 1).max() < 0.15
-    assert (source.start(sample[5:9]) == drawn[5:9]).all()
-    assert (QuestionSource(folder, "val", **PUBLISHED, seed=5).start(sample) != drawn).any()
+    assert (source.shown.start(sample[5:9]) == drawn[5:9]).all()
+    assert (QuestionSource(folder, "val", **PUBLISHED, seed=5).shown.start(sample) != drawn).any()
     assert torch.equal(per_question(source, [0, 5, 9], [20, 21, 22])[1:2], per_question(source, [5], [21]))
 
 
@@ -257,7 +257,7 @@ def test_negated_questions_without_their_not(tmp_path):
     source = QuestionSource(write(tmp_path / "data", change=negate), "val", **PUBLISHED)
     ids = np.arange(len(source))
     as_asked = source.gather(ids, ids)
-    source.affirm_until = 5  # samples 0 to 4: the first video
+    source.shown.affirm_until = 5  # samples 0 to 4: the first video
     affirmed = source.gather(ids, ids)
     changed = (as_asked["tokens"] != affirmed["tokens"]).any(1)
     expected = (source.type[source.row_question] == "counterfactual") & (source.row_question < 5)
