@@ -122,7 +122,7 @@ def estimate(
     if data:
         manifest = Manifest.load(data)
         videos = manifest.count(config.train_split)
-        if isinstance(config, TrainWorldModel) and config.reading.kind == "streaming":
+        if config.reading.kind == "streaming":
             shard = max(entry.samples for entry in manifest.shards(config.train_split))
             videos = min(videos, 2 * config.reading.shards * config.reading.lanes * shard)
         numbers = manifest.frames * manifest.slots * manifest.slot_dim * videos
