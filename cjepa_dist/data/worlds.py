@@ -1,6 +1,6 @@
 """Worlds without an object: which slots a video's questions remove, and what the simulator says happens then.
 
-questions, annotation ──removed_objects──> ids ──slot_object of truth.npz or match.npz──> slots
+questions, annotation ──removed_objects──> ids ──slot_object of truth.npz or match.npz──> slots, or none: left out
 truth.npz: counterfactual_slots ──true_worlds──> the arrays of worlds.npz
 """
 
@@ -12,6 +12,8 @@ from cjepa_dist.clevrer import questions
 from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.shards import Sample
 from cjepa_dist.errors import UserError
+
+WHY = "left out: no slot holds the object that they remove"
 
 
 def asked_slots(sample: Sample) -> list[int | None]:
@@ -46,7 +48,7 @@ def slot_of(sample: Sample) -> dict[int, int]:
 
 def left_out(count: int, of: int) -> str:
     """For people: so many of the counterfactual questions ask about no world."""
-    return f"{count} of {of} counterfactual questions left out: no slot holds the object that they remove"
+    return f"{count} of {of} counterfactual questions {WHY}"
 
 
 def true_worlds(sample: Sample, removed: list[int]) -> dict[str, np.ndarray]:

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from cjepa_dist.clevrer.questions import objects, removed_objects
 from cjepa_dist.data.manifest import Manifest
+from cjepa_dist.data.questions import QuestionSource
 from cjepa_dist.data.shards import DatasetWriter, read_split
 from cjepa_dist.data.truth import load_presence
 from cjepa_dist.data.verify import verify_folder
@@ -129,3 +131,38 @@ def test_frames_behind_the_annotation_are_read_from_the_slots(world, tmp_path):
         assert (match["present"][128:, known] == truth["present"][128:160, known]).mean() > 0.99
         both = match["present"] & truth["present"][:160] & known & (np.abs(truth["position"][:160]).max(-1) < 0.8)
         assert np.sqrt(((match["position"] - truth["position"][:160])[both] ** 2).mean()) < 0.1
+
+
+def test_counterfactual_questions_on_matched_slots(tmp_path):
+    """Of some videos the encoder has lost an object: questions that remove it are left out, and all others see their world."""
+    plain = tmp_path / "plain"
+    simulate(Simulate(out=str(plain), train=30, val=6, test=0, seed=5, counterfactual_splits="train,val", influence="none", workers=1))
+    empty, expected = Manifest.load(plain).empty_slot, []
+
+    def imported(i, sample, truth):
+        """As a rollout of slots that were imported: the future appended, worlds, one object's slot empty in every third video."""
+        removed, worlds = truth["counterfactual_removed"], truth["counterfactual_slots"]
+        slots, lost = np.concatenate([sample.slots, truth["future_slots"]]), -1
+        if i % 3 == 0 and len(removed) and truth["present"][:128, removed[0]].sum() > 40:
+            lost = int(removed[0])
+            slots[:, lost] = empty
+        kept = removed != lost
+        return dataclasses.replace(sample, slots=slots, worlds={"removed": removed[kept], "slots": worlds[kept]}), lost
+
+    truths = [sample.truth for split in ("train", "val") for sample in read_split(plain, split)]
+    made = iter(truths)
+    raw = rewritten(plain, tmp_path / "raw", lambda i, sample: expected.append(item := imported(i, sample, next(made))) or item[0])
+    run(raw, tmp_path / "out")
+    start, end = 0, 30
+    for split in ("train", "val"):
+        source = QuestionSource(tmp_path / "out", split, frames=9, stride=14, eval_start=3, protocol="counterfactual")
+        out = 0
+        for video, (sample, lost) in enumerate(expected[start:end]):
+            held = truths[start + video]["slot_object"].tolist()
+            asked = [q for q in sample.questions["questions"] if q["question_type"] == "counterfactual"]
+            gone = [held.index(*removed_objects({"questions": [q]}, objects(sample.annotation))) == lost for q in asked]
+            here = (source.video == video) & (source.type == "counterfactual")
+            assert source.left_out[here].tolist() == gone
+            out += sum(gone)
+        assert 0 < out == source.left_out.sum() < (source.type == "counterfactual").sum() and len(source.worlds)
+        start, end = end, 36
