@@ -12,6 +12,7 @@ from cjepa_dist.data.shards import DatasetWriter, read_split
 from cjepa_dist.data.truth import load_presence
 from cjepa_dist.data.verify import verify_folder
 from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.data.worlds import removed_slots
 from cjepa_dist.errors import UserError
 from data_prep.match import Match, main
 from data_prep.simulate.__main__ import main as simulate
@@ -134,35 +135,33 @@ def test_frames_behind_the_annotation_are_read_from_the_slots(world, tmp_path):
 
 
 def test_counterfactual_questions_on_matched_slots(tmp_path):
-    """Of some videos the encoder has lost an object: questions that remove it are left out, and all others see their world."""
-    plain = tmp_path / "plain"
-    simulate(Simulate(out=str(plain), train=30, val=6, test=0, seed=5, counterfactual_splits="train,val", influence="none", workers=1))
-    empty, expected = Manifest.load(plain).empty_slot, []
+    """Of some videos the encoder has lost an object: questions that remove what is matched with no slot are left out."""
+    simulate(Simulate(out=str(tmp_path / "plain"), train=30, val=0, test=0, seed=5, influence="none", counterfactuals="none", workers=1))
+    true = list(read_split(tmp_path / "plain", "train"))
+    empty, lost = Manifest.load(tmp_path / "plain").empty_slot, {}
 
-    def imported(i, sample, truth):
-        """As a rollout of slots that were imported: the future appended, worlds, one object's slot empty in every third video."""
-        removed, worlds = truth["counterfactual_removed"], truth["counterfactual_slots"]
-        slots, lost = np.concatenate([sample.slots, truth["future_slots"]]), -1
-        if i % 3 == 0 and len(removed) and truth["present"][:128, removed[0]].sum() > 40:
-            lost = int(removed[0])
-            slots[:, lost] = empty
-        kept = removed != lost
-        return dataclasses.replace(sample, slots=slots, worlds={"removed": removed[kept], "slots": worlds[kept]}), lost
+    def imported(i, sample):
+        seen = true[i].truth["present"][:128].sum(0) > 40
+        removed = [slot for slot in removed_slots(true[i], False) if seen[slot]]
+        if i % 2 == 0 and removed:
+            lost[i] = int(true[i].truth["slot_object"][removed[0]])
+            sample.slots[:, removed[0]] = empty
+        return sample
 
-    truths = [sample.truth for split in ("train", "val") for sample in read_split(plain, split)]
-    made = iter(truths)
-    raw = rewritten(plain, tmp_path / "raw", lambda i, sample: expected.append(item := imported(i, sample, next(made))) or item[0])
-    run(raw, tmp_path / "out")
-    start, end = 0, 30
-    for split in ("train", "val"):
-        source = QuestionSource(tmp_path / "out", split, frames=9, stride=14, eval_start=3, protocol="counterfactual")
-        out = 0
-        for video, (sample, lost) in enumerate(expected[start:end]):
-            held = truths[start + video]["slot_object"].tolist()
-            asked = [q for q in sample.questions["questions"] if q["question_type"] == "counterfactual"]
-            gone = [held.index(*removed_objects({"questions": [q]}, objects(sample.annotation))) == lost for q in asked]
-            here = (source.video == video) & (source.type == "counterfactual")
-            assert source.left_out[here].tolist() == gone
-            out += sum(gone)
-        assert 0 < out == source.left_out.sum() < (source.type == "counterfactual").sum() and len(source.worlds)
-        start, end = end, 36
+    def rolled(i, sample):
+        removed = removed_slots(sample, False)
+        return dataclasses.replace(
+            sample, worlds={"removed": np.array(removed, np.int8), "slots": np.repeat(sample.slots[None], len(removed), 0)}
+        )
+
+    found = run(rewritten(tmp_path / "plain", tmp_path / "raw", imported), tmp_path / "out")
+    rewritten(tmp_path / "out", tmp_path / "rolled", rolled)
+    source = QuestionSource(tmp_path / "rolled", "train", frames=9, stride=14, eval_start=3, protocol="counterfactual")
+    of_lost = []
+    for video, sample in enumerate(true):
+        asked = [q for q in sample.questions["questions"] if q["question_type"] == "counterfactual"]
+        removed = [removed_objects({"questions": [q]}, objects(sample.annotation))[0] for q in asked]
+        out = source.left_out[(source.video == video) & (source.type == "counterfactual")]
+        assert out.tolist() == [o not in found[sample.key]["slot_object"] for o in removed]
+        of_lost += [left for left, o in zip(out, removed) if o == lost.get(video)]
+    assert len(of_lost) >= 8 and np.mean(of_lost) > 0.7 and len(source.worlds) > source.left_out.sum()
