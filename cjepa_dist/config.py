@@ -169,10 +169,10 @@ class LoopConfig:
 
 @dataclass
 class ReadingConfig:
-    """How training slots are read."""
+    """How the train split is read."""
 
-    kind: str = option("resident", "the split in host memory, on the GPU, or a few shards at a time", choices=READING)
-    shards: int = option(2, "streaming: shards whose windows are mixed; twice as many are in memory", unit="shards", least=1)
+    kind: str = option("resident", "the split in host memory, on the GPU (world models), or a few shards at a time", choices=READING)
+    shards: int = option(2, "streaming: shards whose samples are mixed; twice as many are in memory", unit="shards", least=1)
     lanes: int = option(1, "streaming: so many groups of shards at a time; with as many processes each reads its own alone", least=1)
     workers: int = option(2, "streaming: threads that read", unit="threads", least=1)
     tolerate: int = option(0, "streaming: samples of lost shards for which others stand in; one more is an error", unit="samples", least=0)
@@ -230,7 +230,7 @@ class AloeConfig:
 class TrainAloe:
     """Train ALOE, visual question answering, on rolled-out slot shards."""
 
-    data: str = option(MISSING, "folder of rolled-out slot shards with questions")
+    data: str = option(MISSING, "folder of rolled-out slot shards with questions, or its URL: http(s)://, s3://, pipe:COMMAND")
     run: str = option(MISSING, "run folder: config, checkpoints, metrics, TensorBoard")
     seed: int = option(0, "seed of weights, order, frame starts, dropout")
     train_split: str = option("train", "split to train on")
@@ -251,9 +251,10 @@ class TrainAloe:
         "what counterfactual questions see: the video, as published systems do, or the world without the object (worlds.npz)",
         choices=("published", "counterfactual"),
     )
-    blind: bool = option(False, "control: every question sees the slots of another video")
+    blind: bool = option(False, "control: every question sees the slots of another video; does not stream")
     descriptive_weight: float = option(1.0, "weight of the cross-entropy of descriptive questions", least=0.0)
     choice_weight: float = option(1.0, "weight of the binary cross-entropy of choices", least=0.0)
+    reading: ReadingConfig = option(ReadingConfig, "how the train split is read; the validation split is always in memory")
     aloe: AloeConfig = option(AloeConfig, "the model")
     optimizer: OptimizerConfig = option(OptimizerConfig, "update rule")
     loop: LoopConfig = option(LoopConfig, "training loop")

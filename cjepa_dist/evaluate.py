@@ -96,12 +96,13 @@ def measure_aloe(config: Evaluate, task: Any, trained: TrainAloe, data: str) -> 
     )  # fmt: skip
     by_start = {}
     for start in starts:
-        source.eval_start = start
+        source.shown.eval_start = start
         by_start[start] = vqa.answer(task.aloe, source, batch=config.batch)
     result = vqa.evaluate_vqa(by_start, trained.eval_start, draws=config.draws, seed=config.seed)
-    train, scored = vqa.read_questions(trained.data, trained.train_split), vqa.read_questions(data, config.split)
-    result["without_looking"] = vqa.majority(train, scored)
     verdicts = by_start[trained.eval_start]
+    left_out = {(v.scene, v.question["question_id"]) for v in verdicts if v.left_out}
+    train, scored = vqa.read_questions(trained.data, trained.train_split), vqa.read_questions(data, config.split)
+    result["without_looking"] = vqa.majority(train, [(s, q) for s, q in scored if (s, q["question_id"]) not in left_out])
     return result, vqa.submission(verdicts)
 
 

@@ -30,7 +30,7 @@ from cjepa_dist.causal import counterfactual
 from cjepa_dist.config import GRAPH_ESTIMATORS, GraphConfig, option
 from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, read_split
-from cjepa_dist.data.worlds import removed_slots, true_worlds
+from cjepa_dist.data.worlds import asked_slots, left_out, removed_slots, true_worlds
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import WorldModelTask
 from cjepa_dist.training.checkpoint import load_task
@@ -66,6 +66,7 @@ def main(config: Rollout) -> int:
         print(f"{config.out} already holds this rollout: nothing to do")
         return 0
     done, worlds, began = 0, 0, time.perf_counter()
+    asked: list[int | None] = []
     with DatasetWriter(
         config.out, encoder=manifest.encoder, source=source, dtype=manifest.dtype, shard_mb=config.shard_mb, empty_slot=manifest.empty_slot
     ) as writer:
@@ -79,11 +80,15 @@ def main(config: Rollout) -> int:
             split = writer.split(name)
             for sample, (slots, world) in zip(group, rolled):
                 split.add(replace(sample, slots=slots, worlds=world))
-                worlds += 0 if world is None else len(world["removed"])
+                if world is not None:
+                    worlds += len(world["removed"])
+                    asked += [] if config.all else asked_slots(sample)
             done += len(group)
     rate = done / (time.perf_counter() - began)
     without = f", {worlds} worlds without an object" if config.mode != "future" else ""
     print(f"{done} videos rolled out to {manifest.frames + config.count} frames{without}: {rate:.1f} videos/s")
+    if None in asked:
+        print(left_out(asked.count(None), len(asked)))
     return 0
 
 

@@ -301,33 +301,41 @@ class VqaTask(nn.Module):
         parts = ((self.config.descriptive_weight, "loss_descriptive"), (self.config.choice_weight, "loss_choice"))
         return sum(weight * means.get(name, 0.0) for weight, name in parts)
 
-    def survey(self, batches: list[Batch], step: int, progress: float) -> None:
-        """Nothing: the totals come with the batches."""
+    def survey(self, batches: list[Batch], step: int, progress: float) -> Tensor:
+        """(2,): the answers and options of the global batch, over all passes and ranks, which the losses divide by."""
+        return runtime.all_reduce(torch.stack([labelled(batch) for batch in batches]).sum(0))
 
     def terms(self, progress: float) -> Terms:
         """None that changes within a run."""
         return Terms({})
 
-    def forward(self, batch: Batch, step: int | Tensor, progress: float | Terms = 0.0, survey: None = None) -> Outcome:
-        """batch as from QuestionSource, with total_descriptive and total_choice: rows in the global batch."""
+    def forward(self, batch: Batch, step: int | Tensor, progress: float | Terms = 0.0, survey: Tensor | None = None) -> Outcome:
+        """batch as from QuestionSource; without a `survey` it is the whole of what the losses divide by."""
         answers, choices = self.aloe(batch["slots"], batch["tokens"], batch["padding"], batch["is_choice"], row_view=batch["row_view"])
         is_choice, label = batch["is_choice"], batch["label"]
-        scale = runtime.world_size() * self.config.loop.accumulation if self.training else 1  # the totals are the global batch's
+        mine = labelled(batch)
+        total, scale = (mine, 1) if survey is None else (survey, runtime.world_size() * self.config.loop.accumulation)
         answer_label, choice_label = torch.where(is_choice, -1, label), torch.where(is_choice, label, -1)
-        answer = vqa.answer_loss(answers, answer_label, batch["total_descriptive"])
-        choice = vqa.choice_loss(choices, choice_label, batch["total_choice"])
+        answer = vqa.answer_loss(answers, answer_label, total[0])
+        choice = vqa.choice_loss(choices, choice_label, total[1])
         loss = (self.config.descriptive_weight * answer + self.config.choice_weight * choice) * scale
         known = label >= 0
         metrics = {
             "loss": (loss.detach(), torch.ones_like(loss)),
-            "loss_descriptive": (answer.detach() * batch["total_descriptive"], (known & ~is_choice).sum().float()),
-            "loss_choice": (choice.detach() * batch["total_choice"], (known & is_choice).sum().float()),
+            "loss_descriptive": (answer.detach() * total[0], mine[0]),
+            "loss_choice": (choice.detach() * total[1], mine[1]),
         }
         right = known & torch.where(is_choice, (choices > 0) == (label > 0), answers.argmax(-1) == label)
         for index, name in enumerate(TYPES):  # of answers, or of options
             of_kind = batch["kind"] == index
             metrics[f"accuracy_{name}"] = ((right & of_kind).sum().float(), (known & of_kind).sum().float())
         return Outcome(loss, metrics)
+
+
+def labelled(batch: Batch) -> Tensor:
+    """(2,): rows of a batch with a public answer, of descriptive questions and of choices."""
+    known, is_choice = batch["label"] >= 0, batch["is_choice"]
+    return torch.stack([(known & ~is_choice).sum(), (known & is_choice).sum()]).float()
 
 
 def median(histogram: Tensor) -> Tensor:

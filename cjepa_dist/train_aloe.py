@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
+import os
+from typing import Any
 
 import numpy as np
 import torch
 
 from cjepa_dist import config as schema
 from cjepa_dist.clevrer.vocabulary import TYPES
-from cjepa_dist.data.questions import QuestionSource, VideoQuestions
+from cjepa_dist.data import blocks
+from cjepa_dist.data.question_stream import StreamingQuestions
+from cjepa_dist.data.questions import QuestionSource, Shown, VideoQuestions
 from cjepa_dist.data.shards import Manifest
+from cjepa_dist.data.worlds import left_out
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import VqaTask
 from cjepa_dist.training.loop import total_steps, train
@@ -19,21 +23,43 @@ from cjepa_dist.training.loop import total_steps, train
 def main(config: schema.TrainAloe) -> int:
     model, manifest = config.aloe, Manifest.load(config.data)
     manifest.check_slots(model.slots, model.slot_dim, config.data, "the config (aloe.slots x aloe.slot_dim)")
-    read = partial(
-        QuestionSource, config.data, frames=model.frames, stride=config.stride,
-        protocol=config.protocol, blind=config.blind, seed=config.seed,
-    )  # fmt: skip
-    questions = (
-        read(config.train_split, starts=config.starts, shuffle=config.shuffle_slots),
-        read(config.val_split, eval_start=config.eval_start),
-    )
     if not config.by_video and len(config.types) < len(TYPES):
         raise UserError(f"types={config.types} chooses among the questions of a video: it needs by_video=true")
-    source = VideoQuestions(questions[0], config.types) if config.by_video else questions[0]
-    validation = VideoQuestions(questions[1]) if config.by_video else questions[1]
-    questions[0].affirm_until = round(config.affirm * total_steps(config.loop, len(source))) * config.loop.global_batch
+    source = open_source(config)
+    questions = resident(config, config.val_split, eval_start=config.eval_start)
+    validation = VideoQuestions(questions) if config.by_video else questions
+    source.shown.affirm_until = round(config.affirm * total_steps(config.loop, len(source))) * config.loop.global_batch
     torch.manual_seed(config.seed)
     return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))
+
+
+def open_source(config: schema.TrainAloe) -> QuestionSource | VideoQuestions | StreamingQuestions:
+    """The questions of the train split, read as `reading` says."""
+    how: dict[str, Any] = {"starts": config.starts, "shuffle": config.shuffle_slots}
+    if config.reading.kind == "streaming":
+        if config.blind:
+            raise UserError("blind=true shows slots of videos that a stream does not hold: take reading.kind=resident")
+        shown = Shown(frames=config.aloe.frames, stride=config.stride, seed=config.seed, **how)
+        return StreamingQuestions(
+            config.data, config.train_split, shown, protocol=config.protocol, by_video=config.by_video, types=config.types,
+            **blocks.reading(config.reading, config.run),
+        )  # fmt: skip
+    blocks.check_resident(config.reading)
+    if config.reading.kind == "device":
+        raise UserError("reading.kind=device is for world models: take reading.kind=resident, or streaming")
+    questions = resident(config, config.train_split, **how)
+    return VideoQuestions(questions, config.types) if config.by_video else questions
+
+
+def resident(config: schema.TrainAloe, split: str, **how: Any) -> QuestionSource:
+    """The questions of a split, in memory; says how many are left out."""
+    questions = QuestionSource(
+        config.data, split, frames=config.aloe.frames, stride=config.stride, seed=config.seed, protocol=config.protocol, blind=config.blind,
+        **how,
+    )  # fmt: skip
+    if questions.left_out.any() and os.environ.get("RANK", "0") == "0":
+        print(f"{split}: {left_out(int(questions.left_out.sum()), int((questions.type == 'counterfactual').sum()))}", flush=True)
+    return questions
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from cjepa_dist import config as schema
-from cjepa_dist.data.fetch import Patience
-from cjepa_dist.data.lost import Lost
+from cjepa_dist.data import blocks
 from cjepa_dist.data.shards import Manifest
 from cjepa_dist.data.stream import StreamingWindows
 from cjepa_dist.data.windows import ResidentWindows
@@ -62,19 +60,13 @@ def open_source(config: schema.TrainWorldModel, labels: bool, shape: dict[str, A
     """The train split as `reading` says; `labels`: the graph needs truth."""
     reading, rest = config.reading, shape | {"horizon": config.horizon, "videos": config.videos}
     if reading.kind != "streaming":
-        if reading.tolerate:
-            raise UserError(
-                f"reading.tolerate={reading.tolerate}: a split that is read before the first step has no fault later; leave it 0"
-            )
+        blocks.check_resident(reading)
         device = gpu() if reading.kind == "device" else None
         return ResidentWindows(config.data, config.train_split, contact_share=config.contact_share, truth=labels, device=device, **rest)
     for name, asked in (("contact_share", config.contact_share > 0), (f"ctt.graph.estimator={config.ctt.graph.estimator}", labels)):
         if asked:
             raise UserError(f"{name} needs the truth of the whole split in memory: take reading.kind=resident, or leave it out")
-    return StreamingWindows(
-        config.data, config.train_split, **rest, shards=reading.shards, lanes=reading.lanes, workers=reading.workers,
-        patience=Patience(reading.timeout, reading.tries), lost=Lost(Path(config.run) / "replaced.jsonl", reading.tolerate),
-    )  # fmt: skip
+    return StreamingWindows(config.data, config.train_split, **rest, **blocks.reading(reading, config.run))
 
 
 def gpu() -> torch.device:

@@ -105,7 +105,7 @@ def test_the_true_divergence_is_taken_as_it_is(roll, rolled):
         assert np.array_equal(found[seen | (true == 160)], true[seen | (true == 160)]) and (seen & (true < 160)).sum() > len(r)
 
 
-def test_match_takes_the_place_of_truth(roll, small_data, tmp_path, rolled):
+def test_match_takes_the_place_of_truth(roll, small_data, tmp_path, rolled, capsys):
     """Real data: no truth, no programs. An object that no slot holds has no world."""
     manifest = Manifest.load(small_data)
     with DatasetWriter(tmp_path / "real", encoder="x", source={}, empty_slot=manifest.empty_slot) as writer:
@@ -116,6 +116,7 @@ def test_match_takes_the_place_of_truth(roll, small_data, tmp_path, rolled):
             match = {"slot_object": sample.truth["slot_object"].copy()}
             if sample.key.endswith("0"):
                 match["slot_object"][:] = -1
+                asked = sum(question["question_type"] == "counterfactual" for question in spoken["questions"])
             writer.split("val").add(dataclasses.replace(sample, questions=spoken, truth=None, match=match))
     for one, other in zip(
         read_split(roll("matched", data=str(tmp_path / "real"), mode="counterfactual"), "val"), rolled["counterfactual"], strict=True
@@ -124,6 +125,7 @@ def test_match_takes_the_place_of_truth(roll, small_data, tmp_path, rolled):
             assert one.worlds["slots"].shape == (0, 160, 7, 128)
         else:
             assert np.array_equal(one.worlds["removed"], other.worlds["removed"])
+    assert asked and f"{asked} of " in (said := capsys.readouterr().out) and "counterfactual questions left out: no slot holds" in said
 
 
 def test_again_is_nothing_to_do_and_other_settings_are_refused(roll, capsys):

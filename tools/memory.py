@@ -122,7 +122,7 @@ def estimate(
     if data:
         manifest = Manifest.load(data)
         videos = manifest.count(config.train_split)
-        if isinstance(config, TrainWorldModel) and config.reading.kind == "streaming":
+        if config.reading.kind == "streaming":
             shard = max(entry.samples for entry in manifest.shards(config.train_split))
             videos = min(videos, 2 * config.reading.shards * config.reading.lanes * shard)
         numbers = manifest.frames * manifest.slots * manifest.slot_dim * videos
@@ -141,8 +141,6 @@ def batch(config: TrainWorldModel | TrainAloe, size: int, rows: int) -> dict[str
                 "tokens": torch.zeros(count, ROW_WORDS, dtype=torch.int64),
                 "padding": torch.zeros(count, ROW_WORDS, dtype=torch.bool),
                 "is_choice": torch.zeros(count, dtype=torch.bool),
-                "total_descriptive": torch.ones(()),
-                "total_choice": torch.ones(()),
                 **integers,
             }
         sizes, frames = config.predictor, config.predictor.history_frames + config.horizon * config.predictor.pred_frames

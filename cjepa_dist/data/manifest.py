@@ -30,7 +30,8 @@ class ShardEntry:
 
     `mean`, `squares` (D): mean of each of the slots' numbers over frames and slots, and sum of squares of what is left; `lost`: what
     storing them cost, [sum of squared errors, largest error]. From these the data set's are put together (`moments.py`); none: an older
-    data set.
+    data set. `asked`: of each key, the types of its questions, in order, by their first letters ("dddepc"); [] where no key has questions,
+    None: an older data set.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ShardEntry:
     mean: list[float] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)
     lost: list[float] = field(default_factory=list)
+    asked: list[str] | None = None
 
 
 @dataclass
@@ -116,6 +118,11 @@ class Manifest:
     def count(self, split: str) -> int:
         """Number of videos of a split."""
         return sum(entry.samples for entry in self.shards(split))
+
+
+def initials(questions: dict[str, Any] | None) -> str:
+    """The types of a video's questions, in order, by their first letters; "" for none."""
+    return "".join(str(question.get("question_type"))[:1] for question in (questions or {}).get("questions", ()))
 
 
 def partial(out: str | Path) -> Path:

@@ -30,8 +30,9 @@ class Rows:
         self.label: list[int] = []
         self.words = bytearray()
 
-    def add(self, video: int, content: dict[str, Any], scene: int) -> None:
-        """The questions of a video; `scene` where they do not say it."""
+    def add(self, video: int, content: dict[str, Any] | None, scene: int) -> None:
+        """The questions of a video, if it has some; `scene` where they do not say it."""
+        content = content or {}
         scene = content.get("scene_index", scene)
         for question in content.get("questions", ()):
             name = f"question {question.get('question_id')} of scene {scene} ({self.place})"

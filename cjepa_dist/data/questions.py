@@ -13,6 +13,7 @@ sees the same frames of the world that it asks about; published systems show it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from cjepa_dist.clevrer.vocabulary import ROW_WORDS, TYPES
 from cjepa_dist.data.dtypes import widen
-from cjepa_dist.data.intervened import load_worlds
+from cjepa_dist.data.intervened import Worlds, load_worlds
 from cjepa_dist.data.order import Shuffled
 from cjepa_dist.data.question_rows import Rows, affirmative
 from cjepa_dist.data.shards import Manifest, load_slots, read_split
@@ -30,59 +31,57 @@ from cjepa_dist.errors import UserError
 VIDEO_FRAMES = 128
 
 
-class QuestionSource(Shuffled):
-    """All questions of a split; `len()` counts them.
+@dataclass
+class Shown:
+    """Which frames questions see: `frames` of them, `stride` apart, the first drawn from 0 .. starts-1, or `eval_start`.
 
-    Metadata, numpy arrays: `type` (Q,) str; `subtype` (Q,) str, "" where there is none; `scene`, `question_id`, `video` (Q,) int64;
-    a row r: `choice_id` (R,) int64, -1 for a descriptive question, `row_question` (R,) int64, `label` (R,) int64: answer id, or 1/0 for a
-    choice, or -1 where the answer is not public. `labelled`: every question has its answer.
-
-    `affirm_until`, 0 at first, may be set: `gather` asks negated questions of samples below it without their "not", see `affirmative`.
-
-    Raises UserError for an unknown word or answer (naming it, the question and the scene), frames that do not fit in the video,
-    a split without questions, a split answered in part, `blind` with a single video; worlds that are not there (`intervened.py`).
+    `shuffle` puts the slots of a video in another order each time (one order for all its frames): the order says nothing anyway.
+    `affirm_until`: negated questions of samples below it are asked without their "not", see `affirmative`.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        split: str,
-        *,
-        frames: int,
-        stride: int,
-        starts: int = 8,
-        eval_start: int | None = None,
-        protocol: str = "published",
-        blind: bool = False,
-        shuffle: bool = False,
-        seed: int = 0,
-    ) -> None:
-        """`eval_start` None draws the first frame from 0 .. starts-1; `protocol` says what counterfactual questions see (see above).
+    frames: int
+    stride: int
+    starts: int = 8
+    eval_start: int | None = None
+    shuffle: bool = False
+    seed: int = 0
+    affirm_until: int = 0
 
-        `blind` gives each question the slots of another video, or of a world of another one.
-
-        `shuffle` puts the slots of a video in another order each time (one order for all its frames): the order says nothing anyway.
-        """
-        manifest = Manifest.load(folder)
-        total = manifest.frames
-        last = (starts - 1 if eval_start is None else eval_start) + stride * (frames - 1)
+    def check(self, folder: str | Path, total: int) -> None:
+        """Raises UserError for frames that do not fit in the videos of `folder`, of `total` frames."""
+        last = (self.starts - 1 if self.eval_start is None else self.eval_start) + self.stride * (self.frames - 1)
         shown = min(total, VIDEO_FRAMES)
-        if min(frames, stride, starts) < 1 or (eval_start or 0) < 0 or last >= shown:
-            first = f"0..{starts - 1}" if eval_start is None else str(eval_start)
+        if min(self.frames, self.stride, self.starts) < 1 or (self.eval_start or 0) < 0 or last >= shown:
+            first = f"0..{self.starts - 1}" if self.eval_start is None else str(self.eval_start)
             raise UserError(
-                f"{frames} frames, stride {stride}, from start {first} end at frame {last}, but {folder} shows frames 0..{shown - 1}; "
-                "take fewer frames, a smaller stride or an earlier start"
+                f"{self.frames} frames, stride {self.stride}, from start {first} end at frame {last}, but {folder} shows frames "
+                f"0..{shown - 1}; take fewer frames, a smaller stride or an earlier start"
             )
-        self.frames, self.stride, self.starts, self.eval_start, self.seed = frames, stride, starts, eval_start, seed
-        self.shuffle = shuffle
-        self.shift = max(0, total - VIDEO_FRAMES)
-        rows = Rows(str(folder), split)
-        members = ("questions.json",)  # annotations would take four times as long to read
-        for video, sample in enumerate(read_split(folder, split, members=members)):
-            if sample.questions is not None:
-                rows.add(video, sample.questions, _scene(sample.key))
-        if not rows.type:
-            raise UserError(f"split {split!r} of {folder} has no questions; ALOE needs <key>.questions.json members")
+
+    def start(self, sample: np.ndarray) -> np.ndarray:
+        """First frame of each sample (n,), before the shift of predictive questions: a function of the seed and the global sample index."""
+        sample = np.asarray(sample, np.int64)
+        if self.eval_start is not None:
+            return np.full(len(sample), self.eval_start, np.int64)
+        return ((_hash(sample, self.seed) >> np.uint64(33)) % np.uint64(self.starts)).astype(np.int64)
+
+
+class Questions(Shuffled):
+    """Questions about videos that are in memory; `len()` counts them.
+
+    Metadata, numpy arrays: `type` (Q,) str; `subtype` (Q,) str, "" where there is none; `scene`, `question_id`, `video` (Q,) int64;
+    `left_out` (Q,) bool: a counterfactual question whose world is not known (`intervened.py`): it sees the video, and has no label;
+    a row r: `choice_id` (R,) int64, -1 for a descriptive question, `row_question` (R,) int64, `label` (R,) int64: answer id, or 1/0 for a
+    choice, or -1 where the answer is not public. `labelled`: every question has its answer.
+    """
+
+    def __init__(self, rows: Rows, slots: np.ndarray, shown: Shown, worlds: Worlds | None = None, blind: bool = False) -> None:
+        """`slots` (V, T, S, D) as stored; with `worlds` counterfactual questions see these.
+
+        `blind` gives each question the slots of another video, or of a world of another one. UserError where some have no answer and
+        others have, and for `blind` with a single video.
+        """
+        self.shown, self.slots, self.shift = shown, slots, max(0, slots.shape[1] - VIDEO_FRAMES)
         self.type, self.subtype = np.array(rows.type), np.array(rows.subtype)
         self.scene, self.question_id, self.video = (np.array(x, np.int64) for x in (rows.scene, rows.question_id, rows.video))
         self.first_row = np.array([*rows.first_row, len(rows.label)], np.int64)
@@ -90,17 +89,16 @@ class QuestionSource(Shuffled):
         self.row_question = np.repeat(np.arange(len(self)), np.diff(self.first_row))
         self.words = np.frombuffer(bytes(rows.words), np.uint8).reshape(-1, ROW_WORDS)
         self.labelled = rows.labelled()
-        self.affirm_until, self.affirmed = 0, affirmative(self.words, self.label)
         self.is_choice = self.type != "descriptive"
         self.kind = np.array([TYPES.index(name) for name in rows.type], np.int64)
-        self.slots = load_slots(folder, split)
-        self.scenes = _other_videos(len(self.slots), seed)[self.video] if blind else self.video
-        self.worlds = self.slots[:0]
-        if protocol == "counterfactual":
-            worlds = load_worlds(folder, split, int((self.type == "counterfactual").sum()))
-            chosen = _other_worlds(worlds.video, seed)[worlds.asked] if blind and len(worlds.video) else worlds.asked
-            self.worlds = worlds.slots
-            self.scenes = np.where(worlds.asked < 0, self.scenes, len(self.slots) + chosen)
+        self.scenes = _other_videos(len(slots), shown.seed)[self.video] if blind else self.video
+        self.worlds, self.left_out = slots[:0], np.zeros(len(self), bool)
+        if worlds is not None:
+            self.worlds, self.left_out, asked = worlds.slots, worlds.left_out, worlds.asked
+            chosen = _other_worlds(worlds.video, shown.seed)[asked] if blind and len(worlds.video) else asked
+            self.scenes = np.where(asked < 0, self.scenes, len(slots) + chosen)
+        self.label[self.left_out[self.row_question]] = -1
+        self.affirmed = affirmative(self.words, self.label)
 
     def __len__(self) -> int:
         return len(self.type)
@@ -113,13 +111,6 @@ class QuestionSource(Shuffled):
         """The row numbers of a question, (choices,) or (1,)."""
         return np.arange(self.first_row[question], self.first_row[question + 1])
 
-    def start(self, sample: np.ndarray) -> np.ndarray:
-        """First frame of each sample (n,), before the shift of predictive questions: a function of the seed and the global sample index."""
-        sample = np.asarray(sample, np.int64)
-        if self.eval_start is not None:
-            return np.full(len(sample), self.eval_start, np.int64)
-        return ((_hash(sample, self.seed) >> np.uint64(33)) % np.uint64(self.starts)).astype(np.int64)
-
     def gather(self, ids: Any, sample: Any) -> dict[str, torch.Tensor]:
         """The batch of questions `ids` (Q,), with `sample` (Q,) the global sample indices that key the random draws.
 
@@ -131,16 +122,16 @@ class QuestionSource(Shuffled):
         begin, count = self.first_row[ids], np.diff(self.first_row)[ids]
         row_question = np.repeat(np.arange(len(ids)), count)
         rows = np.arange(len(row_question)) + np.repeat(begin - (np.cumsum(count) - count), count)
-        start = self.start(sample) + np.where(self.type[ids] == "predictive", self.shift, 0)
-        places = np.stack([self.scenes[ids], start, sample if self.shuffle else 0 * sample], axis=1)
+        start = self.shown.start(sample) + np.where(self.type[ids] == "predictive", self.shift, 0)
+        places = np.stack([self.scenes[ids], start, sample if self.shown.shuffle else 0 * sample], axis=1)
         views, question_view = np.unique(places, axis=0, return_inverse=True)
-        frames = views[:, 1:2] + self.stride * np.arange(self.frames)
+        frames = views[:, 1:2] + self.shown.stride * np.arange(self.shown.frames)
         slots = self.frames_of(views[:, 0], frames)
-        if self.shuffle:
-            draws = _hash(views[:, 2:] * self.slots.shape[2] + np.arange(self.slots.shape[2]), self.seed + 1)
+        if self.shown.shuffle:
+            draws = _hash(views[:, 2:] * self.slots.shape[2] + np.arange(self.slots.shape[2]), self.shown.seed + 1)
             slots = np.take_along_axis(slots, draws.argsort(axis=1)[:, None, :, None], axis=2)
         words, label = self.words[rows], self.label[rows]
-        if (plain := sample[row_question] < self.affirm_until).any():
+        if (plain := sample[row_question] < self.shown.affirm_until).any():
             words[plain], label[plain] = (part[rows[plain]] for part in self.affirmed)
         words = words.astype(np.int64)
         batch = {
@@ -166,19 +157,34 @@ class QuestionSource(Shuffled):
         slots[~observed] = self.worlds[scene[~observed, None] - len(self.slots), frames[~observed]]
         return slots
 
-    def totals(self, ids: Any) -> dict[str, float]:
-        """Rows of a (global) batch that count for each loss."""
-        ids = np.asarray(ids, np.int64)
-        count, choice = np.diff(self.first_row)[ids], self.is_choice[ids]
-        return {"descriptive": float(count[~choice].sum()), "choice": float(count[choice].sum())}
+
+class QuestionSource(Questions):
+    """All questions of a split, its slots in memory, one copy a node."""
+
+    def __init__(self, folder: str | Path, split: str, *, protocol: str = "published", blind: bool = False, **shown: Any) -> None:
+        """`shown`: fields of `Shown`; `protocol` says what counterfactual questions see (see above), `blind` is as of `Questions`.
+
+        Raises UserError for an unknown word or answer (naming it, the question and the scene), frames that do not fit in the video,
+        a split without questions, a split answered in part, `blind` with a single video; worlds that are not there (`intervened.py`).
+        """
+        how, manifest = Shown(**shown), Manifest.load(folder)
+        how.check(folder, manifest.frames)
+        rows = Rows(str(folder), split)
+        members = ("questions.json",)  # annotations would take four times as long to read
+        for video, sample in enumerate(read_split(folder, split, members=members)):
+            rows.add(video, sample.questions, scene_of(sample.key))
+        if not rows.type:
+            raise UserError(f"split {split!r} of {folder} has no questions; ALOE needs <key>.questions.json members")
+        worlds = load_worlds(folder, split, rows.type.count("counterfactual")) if protocol == "counterfactual" else None
+        super().__init__(rows, load_slots(folder, split), how, worlds, blind)
 
 
 class VideoQuestions(Shuffled):
     """The same questions, a sample being a video with all of its own: `len()` counts videos. They share the video's first frame."""
 
-    def __init__(self, source: QuestionSource, types: Sequence[str] = TYPES) -> None:
+    def __init__(self, source: Questions, types: Sequence[str] = TYPES) -> None:
         """Only questions of `types` are asked, and videos that have some. UserError where no question is of these types."""
-        self.source = source
+        self.source, self.shown = source, source.shown
         self.asked = np.flatnonzero(np.isin(source.type, types))
         if not len(self.asked):
             raise UserError(f"types={list(types)}: no question is of these types; there are {', '.join(sorted(set(source.type)))}")
@@ -199,15 +205,12 @@ class VideoQuestions(Shuffled):
         return np.concatenate(ranges), np.repeat(np.arange(len(ids)), [len(r) for r in ranges])
 
     def gather(self, ids: Any, sample: Any) -> dict[str, torch.Tensor]:
-        """As `QuestionSource.gather`, of all questions of the videos; `sample` (V,) are the global indices of the videos."""
+        """As `Questions.gather`, of all questions of the videos; `sample` (V,) are the global indices of the videos."""
         questions, owner = self.questions(ids)
         return self.source.gather(questions, np.asarray(sample, np.int64)[owner])
 
-    def totals(self, ids: Any) -> dict[str, float]:
-        return self.source.totals(self.questions(ids)[0])
 
-
-def _scene(key: str) -> int:
+def scene_of(key: str) -> int:
     """Of questions that do not say it: a sample's key is `video_%05d` of its scene."""
     digits = "".join(filter(str.isdigit, key))
     return int(digits) if digits else -1

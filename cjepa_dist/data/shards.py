@@ -179,6 +179,13 @@ class Shard:
             raise UserError(f"shard {self.path}, key {key}: a slot holds a value that is not finite (NaN or infinity)")
         return array
 
+    def stack(self, keys: Sequence[str], manifest: Manifest) -> np.ndarray:
+        """Slots (n, T, S, D) of the videos `keys`, as `slots`."""
+        array = np.empty((len(keys), *manifest.shape), stored(manifest.dtype))
+        for key, video in zip(keys, array):
+            self.slots(key, manifest, into=video)
+        return array
+
     def json(self, key: str, member: str) -> dict[str, Any] | None:
         """A JSON member; None if the sample has none. UserError if it is damaged."""
         extent = self.members[key].get(member)

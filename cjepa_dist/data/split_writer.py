@@ -21,7 +21,7 @@ import xxhash
 
 from cjepa_dist.data.dtypes import finite, narrow, stored, widen
 from cjepa_dist.data.journal import Done
-from cjepa_dist.data.manifest import ShardEntry, sync_folder
+from cjepa_dist.data.manifest import ShardEntry, initials, sync_folder
 from cjepa_dist.data.moments import Moments
 from cjepa_dist.data.tar import npy_pieces, npz, tar_end, tar_pieces, to_json
 from cjepa_dist.errors import UserError
@@ -91,7 +91,7 @@ class SplitWriter:
         pieces = [piece for name in sorted(members) for piece in tar_pieces(f"{sample.key}.{name}", members[name])]
         self.known.add(sample.key)
         given = None if slots.dtype == sample.slots.dtype else sample.slots  # type: ignore[union-attr]
-        self.later(self.put, sample.key, pieces, slots, given)
+        self.later(self.put, sample.key, pieces, slots, given, initials(sample.questions))
 
     def checked(self, sample: Sample) -> np.ndarray:
         where = f"split {self.split!r}, key {sample.key}"
@@ -127,7 +127,7 @@ class SplitWriter:
         while len(self.pending) > AHEAD:
             self.pending.popleft().result()
 
-    def put(self, key: str, pieces: list[Any], slots: np.ndarray, given: np.ndarray | None) -> None:
+    def put(self, key: str, pieces: list[Any], slots: np.ndarray, given: np.ndarray | None, asked: str) -> None:
         """In the thread: append a sample to the open shard, or to a new one where it would grow too large."""
         size = sum(memoryview(piece).nbytes for piece in pieces)
         if self.shard is not None and self.shard.size + size > self.shard_bytes:
@@ -137,6 +137,7 @@ class SplitWriter:
         for piece in pieces:
             self.shard.write(piece)
         self.shard.keys.append(key)
+        self.shard.asked.append(asked)
         self.shard.moments.add(widen(slots), given)
 
     def finish(self) -> None:
@@ -171,6 +172,7 @@ class OpenShard:
 
     def __init__(self, path: Path) -> None:
         self.path, self.size, self.digest, self.keys, self.moments = path, 0, xxhash.xxh3_64(), list[str](), Moments()
+        self.asked: list[str] = []
         self.file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115  (closed by close)
 
     def write(self, piece: Any) -> None:
@@ -185,7 +187,8 @@ class OpenShard:
         self.file.close()
         moments = self.moments
         spread = moments.mean.tolist(), moments.squares.tolist(), [moments.lost, moments.largest]
-        return ShardEntry(self.path.name, len(self.keys), self.size, self.digest.hexdigest(), self.keys, *spread)
+        asked = self.asked if any(self.asked) else []
+        return ShardEntry(self.path.name, len(self.keys), self.size, self.digest.hexdigest(), self.keys, *spread, asked)
 
 
 def scene_index(key: str) -> int:

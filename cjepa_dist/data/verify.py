@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cjepa_dist.data.manifest import NAME, Manifest, ShardEntry, checksum
+from cjepa_dist.data.manifest import NAME, Manifest, ShardEntry, checksum, initials
 from cjepa_dist.data.shards import ANNOTATION, MATCH, QUESTIONS, TRUTH, WORLDS, Shard
 from cjepa_dist.errors import UserError
 
@@ -79,12 +79,21 @@ def shard_faults(folder: str | Path, split: str, entry: ShardEntry, manifest: Ma
         faults.append(f"{path}: the manifest counts {entry.samples} samples and names {len(entry.keys)} keys")
     try:
         with Shard(folder, split, entry) as shard:
-            for key in entry.keys:
+            for i, key in enumerate(entry.keys):
                 attempt(shard.slots, key, manifest)
                 attempt(shard.json, key, ANNOTATION)
-                attempt(shard.json, key, QUESTIONS)
+                if entry.asked is None:
+                    attempt(shard.json, key, QUESTIONS)
+                else:
+                    attempt(check_questions, shard, key, entry.asked[i] if entry.asked else "")
                 for member in (TRUTH, WORLDS, MATCH):
                     attempt(shard.arrays, key, member)
     except UserError as error:
         faults.append(str(error))
     return faults
+
+
+def check_questions(shard: Shard, key: str, asked: str) -> None:
+    """Raises UserError if a video's questions are of other types than the manifest says."""
+    if (found := initials(shard.json(key, QUESTIONS))) != asked:
+        raise UserError(f"shard {shard.path}, key {key}: has questions of the types {found!r}, the manifest says {asked!r}")

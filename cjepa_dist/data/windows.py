@@ -48,10 +48,6 @@ class Windows:
         self.steps = np.arange(length) * frameskip
         self.empty = None if self.manifest.empty_slot is None else torch.tensor(self.manifest.empty_slot, dtype=torch.float32)
 
-    def totals(self, ids: np.ndarray) -> dict[str, float]:
-        """{"windows": their number}."""
-        return {"windows": float(len(ids))}
-
     def names(self, ids: np.ndarray) -> list[str]:
         """For people: the key of each window's video and its first frame, `video_00012@35`."""
         return [f"{self.keys[v]}@{s}" for v, s in zip(*np.divmod(ids, self.starts))]

@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
+from cjepa_dist.data.worlds import WHY
+
 
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file whole, or leave the old one."""
@@ -20,6 +22,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def vqa_table(result: dict[str, Any]) -> RichTable:
     table = RichTable(title=f"VQA, {result['split']}, {result['protocol']} protocol, start {result['start']}: accuracy in percent")
+    if result["left_out"]:
+        table.caption = f"{result['left_out']} counterfactual questions {WHY}"
     for name in ("questions", "accuracy", "95 %", "over starts", "majority", "chance", "count"):
         table.add_column(name)
     without = result["without_looking"]

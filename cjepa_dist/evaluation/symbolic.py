@@ -5,7 +5,8 @@
     slots 0 .. 159 ──> History ──> World: predictive ───────────────────────────────────────────────program──> Verdict
 
 Attributes are the annotation's, by `slot_object`. A program that does not run (it asks for the one collision of two objects, and none was
-read off) gets "no", or no answer at all; `failed` counts these.
+read off) gets "no", or no answer at all; `failed` counts these. A question that removes an object that no slot holds is answered from the
+observed video, and left out of the accuracy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cjepa_dist.clevrer.programs import World
 from cjepa_dist.clevrer.questions import objects, program
 from cjepa_dist.clevrer.scene import SHOWN, History
 from cjepa_dist.data.shards import Sample
+from cjepa_dist.data.worlds import asked_slots
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.events import Reader, slot_object
 from cjepa_dist.evaluation.vqa import TYPES, Verdict
@@ -34,8 +36,14 @@ def answer(reader: Reader, samples: Iterable[Sample]) -> tuple[list[Verdict], di
     for sample in samples:
         if sample.questions is None:
             raise UserError(f"key {sample.key}: has no questions.json; simulate or import the data with questions")
-        if sample.worlds is None and any(q["question_type"] == "counterfactual" for q in sample.questions["questions"]):
-            raise UserError(f"key {sample.key}: has no worlds.npz for its counterfactual questions; roll out with mode=counterfactual")
+        removed = asked_slots(sample)
+        known = {None, *(sample.worlds["removed"].tolist() if sample.worlds else ())}
+        if missing := [slot for slot in removed if slot not in known]:
+            raise UserError(
+                f"key {sample.key}: has no world without slot {missing[0]} in its worlds.npz for a counterfactual question; roll out with "
+                "mode=counterfactual"
+            )
+        left_out = iter([slot is None for slot in removed])
         seen, ahead = worlds_of(reader, sample)
         scene = int(sample.questions["scene_index"])
         for question in sample.questions["questions"]:
@@ -45,7 +53,7 @@ def answer(reader: Reader, samples: Iterable[Sample]) -> tuple[list[Verdict], di
             asked[kind] += len(answers)
             failed[kind] += answers.count(None)
             given = [a == "yes" for a in answers] if "choices" in question else answers[0] or ""
-            verdicts.append(Verdict(scene, question, given))
+            verdicts.append(Verdict(scene, question, given, kind == "counterfactual" and next(left_out)))
     return verdicts, {kind: {"failed": failed[kind], "programs": asked[kind]} for kind in TYPES}
 
 
@@ -61,12 +69,14 @@ def worlds_of(reader: Reader, sample: Sample) -> tuple[World, World]:
     """A video as observed, with its worlds without an object, and as predicted beyond."""
     assert sample.slots is not None and sample.annotation is not None
     held, listed = slot_object(sample), objects(sample.annotation)
+    observed = reader.history(sample.slots[:SHOWN], held, listed)
 
     def without(removed: int) -> History:
+        """Where no slot holds the object, the observed video: such a question is left out."""
+        if removed not in held:
+            return observed
         assert sample.worlds is not None  # `answer` has looked
-        for slot, slots in zip(sample.worlds["removed"].tolist(), sample.worlds["slots"]):
-            if held[slot] == removed:
-                return reader.history(slots, held, listed, removed)
-        raise UserError(f"key {sample.key}: no slot holds object {removed}, so there is no world without it")
+        world = sample.worlds["removed"].tolist().index(held.tolist().index(removed))
+        return reader.history(sample.worlds["slots"][world], held, listed, removed)
 
-    return World(reader.history(sample.slots[:SHOWN], held, listed), without), World(reader.history(sample.slots, held, listed))
+    return World(observed, without), World(reader.history(sample.slots, held, listed))

@@ -139,8 +139,15 @@ def vqa(measured: Measured, heading: str = "VQA") -> list[str]:
 
 def title(name: str, result: dict[str, Any]) -> str:
     """An ALOE run's name, with what is not as published."""
+    left_out = result.get("left_out", 0)
     notes = [
-        note for note, holds in (("counterfactual", result.get("protocol") == "counterfactual"), ("blind", result.get("blind"))) if holds
+        note
+        for note, holds in (
+            ("counterfactual", result.get("protocol") == "counterfactual"),
+            ("blind", result.get("blind")),
+            (f"{left_out} questions left out", left_out),
+        )
+        if holds
     ]
     return f"{name} ({', '.join(notes)})" if notes else name
 

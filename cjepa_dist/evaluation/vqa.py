@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cjepa_dist.clevrer.vocabulary import ANSWERS
-from cjepa_dist.data.questions import QuestionSource
+from cjepa_dist.data.questions import Questions
 from cjepa_dist.data.shards import read_split
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap, ratio
@@ -41,18 +41,22 @@ Question = dict[str, Any]
 
 @dataclass
 class Verdict:
-    """What was answered to a question: an answer (descriptive) or one bool per choice (True = "correct")."""
+    """What was answered to a question: an answer (descriptive) or one bool per choice (True = "correct").
+
+    `left_out`: it was answered for the submission only, since what it asks about is not known (`data/intervened.py`).
+    """
 
     scene: int
     question: Question
     given: str | list[bool]
+    left_out: bool = False
 
     def answerable(self) -> bool:
-        """Whether the answer is public."""
-        return all("answer" in choice for choice in self.question.get("choices", [self.question]))
+        """Whether the answer is public, and the question could be asked."""
+        return not self.left_out and all("answer" in choice for choice in self.question.get("choices", [self.question]))
 
     def right(self) -> list[bool] | None:
-        """Right or wrong by option (one entry for a descriptive question); None if the answer is not public."""
+        """Right or wrong by option (one entry for a descriptive question); None if the question is not answerable."""
         if not self.answerable():
             return None
         if isinstance(self.given, str):
@@ -75,7 +79,7 @@ def counts(verdicts: Iterable[Verdict], scenes: Sequence[int]) -> dict[str, np.n
 
 
 @torch.no_grad()
-def answer(aloe: Aloe, source: QuestionSource, *, batch: int = 64, progress: Callable[[int], None] | None = None) -> list[Verdict]:
+def answer(aloe: Aloe, source: Questions, *, batch: int = 64, progress: Callable[[int], None] | None = None) -> list[Verdict]:
     """Verdicts on every question of a source, in its order. `progress(n)` is told how many more are done."""
     verdicts: list[Verdict] = []
     device = next(aloe.eval().parameters()).device
@@ -90,13 +94,13 @@ def answer(aloe: Aloe, source: QuestionSource, *, batch: int = 64, progress: Cal
         for i in ids.tolist():
             question, rows = question_of(source, i), source.rows(i) - first
             given = [positive[r] for r in rows] if "choices" in question else WORDS[best[rows[0]]]
-            verdicts.append(Verdict(int(source.scene[i]), question, given))
+            verdicts.append(Verdict(int(source.scene[i]), question, given, bool(source.left_out[i])))
         if progress is not None:
             progress(len(ids))
     return verdicts
 
 
-def question_of(source: QuestionSource, index: int) -> Question:
+def question_of(source: Questions, index: int) -> Question:
     """What scoring needs of a question, named as in CLEVRER's JSON: type, ids, and the answers where they are public."""
     question: Question = {"question_id": int(source.question_id[index]), "question_type": str(source.type[index])}
     rows = source.rows(index)
@@ -108,7 +112,8 @@ def question_of(source: QuestionSource, index: int) -> Question:
 
 
 def evaluate_vqa(by_start: dict[int, list[Verdict]], main: int, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Accuracies at start `main` with intervals, mean and spread over all given starts, and counts by video, as a plain dict.
+    """Accuracies at start `main` with intervals, mean and spread over all given starts, counts by video, and how many questions were
+    left out of all of them, as a plain dict.
 
     `by_start` maps a start (first sampled frame) to the verdicts on the same questions. `accuracy` is None where nothing was answerable.
     """
@@ -127,6 +132,7 @@ def evaluate_vqa(by_start: dict[int, list[Verdict]], main: int, *, draws: int = 
     return {
         "start": main,
         "accuracy": accuracy,
+        "left_out": sum(verdict.left_out for verdict in by_start[main]),
         "starts": {"first_frames": sorted(tables), "groups": starts},
         "videos": {"scenes": scenes, "counts": {group: tables[main][group].tolist() for group in names}},
     }

@@ -25,7 +25,6 @@ class Source(Protocol):
     def order(self, seed: int, position: int, count: int) -> np.ndarray: ...
     def ready(self, seed: int, position: int, ids: np.ndarray, part: slice) -> np.ndarray: ...
     def gather(self, ids: np.ndarray, sample: np.ndarray) -> Batch: ...
-    def totals(self, ids: np.ndarray) -> dict[str, float]: ...
     def names(self, ids: np.ndarray) -> list[str]: ...
     def counts(self) -> dict[str, float]: ...
 
@@ -64,13 +63,12 @@ class Feed:
     def read(self, step: int) -> list[Batch]:
         position = step * self.global_batch
         ids = self.source.order(self.seed, position, self.global_batch)
-        totals = {f"total_{name}": torch.tensor(value) for name, value in self.source.totals(ids).items()}
         share = self.global_batch // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
         sample = position + np.arange(self.global_batch, dtype=np.int64)
         ids = self.source.ready(self.seed, position, ids, mine)
         parts = zip(np.split(ids, self.accumulation), np.split(sample[mine], self.accumulation))
-        batches = [{**self.source.gather(i, s), **totals} for i, s in parts]
+        batches = [self.source.gather(i, s) for i, s in parts]
         return [{name: pinned(value) for name, value in b.items()} for b in batches] if self.device.type == "cuda" else batches
 
     def counts(self) -> dict[str, float]:

@@ -197,8 +197,7 @@ def validate(task: Any, source: Source, ids: np.ndarray, engine: Engine, batch: 
     for begin in range(0, len(mine), share):
         part = mine[begin : begin + share]
         content = source.gather(part, part.astype(np.int64))
-        totals = {f"total_{name}": torch.tensor(value) for name, value in source.totals(part).items()}
-        content = {name: value.to(handle.device) for name, value in {**content, **totals}.items()}
+        content = {name: value.to(handle.device) for name, value in content.items()}
         with engine.autocast():
             outcome: Outcome = task(content, 0)
         outcome = outcome.emptied() if blank else outcome

@@ -121,7 +121,6 @@ def test_metadata(folder):
     assert source.question_id.tolist() == list(range(5)) * 3
     assert source.rows(1).tolist() == [1, 2, 3, 4] and source.rows(5).tolist() == [11]
     assert source.choice_id[source.rows(1)].tolist() == [0, 1, 2, 3] and source.choice_id[0] == -1
-    assert source.totals([0, 1, 2, 4]) == {"descriptive": 2.0, "choice": 6.0}
 
 
 def test_batch(folder):
@@ -174,7 +173,7 @@ def test_videos_hold_all_their_questions(folder):
     assert len(videos) == 3
     batch, plain = videos.gather([2, 0], [70, 71]), source.gather([*range(10, 15), *range(5)], [70] * 5 + [71] * 5)
     assert all(torch.equal(batch[name], plain[name]) for name in plain)
-    assert len(batch["slots"]) == 4 and videos.totals([2, 0]) == source.totals([*range(10, 15), *range(5)])
+    assert len(batch["slots"]) == 4
 
 
 def test_only_some_types_are_asked(folder):
@@ -182,7 +181,7 @@ def test_only_some_types_are_asked(folder):
     videos = VideoQuestions(source, ["predictive", "counterfactual"])
     batch, plain = videos.gather([1, 2], [7, 8]), source.gather([7, 8, 12, 13], [7, 7, 8, 8])
     assert len(videos) == 3 and all(torch.equal(batch[name], plain[name]) for name in plain)
-    assert videos.totals([1, 2]) == {"descriptive": 0.0, "choice": 10.0} and videos.names([2]) == ["scene 103"]
+    assert videos.names([2]) == ["scene 103"]
     with pytest.raises(UserError, match=r"types=\['rhetorical'\]: no question.*counterfactual, descriptive"):
         VideoQuestions(source, ["rhetorical"])
 
@@ -196,11 +195,11 @@ def test_names_are_what_a_user_can_look_up(folder):
 def test_start_depends_on_the_sample_alone(folder):
     source = QuestionSource(folder, "val", **PUBLISHED, seed=4)
     sample = np.arange(10_000, 18_000)
-    drawn = source.start(sample)
+    drawn = source.shown.start(sample)
     assert drawn.min() == 0 and drawn.max() == 7
     assert np.abs(np.bincount(drawn) / 1000 - 1).max() < 0.15
-    assert (source.start(sample[5:9]) == drawn[5:9]).all()
-    assert (QuestionSource(folder, "val", **PUBLISHED, seed=5).start(sample) != drawn).any()
+    assert (source.shown.start(sample[5:9]) == drawn[5:9]).all()
+    assert (QuestionSource(folder, "val", **PUBLISHED, seed=5).shown.start(sample) != drawn).any()
     assert torch.equal(per_question(source, [0, 5, 9], [20, 21, 22])[1:2], per_question(source, [5], [21]))
 
 
@@ -217,7 +216,7 @@ def test_a_batch_is_its_questions(folder, ids, position, shuffle):
             assert torch.equal(batch[name][row : row + count], alone[name])
         assert (batch["slots"][batch["row_view"][row : row + count]] == alone["slots"][0]).all()
         row += count
-    assert row == len(batch["label"]) == sum(source.totals(ids).values())
+    assert row == len(batch["label"])
 
 
 def shared_source(folder, shuffle, cache={}):  # noqa: B006
@@ -258,7 +257,7 @@ def test_negated_questions_without_their_not(tmp_path):
     source = QuestionSource(write(tmp_path / "data", change=negate), "val", **PUBLISHED)
     ids = np.arange(len(source))
     as_asked = source.gather(ids, ids)
-    source.affirm_until = 5  # samples 0 to 4: the first video
+    source.shown.affirm_until = 5  # samples 0 to 4: the first video
     affirmed = source.gather(ids, ids)
     changed = (as_asked["tokens"] != affirmed["tokens"]).any(1)
     expected = (source.type[source.row_question] == "counterfactual") & (source.row_question < 5)

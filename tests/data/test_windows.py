@@ -109,7 +109,6 @@ def test_presence_needs_no_labels(data, tmp_path):
     assert plain.gather(np.arange(5), np.arange(5))["present"].all()  # neither truth nor an empty slot to compare with
     plain.empty = plain.gather(np.arange(1), np.arange(1))["slots"][0, 0, 2]
     assert not plain.gather(np.arange(1), np.arange(1))["present"][0, 0, 2]
-    assert source.totals(np.arange(5)) == {"windows": 5.0}
     assert source.videos == 3 and source.shape == (FRAMES, SLOTS, WIDTH)
 
 

@@ -5,11 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from cjepa_dist.clevrer.questions import objects, removed_objects
 from cjepa_dist.data.manifest import Manifest
+from cjepa_dist.data.questions import QuestionSource
 from cjepa_dist.data.shards import DatasetWriter, read_split
 from cjepa_dist.data.truth import load_presence
 from cjepa_dist.data.verify import verify_folder
 from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.data.worlds import removed_slots
 from cjepa_dist.errors import UserError
 from data_prep.match import Match, main
 from data_prep.simulate.__main__ import main as simulate
@@ -129,3 +132,36 @@ def test_frames_behind_the_annotation_are_read_from_the_slots(world, tmp_path):
         assert (match["present"][128:, known] == truth["present"][128:160, known]).mean() > 0.99
         both = match["present"] & truth["present"][:160] & known & (np.abs(truth["position"][:160]).max(-1) < 0.8)
         assert np.sqrt(((match["position"] - truth["position"][:160])[both] ** 2).mean()) < 0.1
+
+
+def test_counterfactual_questions_on_matched_slots(tmp_path):
+    """Of some videos the encoder has lost an object: questions that remove what is matched with no slot are left out."""
+    simulate(Simulate(out=str(tmp_path / "plain"), train=30, val=0, test=0, seed=5, influence="none", counterfactuals="none", workers=1))
+    true = list(read_split(tmp_path / "plain", "train"))
+    empty, lost = Manifest.load(tmp_path / "plain").empty_slot, {}
+
+    def imported(i, sample):
+        seen = true[i].truth["present"][:128].sum(0) > 40
+        removed = [slot for slot in removed_slots(true[i], False) if seen[slot]]
+        if i % 2 == 0 and removed:
+            lost[i] = int(true[i].truth["slot_object"][removed[0]])
+            sample.slots[:, removed[0]] = empty
+        return sample
+
+    def rolled(i, sample):
+        removed = removed_slots(sample, False)
+        return dataclasses.replace(
+            sample, worlds={"removed": np.array(removed, np.int8), "slots": np.repeat(sample.slots[None], len(removed), 0)}
+        )
+
+    found = run(rewritten(tmp_path / "plain", tmp_path / "raw", imported), tmp_path / "out")
+    rewritten(tmp_path / "out", tmp_path / "rolled", rolled)
+    source = QuestionSource(tmp_path / "rolled", "train", frames=9, stride=14, eval_start=3, protocol="counterfactual")
+    of_lost = []
+    for video, sample in enumerate(true):
+        asked = [q for q in sample.questions["questions"] if q["question_type"] == "counterfactual"]
+        removed = [removed_objects({"questions": [q]}, objects(sample.annotation))[0] for q in asked]
+        out = source.left_out[(source.video == video) & (source.type == "counterfactual")]
+        assert out.tolist() == [o not in found[sample.key]["slot_object"] for o in removed]
+        of_lost += [left for left, o in zip(out, removed) if o == lost.get(video)]
+    assert len(of_lost) >= 8 and np.mean(of_lost) > 0.7 and len(source.worlds) > source.left_out.sum()

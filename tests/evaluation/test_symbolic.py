@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cjepa_dist.clevrer.questions import objects, removed_objects
 from cjepa_dist.config import build
 from cjepa_dist.data.shards import DatasetWriter, Manifest, read_split
 from cjepa_dist.errors import UserError
@@ -105,6 +106,24 @@ def test_counterfactual_questions_read_their_own_world(reader, true):
             assert counterfactual or one.given == other.given
             changed += one.given != other.given
     assert asked > changed > 0
+
+
+def test_questions_whose_object_no_slot_holds_are_left_out(reader, true):
+    """They are answered from the observed video, and no accuracy counts them; a world that should be there is asked for."""
+    for sample in read_split(true, "val"):
+        if len(sample.worlds["removed"]) > 1:
+            break
+    held = sample.truth["slot_object"].copy()
+    lost, held[sample.worlds["removed"][0]] = held[sample.worlds["removed"][0]], -1
+    fewer = {name: array[1:] for name, array in sample.worlds.items()}
+    verdicts, _ = symbolic.answer(reader, [dataclasses.replace(sample, worlds=fewer, truth=None, match={"slot_object": held})])
+    listed = objects(sample.annotation)
+    asked = [removed_objects({"questions": [v.question]}, listed) == [lost] for v in verdicts]
+    assert [v.left_out for v in verdicts] == asked and any(asked)
+    assert all(v.right() is None and len(v.given) == len(v.question["choices"]) for v, out in zip(verdicts, asked) if out)
+    assert vqa.evaluate_vqa({0: verdicts}, 0, draws=2)["left_out"] == sum(asked)
+    with pytest.raises(UserError, match=r"has no world without slot \d"):
+        symbolic.answer(reader, [dataclasses.replace(sample, worlds=fewer)])
 
 
 def test_programs_are_read_from_sentences(reader, true):

@@ -69,7 +69,7 @@ def test_answers_of_a_model_on_shards(world):
     source = QuestionSource(world, "val", frames=4, stride=5, eval_start=7)
     by_start = {}
     for start in (3, 7):
-        source.eval_start = start
+        source.shown.eval_start = start
         by_start[start] = vqa.answer(aloe, source, batch=5)
     again = vqa.answer(aloe, source, batch=24)
     assert [v.given for v in again] == [v.given for v in by_start[7]]  # the batch changes nothing

@@ -231,6 +231,5 @@ def test_flops_of_aloe_need_no_values():
     batch = {
         "slots": torch.randn(2, aloe.frames, aloe.slots, aloe.slot_dim), "tokens": torch.zeros(rows, 32, dtype=torch.long),
         "padding": torch.zeros(rows, 32, dtype=torch.bool), "is_choice": zeros.bool(), "kind": zeros, "row_view": zeros, "label": zeros,
-        "total_descriptive": torch.tensor(6.0), "total_choice": torch.tensor(0.0),
     }  # fmt: skip
     assert step_flops(shapes_of(VqaTask(config)), [batch], 0, 0.0) > 1e8

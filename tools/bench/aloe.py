@@ -118,8 +118,7 @@ class OurStep:
         self.task = VqaTask(full).to(device)
         self.optimizers = optimizers(self.task, full.optimizer)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        count = {"total_descriptive": (~batch["is_choice"]).sum().float(), "total_choice": batch["is_choice"].sum().float()}
-        self.batch, self.step = batch | count, 0
+        self.batch, self.step = batch, 0
 
     def __call__(self) -> None:
         with self.autocast:
