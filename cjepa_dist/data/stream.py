@@ -3,7 +3,7 @@
     position ──Lanes──> ids, the shards of this block and of the next
                              │ threads: open or fetch, compare with xxh3, check
                              v
-                        held: shard ──> rows (n * frames, S * D) ──gather(ids)──> slots (B, T, S, D) float32
+                        held: shard ──> runs of its videos ──gather(ids)──> slots (B, T, S, D) as stored
 
 In memory are the blocks in use and those that follow, no more; a run that goes on in the middle of an epoch reads these alone. What is
 read when depends on nothing but the position, so nothing here has state to save, but the shards that were lost (`lost.py`).
@@ -23,6 +23,7 @@ from cjepa_dist.data.dtypes import stored
 from cjepa_dist.data.fetch import PATIENT, Patience
 from cjepa_dist.data.lanes import Block, Lanes, stretches
 from cjepa_dist.data.lost import Lost
+from cjepa_dist.data.phases import runs
 from cjepa_dist.data.shards import Shard, take
 from cjepa_dist.data.truth import shard_presence
 from cjepa_dist.data.windows import Windows
@@ -31,9 +32,9 @@ from cjepa_dist.errors import UserError
 
 @dataclass
 class Held:
-    """A shard's videos in memory: rows (n * frames, S * D) in the stored type, present (n, frames, S) bool or None."""
+    """A shard's videos in memory: their runs (`phases.py`), present (n, frames, S) bool or None."""
 
-    rows: np.ndarray
+    runs: np.ndarray
     present: np.ndarray | None
 
 
@@ -121,18 +122,18 @@ class StreamingWindows(Windows):
         """The windows `ids` (B,), as `ready` gave them; `sample` (B,) is handed on. Keys as of `Windows.batch`."""
         video, start = np.divmod(ids, self.starts)
         shards = self.lanes.shard(ids)
-        slots = self.blank(len(ids))
-        present = np.empty(slots.shape[:3], bool)
+        gathered = np.empty(len(ids), self.run)
+        present = np.empty((len(ids), len(self.steps), self.shape[1]), bool)
         shown = True
         for begin, end in stretches(shards.tolist()):
             held = self.held[int(shards[begin])].result()
             v, s = video[begin:end] - self.lanes.first[shards[begin]] // self.starts, start[begin:end]
-            self.cut(held.rows, v, s, slots[begin:end])
+            gathered[begin:end] = held.runs[self.places(v, s)]
             if held.present is None:
                 shown = False
             else:
                 present[begin:end] = held.present[v[:, None], s[:, None] + self.steps]
-        return self.batch(torch.from_numpy(slots), present if shown else None, sample)
+        return self.batch(self.tensor(gathered), present if shown else None, sample)
 
     def load(self, shard: int) -> Future[Held]:
         """Read a shard beside everything else; a daemon, since a server that stalls must not keep a process from its end."""
@@ -154,13 +155,13 @@ class StreamingWindows(Windows):
         try:
             with Shard(self.folder, self.split, entry, verified=True, patience=self.patience) as content:
                 for video, key in enumerate(keys):
-                    content.slots(key, self.manifest, into=slots[video])
+                    content.slots(key, self.manifest, into=slots[video], order=self.phases)
                 present = shard_presence(content, keys, self.manifest)
         except OSError as error:  # a disk that fails
             raise UserError(f"shard {self.folder}/{self.name(shard)} cannot be read ({error.strerror}); restore it") from error
         with self.adding:
             self.bytes_read += entry.bytes
-        return Held(slots.reshape(len(keys) * self.shape[0], -1), present)
+        return Held(runs(slots, self.run), present)
 
     def name(self, shard: int) -> str:
         return f"{self.split}/{self.entries[shard][0].name}"

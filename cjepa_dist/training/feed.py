@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cjepa_dist import runtime
+from cjepa_dist.data.windows import to_device
 
 Batch = dict[str, torch.Tensor]
 
@@ -59,7 +60,7 @@ class Feed:
                 batches = coming.result()
                 self.waited += time.perf_counter() - began
                 coming = pool.submit(self.read, step + 1) if step + 1 < self.range.stop else None
-                yield step, [{name: value.to(self.device, non_blocking=True) for name, value in batch.items()} for batch in batches]
+                yield step, [to_device(batch, self.device) for batch in batches]
 
     def read(self, step: int) -> list[Batch]:
         position = step * self.global_batch

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cjepa_dist import config as schema
 from cjepa_dist import runtime
+from cjepa_dist.data.windows import to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.losses.collapse import measures
 from cjepa_dist.tasks import Outcome, VqaTask, WorldModelTask
@@ -239,7 +240,7 @@ def validate(task: Any, source: Source, ids: np.ndarray, engine: Engine, batch: 
         part = mine[begin : begin + share]
         content = source.gather(part, part.astype(np.int64))
         totals = {f"total_{name}": torch.tensor(value) for name, value in source.totals(part).items()}
-        content = {name: value.to(handle.device) for name, value in {**content, **totals}.items()}
+        content = to_device(content | totals, handle.device)
         with engine.autocast():
             outcome: Outcome = task(content, 0)
         outcome = outcome.emptied() if blank else outcome
