@@ -19,9 +19,8 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from cjepa_dist.config import launch, option
-from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.manifest import NAME, Manifest, ShardEntry
-from cjepa_dist.data.moments import Moments, set_moments
+from cjepa_dist.data.moments import Moments, measured, set_moments
 from cjepa_dist.data.shards import Shard
 from cjepa_dist.data.verify import Fault, verify_folder
 from cjepa_dist.errors import UserError
@@ -64,7 +63,7 @@ def repair(folder: Path, faults: list[Fault]) -> str:
     for split, entries in manifest.splits.items():
         good = [entry for entry in entries if folder / split / entry.name not in bad]
         if good:
-            splits[split] = [measured(folder, split, entry, manifest) for entry in good]
+            splits[split] = [with_moments(folder, split, entry, manifest) for entry in good]
         if dropped := {entry.name: entry.keys for entry in entries if folder / split / entry.name in bad}:
             lost[split] = dropped
     if not splits:
@@ -97,14 +96,14 @@ def unused(path: Path) -> Path:
     return next(p for i in itertools.count() if not (p := path.with_name(f"{path.name}{i or ''}")).exists())
 
 
-def measured(folder: Path, split: str, entry: ShardEntry, manifest: Manifest) -> ShardEntry:
+def with_moments(folder: Path, split: str, entry: ShardEntry, manifest: Manifest) -> ShardEntry:
     """A shard's entry with its moments, which data sets of older versions lack."""
     if entry.mean:
         return entry
     moments = Moments()
     with Shard(folder, split, entry) as shard:
         for key in entry.keys:
-            moments.add(widen(shard.slots(key, manifest)))
+            moments.merge(measured(shard.slots(key, manifest)))
     return dataclasses.replace(entry, mean=moments.mean.tolist(), squares=moments.squares.tolist(), lost=[0.0, 0.0])
 
 

@@ -30,7 +30,7 @@ from cjepa_dist import config as schema
 from cjepa_dist import runtime
 from cjepa_dist.config import MISSING, AloeConfig, LoopConfig, PredictorConfig, TrainAloe, TrainWorldModel, option
 from cjepa_dist.data.manifest import Manifest, partial
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.data.windows import ResidentWindows, to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.models import aloe, predictor
 from cjepa_dist.tasks import VqaTask, WorldModelTask, build
@@ -283,7 +283,7 @@ def measure(task: WorldModelTask, source: ResidentWindows, windows: int) -> int:
     for _ in range(2):  # the median is in units of the variance, which the first pass finds
         total = torch.zeros(())
         for part in np.array_split(ids, math.ceil(len(ids) / BATCH)):
-            batch = source.gather(part, part)
+            batch = to_device(source.gather(part, part), torch.device("cpu"))
             x, hidden = batch["slots"], torch.zeros(len(part), source.shape[1], dtype=torch.bool)
             total = total + task.statistics(task.predictor(x[:, :history], hidden), x, batch["present"])
         task.update(total)

@@ -60,11 +60,11 @@ def read_split(folder: str | Path, split: str, members: Sequence[str] = MEMBERS,
                 )
 
 
-def load_slots(folder: str | Path, split: str, videos: int = 0) -> np.ndarray:
+def load_slots(folder: str | Path, split: str, videos: int = 0, order: np.ndarray | None = None) -> np.ndarray:
     """All slots of a split (or of its first `videos`) as one array (V, T, S, D) in the stored type; one copy a node (`shared.py`).
 
-    Video v is `Manifest.load(folder).keys(split)[v]`. UserError naming shard and key if anything is missing, of another shape or type,
-    or not finite; if there are fewer than `videos`.
+    Video v is `Manifest.load(folder).keys(split)[v]`, its frames as they are or in `order` (T,). UserError naming shard and key if
+    anything is missing, of another shape or type, or not finite; if there are fewer than `videos`.
     """
     manifest = Manifest.load(folder)
     chosen = list(take(manifest, split, videos))
@@ -74,11 +74,11 @@ def load_slots(folder: str | Path, split: str, videos: int = 0) -> np.ndarray:
         for entry, keys in chosen:
             with Shard(folder, split, entry) as shard:
                 for key in keys:
-                    shard.slots(key, manifest, into=array[row])
+                    shard.slots(key, manifest, into=array[row], order=order)
                     row += 1
 
     count = sum(len(keys) for _, keys in chosen)
-    what = repr((os.path.realpath(folder), split, count, [entry.xxh3 for entry, _ in chosen]))
+    what = repr((os.path.realpath(folder), split, count, [entry.xxh3 for entry, _ in chosen], order if order is None else order.tolist()))
     return node_array(what, (count, *manifest.shape), stored(manifest.dtype), fill)
 
 
@@ -161,8 +161,11 @@ class Shard:
             problem = f"lacks key {missing[0]}" if missing else f"holds key {extra[0]}, unknown to the manifest"
         raise UserError(f"shard {self.path} {problem}: {len(found)} samples, the manifest says {len(expected)}; run data_prep.verify")
 
-    def slots(self, key: str, manifest: Manifest, into: np.ndarray | None = None) -> np.ndarray:
-        """Slots (T, S, D) of a video in the stored type, read into `into` if given. UserError if wrong in shape or type, or not finite."""
+    def slots(self, key: str, manifest: Manifest, into: np.ndarray | None = None, order: np.ndarray | None = None) -> np.ndarray:
+        """Slots (T, S, D) of a video in the stored type, read into `into` if given, the frames in `order` (T,) if given.
+
+        UserError if wrong in shape or type, or not finite.
+        """
         extent = self.members[key].get(SLOTS)
         if extent is None:
             raise UserError(f"shard {self.path}, key {key}: has no {SLOTS}")
@@ -172,18 +175,18 @@ class Shard:
             raise UserError(f"shard {self.path}, key {key}: {SLOTS} is damaged ({error})") from None
         if shape != manifest.shape or dtype != stored(manifest.dtype):
             raise UserError(f"shard {self.path}, key {key}: slots are {dtype} {shape}, the manifest says {manifest.dtype} {manifest.shape}")
-        array = np.empty(shape, dtype) if into is None else into
+        array = np.empty(shape, dtype) if into is None or order is not None else into
         if start + array.nbytes != extent.length or os.preadv(self.descriptor, [array.data], extent.offset + start) != array.nbytes:
             raise UserError(f"shard {self.path}, key {key}: {SLOTS} has {extent.length} bytes, {start + array.nbytes} expected")
         if not finite(array):
             raise UserError(f"shard {self.path}, key {key}: a slot holds a value that is not finite (NaN or infinity)")
-        return array
+        return array if order is None else np.take(array, order, axis=0, out=into, mode="clip")  # "raise" would copy to a buffer first
 
-    def stack(self, keys: Sequence[str], manifest: Manifest) -> np.ndarray:
+    def stack(self, keys: Sequence[str], manifest: Manifest, order: np.ndarray | None = None) -> np.ndarray:
         """Slots (n, T, S, D) of the videos `keys`, as `slots`."""
         array = np.empty((len(keys), *manifest.shape), stored(manifest.dtype))
         for key, video in zip(keys, array):
-            self.slots(key, manifest, into=video)
+            self.slots(key, manifest, into=video, order=order)
         return array
 
     def json(self, key: str, member: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Writes the tars of one split.
 
-    Sample ──check, narrow──> pieces ──one thread──> OpenShard: hashed and measured as it is written ──flush──> ShardEntry
+    Sample ──check, narrow──┬─> pieces ──one thread──> OpenShard: hashed as it is written ──┬──flush──> ShardEntry
+                            └─> slots ──another──> Moments ─────────────────────────────────┘
 
 The same samples give the same bytes: no time of writing is stored, in the tar or in the npz.
 """
@@ -19,10 +20,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from cjepa_dist.data.dtypes import finite, narrow, stored, widen
+from cjepa_dist.data.dtypes import finite, narrow, stored
 from cjepa_dist.data.journal import Done
 from cjepa_dist.data.manifest import ShardEntry, initials, sync_folder
-from cjepa_dist.data.moments import Moments
+from cjepa_dist.data.moments import Moments, measured
 from cjepa_dist.data.tar import npy_pieces, npz, tar_end, tar_pieces, to_json
 from cjepa_dist.errors import UserError
 
@@ -48,8 +49,8 @@ class SplitWriter:
 
     `add` raises UserError, naming the key, for a sample whose slots are not finite (also after conversion to `dtype`), differ
     in shape from those before, or whose key was there already. `close` returns the shards' entries for the manifest.
-    A thread hashes and writes: what fails there is raised by a later `add`, or by `close`. `done` are whole shards of a stopped run, and
-    `finished(split, shape, entry)` is called for each new one when it is safe on the disk.
+    A thread hashes and writes, another measures: what fails there is raised by a later `add`, or by `close`. `done` are whole shards of
+    a stopped run, and `finished(split, shape, entry)` is called for each new one when it is safe on the disk.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class SplitWriter:
         self.known = {key for entry in self.entries for key in entry.keys}
         self.finished = finished
         self.shard: OpenShard | None = None
-        self.thread = ThreadPoolExecutor(1)
+        self.thread, self.measuring = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.pending: collections.deque[Future[None]] = collections.deque()
         self.broken = False
 
@@ -91,12 +92,12 @@ class SplitWriter:
         pieces = [piece for name in sorted(members) for piece in tar_pieces(f"{sample.key}.{name}", members[name])]
         self.known.add(sample.key)
         given = None if slots.dtype == sample.slots.dtype else sample.slots  # type: ignore[union-attr]
-        self.later(self.put, sample.key, pieces, slots, given, initials(sample.questions))
+        self.later(self.put, sample.key, pieces, self.measuring.submit(measured, slots, given), initials(sample.questions))
 
     def checked(self, sample: Sample) -> np.ndarray:
         where = f"split {self.split!r}, key {sample.key}"
-        if not sample.key or "." in sample.key or "/" in sample.key or len(sample.key) > 80:
-            raise UserError(f"{where}: a key must be 1 to 80 characters without '.' and '/'")  # '.' ends the key in webdataset
+        if not sample.key or "." in sample.key or "/" in sample.key or len(sample.key.encode()) > 80:
+            raise UserError(f"{where}: a key must be 1 to 80 bytes without '.' and '/'")  # '.' ends the key in webdataset
         if sample.slots is None or sample.slots.ndim != 3 or sample.slots.size == 0:
             raise UserError(f"{where}: slots must be (frames, slots, slot_dim), got {None if sample.slots is None else sample.slots.shape}")
         if self.shape not in (None, sample.slots.shape):
@@ -127,7 +128,7 @@ class SplitWriter:
         while len(self.pending) > AHEAD:
             self.pending.popleft().result()
 
-    def put(self, key: str, pieces: list[Any], slots: np.ndarray, given: np.ndarray | None, asked: str) -> None:
+    def put(self, key: str, pieces: list[Any], moments: Future[Moments], asked: str) -> None:
         """In the thread: append a sample to the open shard, or to a new one where it would grow too large."""
         size = sum(memoryview(piece).nbytes for piece in pieces)
         if self.shard is not None and self.shard.size + size > self.shard_bytes:
@@ -138,7 +139,7 @@ class SplitWriter:
             self.shard.write(piece)
         self.shard.keys.append(key)
         self.shard.asked.append(asked)
-        self.shard.moments.add(widen(slots), given)
+        self.shard.moments.merge(moments.result())
 
     def finish(self) -> None:
         """In the thread: end the open shard."""
@@ -155,6 +156,7 @@ class SplitWriter:
         while self.pending:
             self.pending.popleft().result()
         self.thread.shutdown()
+        self.measuring.shutdown()
         sync_folder(self.folder)
         return self.entries
 
@@ -162,13 +164,14 @@ class SplitWriter:
         """Stop the thread; the open shard stays unfinished."""
         self.broken = True
         self.thread.shutdown(cancel_futures=True)
+        self.measuring.shutdown(cancel_futures=True)
         if self.shard is not None:
             with contextlib.suppress(OSError):  # a full disk is what may have brought us here
                 self.shard.file.close()
 
 
 class OpenShard:
-    """A tar that is being written, hashed and measured on the way, so that it need not be read again."""
+    """A tar that is being written, hashed on the way, so that it need not be read again; `moments` of its videos."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size, self.digest, self.keys, self.moments = path, 0, xxhash.xxh3_64(), list[str](), Moments()

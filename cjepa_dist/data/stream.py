@@ -1,6 +1,6 @@
 """Windows of frames from a split that does not fit in memory, or is elsewhere (`blocks.py`).
 
-held: shard ──> rows (n * frames, S * D) ──gather(ids)──> slots (B, T, S, D) float32
+held: shard ──> runs of its videos ──gather(ids)──> slots (B, T, S, D) as stored
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from cjepa_dist.data.blocks import Blocks
 from cjepa_dist.data.lanes import stretches
+from cjepa_dist.data.phases import runs
 from cjepa_dist.data.shards import Shard, take
 from cjepa_dist.data.truth import shard_presence
 from cjepa_dist.data.windows import Windows
@@ -21,9 +22,9 @@ from cjepa_dist.data.windows import Windows
 
 @dataclass
 class Held:
-    """A shard's videos in memory: rows (n * frames, S * D) in the stored type, present (n, frames, S) bool or None."""
+    """A shard's videos in memory: their runs (`phases.py`), present (n, frames, S) bool or None."""
 
-    rows: np.ndarray
+    runs: np.ndarray
     present: np.ndarray | None
 
 
@@ -50,20 +51,20 @@ class StreamingWindows(Windows, Blocks[Held]):
         """The windows `ids` (B,), as `ready` gave them; `sample` (B,) is handed on. Keys as of `Windows.batch`."""
         video, start = np.divmod(ids, self.starts)
         shards = self.lanes.shard(ids)
-        slots = self.blank(len(ids))
-        present = np.empty(slots.shape[:3], bool)
+        gathered = np.empty(len(ids), self.run)
+        present = np.empty((len(ids), len(self.steps), self.shape[1]), bool)
         shown = True
         for begin, end in stretches(shards.tolist()):
             held = self.held[int(shards[begin])].result()
             v, s = video[begin:end] - self.lanes.first[shards[begin]] // self.starts, start[begin:end]
-            self.cut(held.rows, v, s, slots[begin:end])
+            gathered[begin:end] = held.runs[self.places(v, s)]
             if held.present is None:
                 shown = False
             else:
                 present[begin:end] = held.present[v[:, None], s[:, None] + self.steps]
-        return self.batch(torch.from_numpy(slots), present if shown else None, sample)
+        return self.batch(self.tensor(gathered), present if shown else None, sample)
 
     def hold(self, content: Shard, number: int) -> Held:
         keys = self.entries[number][1]
-        slots = content.stack(keys, self.manifest)
-        return Held(slots.reshape(len(keys) * self.shape[0], -1), shard_presence(content, keys, self.manifest))
+        slots = content.stack(keys, self.manifest, self.phases)
+        return Held(runs(slots, self.run), shard_presence(content, keys, self.manifest))

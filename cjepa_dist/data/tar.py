@@ -94,9 +94,19 @@ def parse_npy(content: bytes) -> np.ndarray:
 def tar_pieces(name: str, content: list[Any]) -> list[Any]:
     """A member as buffers to write one after the other: header, `content` (buffers), padding; bytes as webdataset's TarWriter has them."""
     size = sum(memoryview(piece).nbytes for piece in content)
-    member = tarfile.TarInfo(name)
+    start, blank = name.encode(), tar_blank(size)
+    if len(start) > 100:
+        raise ValueError(f"{name}: a name in a tar has at most 100 bytes")
+    header = start.ljust(100, b"\0") + blank[100:148] + b"%06o\0" % (int(blank[148:154], 8) + sum(start)) + blank[155:]
+    return [header, *content, bytes(-size % BLOCK)]
+
+
+@functools.lru_cache(maxsize=1024)
+def tar_blank(size: int) -> bytes:
+    """The header of a member without a name: most have one of a few sizes, and tarfile takes longer for one than its slots to be hashed."""
+    member = tarfile.TarInfo()
     member.size, member.mode, member.uname, member.gname = size, 0o444, "bigdata", "bigdata"
-    return [member.tobuf(tarfile.USTAR_FORMAT), *content, bytes(-size % BLOCK)]
+    return member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def tar_end(size: int) -> bytes:

@@ -1,11 +1,11 @@
 """Windows of frames from a split that fits in memory (`stream.py`: from one that does not).
 
-    load_slots ──> (V, T, S, D) ──gather(ids)──> slots (B, T_h + T_p, S, D) float32, and labels where truth is known
-                  host, or device
+    load_slots ──> (V, T, S, D) ──gather(ids)──> slots (B, T_h + T_p, S, D) as stored, and labels where truth is known
+                  host, or device                  └──to_device──> float32, where they are used
 
 A window is a video and a start: frames start + k * frameskip, k = 0 .. T_h + T_p - 1. It takes up (T_h + T_p) * frameskip frames of the
-video (as the released code has it; the last frameskip - 1 are not read), and every start is a sample. A batch is one gather of rows;
-no Python runs per window.
+video (as the released code has it; the last frameskip - 1 are not read), and every start is a sample. A batch is one gather of
+runs (`phases.py`); no Python runs per window. What is stored in 16 bits stays so until it is used: half as much to copy, here and to a GPU.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cjepa_dist.data.dtypes import stored, widen
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.order import Shuffled
-from cjepa_dist.data.rows import gather_rows
+from cjepa_dist.data.phases import phase_order, runs
 from cjepa_dist.data.shards import load_slots
 from cjepa_dist.data.truth import WindowTruth, load_presence
 from cjepa_dist.errors import UserError
 
-STORED = {"float16": torch.float16, "float32": torch.float32, "uint16": torch.bfloat16}  # numpy has no bfloat16, only its bits
 PRESENT = 0.1  # mean square distance to the empty slot from which a slot holds something; slots have unit variance
 
 
@@ -46,28 +46,31 @@ class Windows:
         if not self.keys:
             raise UserError(f"split {split!r} in {folder} holds no videos")
         self.steps = np.arange(length) * frameskip
+        self.phases = phase_order(frames, frameskip)
+        self.place = np.argsort(self.phases)  # (T,) where each frame stands
+        self.run = np.dtype((np.void, length * self.shape[1] * self.shape[2] * stored(self.manifest.dtype).itemsize))  # a window's bytes
         self.empty = None if self.manifest.empty_slot is None else torch.tensor(self.manifest.empty_slot, dtype=torch.float32)
 
     def names(self, ids: np.ndarray) -> list[str]:
         """For people: the key of each window's video and its first frame, `video_00012@35`."""
         return [f"{self.keys[v]}@{s}" for v, s in zip(*np.divmod(ids, self.starts))]
 
-    def cut(self, rows: np.ndarray, video: np.ndarray, start: np.ndarray, out: np.ndarray) -> None:
-        """Windows from frame `start` (B,) of `video` (B,) on: of rows (V * frames, S * D) to `out` (B, T, S, D) float32."""
-        index = (video * self.shape[0] + start)[:, None] + self.steps
-        gather_rows(rows, index.reshape(-1), out.reshape(-1, rows.shape[1]))
+    def places(self, video: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """(B,): which of the runs are the windows from frame `start` (B,) of `video` (B,) on."""
+        return video * self.shape[0] + self.place[start]
 
-    def blank(self, count: int) -> np.ndarray:
-        """Room for `count` windows, (count, T, S, D) float32."""
-        return np.empty((count, len(self.steps), *self.shape[1:]), np.float32)
+    def tensor(self, gathered: np.ndarray) -> torch.Tensor:
+        """Runs (B,) as (B, T, S, D) in the stored type."""
+        values = gathered.view(stored(self.manifest.dtype)).reshape(len(gathered), len(self.steps), *self.shape[1:])
+        return torch.from_numpy(values).view(getattr(torch, self.manifest.dtype))
 
     def batch(self, slots: torch.Tensor, present: np.ndarray | None, sample: np.ndarray) -> dict[str, torch.Tensor]:
-        """slots (B, T, S, D) float32; sample (B,) int64; present (B, T, S) bool: the slot holds an object in view, where the shards have
+        """slots (B, T, S, D) as stored; sample (B,) int64; present (B, T, S) bool: the slot holds an object in view, where the shards have
         truth; else that it is not the empty slot, where the manifest knows that; else all True."""
         if present is not None:
             shown = torch.from_numpy(present)
         elif self.empty is not None:
-            shown = (slots - self.empty.to(slots.device)).square().mean(-1) > PRESENT
+            shown = (slots.float() - self.empty.to(slots.device)).square().mean(-1) > PRESENT
         else:
             shown = torch.ones(slots.shape[:3], dtype=torch.bool)
         return {"slots": slots, "sample": torch.from_numpy(np.array(sample, np.int64)), "present": shown}
@@ -100,10 +103,9 @@ class ResidentWindows(Windows, Shuffled):
         super().__init__(folder, split, **shape, horizon=horizon)
         if not 0.0 <= contact_share < 1.0:
             raise UserError(f"contact_share={contact_share}: must be at least 0 and below 1")
-        slots = load_slots(folder, split, videos)
-        self.videos = len(slots)
-        self.rows = slots.reshape(self.videos * self.shape[0], -1)
-        self.on_device = None if device is None else on_device(self.rows, device)
+        self.slots = load_slots(folder, split, videos, self.phases)
+        self.videos, self.runs = len(self.slots), runs(self.slots, self.run)
+        self.on_device = None if device is None else self.copied(device)
         self.present = load_presence(folder, split, videos)
         self.truth: WindowTruth | None = None
         self.table: np.ndarray | None = None
@@ -133,26 +135,37 @@ class ResidentWindows(Windows, Shuffled):
         """
         ids = np.asarray(ids, np.int64)
         video, start = np.divmod(ids if self.table is None else self.table[ids], self.starts)
+        index = self.places(video, start)
         if self.on_device is None:
-            self.cut(self.rows, video, start, out := self.blank(len(ids)))
-            slots = torch.from_numpy(out)
+            slots = self.tensor(self.runs[index])
         else:
-            index = torch.from_numpy((video * self.shape[0] + start)[:, None] + self.steps).to(self.on_device.device)
-            slots = self.on_device[index].float().unflatten(-1, self.shape[1:])
+            at = torch.from_numpy(index).to(self.on_device.device)
+            slots = self.on_device.index_select(0, at).unflatten(-1, (len(self.steps), *self.shape[1:]))
         present = None if self.present is None else self.present[video[:, None], start[:, None] + self.steps]
         batch = self.batch(slots, present, sample)
         if self.truth is not None:
             batch |= {name: torch.from_numpy(array) for name, array in self.truth.labels(video, start).items()}
         return batch
 
+    def video(self, number: int) -> np.ndarray:
+        """A whole video (T, S, D) float32."""
+        return widen(self.slots[number][self.place])
 
-def on_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy of rows in the stored type. UserError where the device has no room for it."""
-    if device.type == "cuda" and rows.nbytes > (free := torch.cuda.mem_get_info(device)[0]):
-        raise UserError(f"{device} has {1e-9 * free:.3g} GB free, the split takes {1e-9 * rows.nbytes:.3g}: take reading.kind=resident")
-    tensor = torch.empty(rows.shape, dtype=STORED[rows.dtype.name], device=device)
-    tensor.copy_(torch.from_numpy(rows).view(tensor.dtype))
-    return tensor
+    def copied(self, device: torch.device) -> torch.Tensor:
+        """The runs (N, T * S * D) as a view of a copy of the split on `device`, as stored. UserError where that has no room for it."""
+        size = self.slots.nbytes
+        if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
+            raise UserError(f"{device} has {1e-9 * free:.3g} GB free, the split takes {1e-9 * size:.3g}: take reading.kind=resident")
+        copy = torch.empty(self.slots.shape, dtype=getattr(torch, self.manifest.dtype), device=device)
+        copy.copy_(torch.from_numpy(self.slots).view(copy.dtype))
+        width = self.shape[1] * self.shape[2]
+        return copy.as_strided((len(self.runs), len(self.steps) * width), (width, 1))
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch where it is used: on `device`, its slots in float32, exactly."""
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return moved | {"slots": moved["slots"].float()}
 
 
 def weighted(contact: np.ndarray, share: float) -> np.ndarray:

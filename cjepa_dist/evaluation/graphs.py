@@ -27,7 +27,7 @@ from cjepa_dist.causal.graph import GraphContext, calibrate, estimate
 from cjepa_dist.causal.metrics import MEASURES, Edges, Tallies, measure
 from cjepa_dist.config import GRAPH_ESTIMATORS, INTERVENTIONS, GraphConfig
 from cjepa_dist.data.order import window_ids
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.data.windows import ResidentWindows, to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap
 from cjepa_dist.models.predictor import SlotPredictor
@@ -79,7 +79,7 @@ def evaluate_graphs(
         by_video[name] = summary_graphs(source, videos, name, context.seed)
         seconds[name] = round((time.perf_counter() - began) / len(videos), 2)
     for places in np.array_split(np.arange(len(ids)), math.ceil(len(ids) / batch)):
-        part = on_device(source.gather(ids[places], places.astype(np.int64)), context.sigma2.device)
+        part = to_device(source.gather(ids[places], places.astype(np.int64)), context.sigma2.device)
         present = present_slots(predictor, part)
         for name, value in {"present": present, **{n: part[n] for n in (*TARGETS, "near_miss") if n in part}}.items():
             truths.setdefault(name, []).append(value.cpu().numpy())
@@ -174,7 +174,7 @@ def heatmaps(
     labels = source.gather(ids, np.arange(len(ids)))
     # Windows with a contact first: an empty truth shows nothing.
     order = np.argsort(~labels["contact"].any(2).any(1).numpy(), kind="stable")[: max(samples, 2)]
-    part = on_device(source.gather(ids[order], order.astype(np.int64)), context.sigma2.device)
+    part = to_device(source.gather(ids[order], order.astype(np.int64)), context.sigma2.device)
     present = present_slots(predictor, part)
     columns = {"contact (truth)": part["contact"].float().cpu().numpy()}
     if "influence" in part:
@@ -224,9 +224,8 @@ def graph_of(
 
 def summary_graphs(source: ResidentWindows, videos: np.ndarray, name: str, seed: int) -> np.ndarray:
     """Raw scores (V, S, S) of some videos by `summary:METHOD`, frames a model step apart."""
-    slots = source.rows.reshape(source.videos, *source.shape)
     method, lag = name.removeprefix("summary:"), int(source.steps[1])
-    return np.stack([summary.summary_graph(slots[v], method, lag=lag, seed=seed) for v in videos])
+    return np.stack([summary.summary_graph(source.video(v), method, lag=lag, seed=seed) for v in videos])
 
 
 def summary_of(scores: np.ndarray, present: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -238,10 +237,6 @@ def summary_of(scores: np.ndarray, present: Tensor) -> tuple[np.ndarray, np.ndar
 def present_slots(predictor: SlotPredictor, part: dict[str, Tensor]) -> Tensor:
     """(B, S) bool: the slot holds an object at the last history frame, the moment from which all is predicted."""
     return part["present"][:, predictor.config.history_frames - 1]
-
-
-def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in batch.items()}
 
 
 def plain(value: Any) -> float | None:

@@ -10,8 +10,7 @@ import torch
 
 from cjepa_dist.causal.graph import estimate
 from cjepa_dist.config import GraphConfig, TrainWorldModel
-from cjepa_dist.data.dtypes import widen
-from cjepa_dist.data.windows import PRESENT, ResidentWindows
+from cjepa_dist.data.windows import PRESENT, ResidentWindows, to_device
 from cjepa_dist.evaluation.probe import fit_probe
 from cjepa_dist.tasks import WorldModelTask
 from cjepa_dist.training.telemetry import Telemetry
@@ -27,9 +26,9 @@ def graph_picture(source: ResidentWindows, ids: np.ndarray, samples: int = 4) ->
 
     def draw(telemetry: Telemetry, step: int, task: WorldModelTask) -> None:
         frames = task.config.predictor.history_frames
-        device = task.sigma2.device
-        history, present = batch["slots"][:, :frames].to(device), batch["present"][:, frames - 1].to(device)
-        context = task.graph_context(batch["sample"].to(device), step)
+        part = to_device(batch, task.sigma2.device)
+        history, present = part["slots"][:, :frames], part["present"][:, frames - 1]
+        context = task.graph_context(part["sample"], step)
         task.eval()
         with torch.no_grad():
             maps = [
@@ -60,12 +59,12 @@ def rollout_picture(
     Slots are shown at the positions that a probe reads from them where the data have truth, else along the two directions in which true
     slots vary most. None where the videos are too short for the history and a frame more.
     """
-    frames, slots, width = source.shape
+    frames = source.shape[0]
     count = min(AHEAD, frames - config.predictor.history_frames * config.frameskip)
     if count < 1:
         return None
     chosen = np.linspace(0, source.videos - 1, min(videos, source.videos)).astype(np.int64)
-    seen = torch.from_numpy(widen(source.rows.reshape(-1, frames, slots, width)[chosen]))
+    seen = torch.from_numpy(np.stack([source.video(v) for v in chosen]))
     past, truth = seen[:, : frames - count], seen[:, frames - count :]
     shown = torch.ones(truth.shape[:3], dtype=torch.bool)
     if source.present is not None:

@@ -25,7 +25,7 @@ from cjepa_dist.config import TrainWorldModel
 from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.shards import Sample, read_split
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.data.windows import ResidentWindows, to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap
 from cjepa_dist.evaluation.graphs import distinct_windows, videos_of
@@ -130,7 +130,7 @@ def one_step(
     table = Table(list(methods), CLASSES if probe else CLASSES[:1], ("mean",))
     for begin in range(0, len(ids), batch):
         part = ids[begin : begin + batch]
-        sample = source.gather(part, part)
+        sample = to_device(source.gather(part, part), torch.device("cpu"))
         x, video = sample["slots"], videos_of(source, part)
         target = x[:, history:]
         present = sample["present"]

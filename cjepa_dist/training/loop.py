@@ -23,6 +23,7 @@ import torch
 
 from cjepa_dist import config as schema
 from cjepa_dist import runtime
+from cjepa_dist.data.windows import to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.losses.collapse import measures
 from cjepa_dist.tasks import Outcome, VqaTask, WorldModelTask
@@ -197,7 +198,7 @@ def validate(task: Any, source: Source, ids: np.ndarray, engine: Engine, batch: 
     for begin in range(0, len(mine), share):
         part = mine[begin : begin + share]
         content = source.gather(part, part.astype(np.int64))
-        content = {name: value.to(handle.device) for name, value in content.items()}
+        content = to_device(content, handle.device)
         with engine.autocast():
             outcome: Outcome = task(content, 0)
         outcome = outcome.emptied() if blank else outcome

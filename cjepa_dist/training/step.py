@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cjepa_dist import runtime
+from cjepa_dist.data.windows import to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks import Outcome, Terms
 from cjepa_dist.training.engine import Engine
@@ -72,7 +73,7 @@ class Eager:
         """One step, counted from 0. Returns its loss () and whether loss and gradient were finite, () bool; else nothing has moved."""
         engine, config = self.engine, self.config
         device, rank = engine.handle.device, engine.handle.process_index
-        batches = [{name: value.to(device, non_blocking=True) for name, value in batch.items()} for batch in batches]
+        batches = [to_device(batch, device) for batch in batches]
         rate = learning_rate(step, self.steps, config.optimizer)
         for part in engine.optimizers:
             for group in part.param_groups:
@@ -203,7 +204,7 @@ class Captured(Eager):
         row = self.weights.index_select(0, place)[0]
         terms = Terms({name: row[self.names.index(name)] for name in recording.terms})
         with engine.autocast():
-            outcome: Outcome = engine.model(recording.batch, place[0], terms, None)
+            outcome: Outcome = engine.model(to_device(recording.batch, place.device), place[0], terms, None)
             loss = spread(outcome.loss)
             engine.backward(loss)
         norm, good = engine.update(outcome.statistics, place[0], self.share.index_select(0, place)[0])

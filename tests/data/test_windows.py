@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cjepa_dist.data.dtypes import widen
 from cjepa_dist.data.order import window_ids
-from cjepa_dist.data.rows import gather_rows
+from cjepa_dist.data.phases import phase_order, runs
 from cjepa_dist.data.shards import DatasetWriter, Sample
 from cjepa_dist.data.truth import load_truth
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.data.windows import ResidentWindows, to_device
 from cjepa_dist.errors import UserError
 
 VIDEOS, FRAMES, TRUE_FRAMES, SLOTS, WIDTH, RADIUS, HORIZON = 4, 30, 40, 4, 5, 0.1, 4
@@ -110,6 +112,7 @@ def test_presence_needs_no_labels(data, tmp_path):
     plain.empty = plain.gather(np.arange(1), np.arange(1))["slots"][0, 0, 2]
     assert not plain.gather(np.arange(1), np.arange(1))["present"][0, 0, 2]
     assert source.videos == 3 and source.shape == (FRAMES, SLOTS, WIDTH)
+    assert np.array_equal(source.video(2), data[1][2]["slots"])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -120,19 +123,35 @@ def test_on_a_device_a_batch_is_the_same(tmp_path, dtype):
     ids = np.random.default_rng(0).permutation(len(host))
     found, expected = device.gather(ids, ids), host.gather(ids, ids)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-    assert device.on_device.dtype == getattr(torch, dtype) and device.on_device.data_ptr() != host.rows.ctypes.data
+    assert device.on_device.dtype == found["slots"].dtype == getattr(torch, dtype)
+    assert device.on_device.data_ptr() != host.slots.ctypes.data
     assert ResidentWindows(tmp_path / "data", "train", **settings, device=torch.device("meta")).gather(ids, ids)["slots"].is_meta
 
 
-def test_rows_are_gathered_and_widened_exactly():
-    random = np.random.default_rng(0)
-    bits = random.integers(0, 1 << 16, (300, 7000), dtype=np.uint16)  # all values of float16 and bfloat16 there are, NaN and infinity too
-    index = random.integers(0, 300, 211)
-    exact = torch.from_numpy(bits.astype(np.int32) << 16).view(torch.float32).numpy()  # bfloat16 is the upper half of float32
-    for rows, wide in ((bits.view(np.float16), bits.view(np.float16).astype(np.float32)), (bits, exact), (exact, exact)):
-        gather_rows(rows, index, out := np.zeros((211, 7000), np.float32))
-        assert np.array_equal(out, wide[index], equal_nan=True)
-        assert np.array_equal(widen(rows[:2, 5:9]), wide[:2, 5:9], equal_nan=True)
+def test_all_values_are_widened_exactly():
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)  # all of float16 and bfloat16 there are, NaN and infinity too
+    exact = (bits.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is the upper half of float32
+    half = bits.view(np.float16)
+    for array, wide in ((half, half.astype(np.float32)), (bits, exact), (exact, exact)):
+        assert np.array_equal(widen(array), wide, equal_nan=True) and np.array_equal(widen(array[:2, 5:9]), wide[:2, 5:9], equal_nan=True)
+    for values, wide in ((torch.from_numpy(half), half), (torch.from_numpy(bits).view(torch.bfloat16), exact)):
+        found = to_device({"slots": values}, torch.device("cpu"))["slots"]
+        assert found.dtype == torch.float32 and np.array_equal(found.numpy(), wide.astype(np.float32), equal_nan=True)
+
+
+@given(
+    videos=st.integers(1, 4), slots=st.integers(1, 3), width=st.integers(1, 5), length=st.integers(1, 5), frameskip=st.integers(1, 6),
+    more=st.integers(0, 13), dtype=st.sampled_from([np.float16, np.float32, np.uint16]),
+)  # fmt: skip
+def test_a_window_is_a_run_of_its_frames(videos, slots, width, length, frameskip, more, dtype):
+    frames = length * frameskip + more
+    plain = np.arange(videos * frames * slots * width).astype(dtype).reshape(videos, frames, slots, width)
+    order = phase_order(frames, frameskip)
+    found = runs(np.ascontiguousarray(plain[:, order]), np.dtype((np.void, length * plain[0, 0].nbytes)))
+    video, start = (index.ravel() for index in np.indices((videos, more + 1)))
+    gathered = found[video * frames + np.argsort(order)[start]].view(dtype).reshape(-1, length, slots, width)
+    for v, s, window in zip(video, start, gathered):
+        assert np.array_equal(window, plain[v, s : s + length * frameskip : frameskip])
 
 
 def test_an_epoch_holds_each_window_once(data):

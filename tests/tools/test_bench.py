@@ -12,7 +12,7 @@ from cjepa_dist.data.windows import ResidentWindows
 from cjepa_dist.losses import ctt, jepa
 from cjepa_dist.models.predictor import SlotPredictor
 from tools.bench import aloe, data_import
-from tools.bench.data import KINDS, WINDOW, PerWindow
+from tools.bench.data import COPY, KINDS, SLOW, WIDE, WIDE_COPY, WINDOW, PerWindow
 from tools.bench.reference import Reference, causal_loss, masked_slots, prediction_loss
 from tools.bench.reference_aloe import ReferenceAloeStep
 from tools.bench.rungs import Traffic
@@ -134,7 +134,8 @@ def test_data_prints_every_way(command, tmp_path):
     done = command("tools.bench", "data", *settings, f"out={tmp_path / 'bench.json'}")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert set(content["rates"]) == {"memcpy", "resident", "streaming", "per window"} and content["opened"].keys() == KINDS.keys()
+    ways = {COPY, WIDE_COPY, SLOW, *KINDS, *(kind + WIDE for kind in KINDS)}
+    assert set(content["rates"]) == ways and content["opened"].keys() == KINDS.keys()
     for name, values in content["rates"].items():
         assert len(values) == 1 and values[0] > 0 and f"| {name} |" in done.stdout
     assert done.stdout.count("NOT met") + done.stdout.count(": met") == 3

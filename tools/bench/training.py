@@ -30,7 +30,7 @@ from cjepa_dist import config as schema
 from cjepa_dist import runtime
 from cjepa_dist.config import TrainWorldModel, option
 from cjepa_dist.data.shards import DatasetWriter, Sample
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.data.windows import ResidentWindows, to_device
 from cjepa_dist.tasks import WorldModelTask
 from cjepa_dist.training.flops import shapes_of, step_flops
 from cjepa_dist.training.loop import train
@@ -103,7 +103,7 @@ class Bare:
         torch.manual_seed(config.seed)
         self.task = WorldModelTask(config).to(device).train()
         self.parts, self.config, self.step = optimizers(self.task, config.optimizer), config, 0
-        self.batches = [{name: value.to(device) for name, value in batch.items()} for batch in batches]
+        self.batches = batches
         self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=config.loop.precision == "bf16")
 
     def __call__(self) -> None:
@@ -148,7 +148,7 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
     )
     device = runtime.accelerator(full.loop.precision).device
     ids = np.arange(8 * full.loop.global_batch) % len(source)
-    batches = [source.gather(part, part) for part in np.split(ids, 8)]
+    batches = [to_device(source.gather(part, part), device) for part in np.split(ids, 8)]
     bare = Bare(full, batches, device)
     turns = Turns(bare, config.block, config.rounds, device)
     torch.manual_seed(full.seed)
