@@ -83,6 +83,7 @@ GRAPH_ESTIMATORS = (
     "empty",
 )
 ENGINES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+PRECISIONS = ("auto", "bf16", "fp32")
 READING = ("resident", "device", "streaming")
 INTERVENTIONS = ("hide", "empty", "swap")
 
@@ -151,7 +152,7 @@ class LoopConfig:
     accumulation: int = option(1, "forward passes a step", least=1)
     processes: int = option(0, "processes that must be running, else an error; 0 = as many as the launcher starts", least=0)
     engine: str = option("auto", "what processes share: nothing (ddp) or weights and optimizer; auto = as launched", choices=ENGINES)
-    precision: str = option("bf16", "autocast of the forward pass", choices=("bf16", "fp32"))
+    precision: str = option("auto", "autocast of the forward pass; auto = bf16 where the device has it, else fp32", choices=PRECISIONS)
     capture: bool = option(True, "one process on a GPU: a step's launches are recorded once and replayed as one (a CUDA graph)")
     compare_every: int = option(0, "steps between comparisons of what processes hold alike; 0 = never", unit="steps", least=0)
     log_every: int = option(50, "steps between lines of metrics", unit="steps", least=1)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from cjepa_dist import config as schema
+from cjepa_dist import runtime
 from cjepa_dist.causal import counterfactual
 from cjepa_dist.config import GRAPH_ESTIMATORS, GraphConfig, option
 from cjepa_dist.data.dtypes import widen
@@ -53,13 +54,15 @@ class Rollout:
     all: bool = option(False, "without each object in turn, not only those that a question removes")
     divergence: str = option("paired", "counterfactual: what says that the removal has reached a slot; oracle = the truth", choices=RULES)
     graph: GraphConfig = option(GraphConfig, "counterfactual: settings of graphs; tau > 0 also that of `paired`, in nats")
-    precision: str = option("bf16", "of counterfactual predictions", choices=("bf16", "float32"))
+    precision: str = option("auto", "of counterfactual predictions", choices=("auto", "bf16", "float32"))
     batch: int = option(16, "videos at once", unit="videos", least=1)
     workers: int = option(1, "processes that predict, each with its part of the cores; more than 1 on CPUs only", least=1)
     shard_mb: int = option(256, "size of a shard", unit="MB", least=1)
 
 
 def main(config: Rollout) -> int:
+    if config.precision == "auto":
+        config.precision = {"bf16": "bf16", "fp32": "float32"}[runtime.native_precision()]
     manifest = Manifest.load(config.data)
     source = describe(config, manifest)
     if (Path(config.out) / "manifest.json").exists() and Manifest.load(config.out).source == source:

@@ -31,6 +31,20 @@ def accelerator(precision: str, **plugins: Any) -> Accelerator:
     return handle
 
 
+def native_precision() -> str:
+    """bf16 where the device multiplies it itself, else fp32: a CPU that does not is ten times slower in it than in float32.
+
+    Measured on one with AVX2 alone: 2.4 GFLOP/s in bf16, 33 in float32; with AMX it is 408 to 192.
+    """
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return "fp32"
+    return "bf16" if {"avx512_bf16", "amx_bf16", "bf16"} & set(words) else "fp32"  # x86, x86, Arm
+
+
 def all_reduce(values: torch.Tensor) -> torch.Tensor:
     """Sum over all processes, without gradient; the tensor itself on one process, and where it is a meta tensor, which has no values."""
     values = values.detach()

@@ -23,7 +23,7 @@ def test_layers_win_in_order(tmp_path):
         ("predictor.dept=1", "nearest is predictor.depth"),
         ("loop.steps=many", "loop.steps"),
         ("loop.global_batch=0", "at least 1"),
-        ("loop.precision=fp8", "one of bf16, fp32"),
+        ("loop.precision=fp8", "one of auto, bf16, fp32"),
         ("missing.yaml", "missing.yaml does not exist"),
         ("--verbose", "arguments are"),
     ],

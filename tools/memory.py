@@ -90,6 +90,8 @@ def read(config: Memory) -> TrainWorldModel | TrainAloe:
     arguments = [config.config, *config.set, "data=none", "run=none"]
     trained = schema.parse(TrainAloe, arguments) if "aloe" in content else schema.parse(TrainWorldModel, arguments)
     assert trained is not None
+    if trained.loop.precision == "auto":
+        trained.loop.precision = "bf16"  # what a GPU takes
     parts = config.processes * trained.loop.accumulation
     if trained.loop.global_batch % parts:
         raise UserError(f"loop.global_batch={trained.loop.global_batch} is not divisible by {parts} (processes x loop.accumulation)")

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cjepa_dist import runtime
 from cjepa_dist.causal import counterfactual
 from cjepa_dist.causal.counterfactual import AtFrames, Block, ByGraph, Paired, Reached
 from cjepa_dist.clevrer import questions
@@ -125,7 +126,7 @@ class Study:
         """Worlds (W, T, S, D) and divergence (W, S) by a rule of RULES, any graph estimator, or `paired:4`: tau x 4."""
         if rule == "truth":
             return scenes.true["slots"], scenes.true["diverged"]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=runtime.native_precision() == "bf16"):
             paired = rule.startswith("paired")
             expected = counterfactual.expected(self.task.predictor, scenes.slots, self.skip) if paired else scenes.slots
             return counterfactual.without(

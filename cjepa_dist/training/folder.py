@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from cjepa_dist import config as schema
+from cjepa_dist import runtime
 from cjepa_dist.errors import UserError
 from cjepa_dist.training import checkpoint, record
 from cjepa_dist.training.guard import OWN_FILES
@@ -47,6 +48,14 @@ def resume(run: Path, load: Callable[[Path], dict[str, Any]], *, first: bool) ->
     return meta
 
 
+def settle_precision(run: Path, config: Config) -> None:
+    """Put a number format in the place of loop.precision=auto: what the run has, the launcher's, or what the device has."""
+    if config.loop.precision == "auto":
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        begun = checkpoint.read_config(run).loop.precision if (run / "config.yaml").exists() else ""
+        config.loop.precision = begun or (launched if launched != "no" else runtime.native_precision())
+
+
 def check_batch(config: Config, world: int) -> None:
     loop = config.loop
     parts = world * loop.accumulation
@@ -76,9 +85,7 @@ def check_run(run: Path, config: Config) -> None:
         raise UserError(f"{run} is not empty and no run folder (no config.yaml): choose another")
 
 
-def open_run(
-    run: Path, config: Config, environment: dict[str, Any], *, first: bool, group: dist.ProcessGroup | None = None
-) -> None:
+def open_run(run: Path, config: Config, environment: dict[str, Any], *, first: bool, group: dist.ProcessGroup | None = None) -> None:
     """Make the run folder and write what the run is; `check_run` has seen it. All ranks call it; UserError where there is no room."""
 
     def write() -> None:

@@ -30,7 +30,7 @@ from cjepa_dist.tasks import Outcome, VqaTask, WorldModelTask
 from cjepa_dist.training import checkpoint, faults, replicas
 from cjepa_dist.training.engine import Engine, start
 from cjepa_dist.training.feed import Feed, Source
-from cjepa_dist.training.folder import Config, check_batch, check_run, open_run, resume, write_json
+from cjepa_dist.training.folder import Config, check_batch, check_run, open_run, resume, settle_precision, write_json
 from cjepa_dist.training.guard import Guard
 from cjepa_dist.training.meter import Meter
 from cjepa_dist.training.optimizer import learning_rate
@@ -60,6 +60,7 @@ def train(
     checkpoint of the last good state) and when the disk is full.
     """
     run = Path(config.run)
+    settle_precision(run, config)
     engine = start(config)
     handle = engine.handle
     check_batch(config, handle.num_processes)

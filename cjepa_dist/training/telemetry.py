@@ -26,9 +26,7 @@ from cjepa_dist.training.room import alone, write_whole
 class Telemetry:
     """Writes into RUN on rank 0, where it is `active`. All ranks make one, and call `write`: UserError on all where there is no room."""
 
-    def __init__(
-        self, run: Path, config: Any, *, active: bool, start: int, steps: int, group: dist.ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, run: Path, config: Any, *, active: bool, start: int, steps: int, group: dist.ProcessGroup | None = None) -> None:
         self.run, self.active, self.steps, self.group = run, active, steps, group
         self.bar = bar(start, steps) if active else None
         self.lines, self.events = run / "metrics.jsonl", Events(run)

@@ -146,6 +146,7 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
         frameskip=full.frameskip,
         horizon=full.horizon,
     )
+    full.loop.precision = runtime.native_precision()
     device = runtime.accelerator(full.loop.precision).device
     ids = np.arange(8 * full.loop.global_batch) % len(source)
     batches = [to_device(source.gather(part, part), device) for part in np.split(ids, 8)]
