@@ -3,7 +3,9 @@
     ALOE run ──config.data──> manifest of its rollout ──source──> world model run
     eval/*.json of both ──> DIR/report.md, DIR/vqa.png, DIR/world_model.png
 
-World-model runs may be named too. What is missing is said in the report, in a line of its own; `strict=true` makes it an error.
+World-model runs may be named too. `read=DIR` adds what ALOEs trained on the simulator's own worlds read in each world model's rollout
+(DIR/<arm>/seed_<n>/<reader>/vqa_<split>.json, as `slurm.submit` with `readers` makes them). What is missing is said in the report, in a
+line of its own; `strict=true` makes it an error.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class Report:
 
     runs: str = option(MISSING, "run folders of ALOE (or world models), with commas between; differences are against the first")
     out: str = option("report", "folder for report.md and the pictures")
+    read: str = option("", "folder of what the same ALOEs read in the rollout of every world model; empty = none")
     split: str = option("val", "split whose measurements to show")
     draws: int = option(2000, "draws of the bootstrap over videos for differences", least=2)
     seed: int = option(0, "seed of the bootstrap")
@@ -69,6 +72,7 @@ def main(config: Report) -> int:
         *over_seeds(world, "world_model", config),
         *over_seeds(vqa, "vqa", config),
         *over_seeds(readers, "vqa", config, "Question programs on rollouts"),
+        *read_by_the_same(config),
         *tables.world_models(models),
         *tables.edges(graphs),
         *tables.counterfactual(removals),
@@ -169,6 +173,22 @@ def over_seeds(arms: list[Arm], kind: str, config: Report, title: str = "") -> l
     text = f"{what}; mean ± standard deviation over seeds; differences from the first arm, paired by seed, 95 % bootstrap over seeds"
     lines = seeds.table(named, percent=kind != "vqa", draws=config.draws, seed=config.seed, digits=1 if kind == "vqa" else 4)
     return [f"## {title or named_so} over seeds\n", f"{text[0].upper()}{text[1:]}.\n", *lines, ""]
+
+
+def read_by_the_same(config: Report) -> list[str]:
+    """World models by what the same ALOEs read in their rollouts: no training of an ALOE stands between two of them."""
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for path in sorted(Path(config.read).glob(f"*/seed_*/*/vqa_{config.split}.json")) if config.read else ():
+        arm, seed, reader = path.parts[-4:-1]
+        found.setdefault(arm, {}).setdefault(seed, {})[reader] = seeds.accuracies(json.loads(path.read_text(encoding="utf-8")))
+    if not found:
+        return []
+    by_all = sorted(set.intersection(*(set(readers) for runs in found.values() for readers in runs.values())))
+    if not by_all:
+        return ["## Read by the same ALOEs\n", "No reader has read them all.\n"]
+    means = {arm: {seed: seeds.mean([readers[name] for name in by_all]) for seed, readers in runs.items()} for arm, runs in found.items()}
+    text = f"Accuracy, percent, a mean over {', '.join(by_all)}; ± and intervals are over seeds of the world models, paired by seed.\n"
+    return ["## Read by the same ALOEs\n", text, *seeds.table(means, percent=False, draws=config.draws, seed=config.seed, digits=1), ""]
 
 
 def extra(arm: Arm, pattern: str) -> list[dict[str, Any]]:

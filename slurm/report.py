@@ -28,6 +28,8 @@ def main(arguments: list[str]) -> int:
     if named:
         split = record.experiment.get("split", "val")
         line = [sys.executable, "-m", "cjepa_dist.report", f"runs={','.join(map(str, named))}", f"out={out}", f"split={split}"]
+        if (read := record.runs / "read").is_dir():
+            line.append(f"read={read}")
         if subprocess.run(line, check=False).returncode:
             raise UserError("the report could not be made; its own message stands above")
     missing = [outcome for outcome in found.values() if outcome.state != "DONE" and outcome.job.stage != "report"]

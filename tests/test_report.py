@@ -51,6 +51,26 @@ def runs(tmp_path_factory):
     return root
 
 
+def test_what_the_same_aloes_read(tmp_path):
+    """A mean over the readers that have read every world model, paired by the world models' seeds."""
+    accuracy = {
+        ("a", 0, "r0"): 0.5,
+        ("a", 0, "r1"): 0.7,
+        ("a", 1, "r0"): 0.4,
+        ("a", 1, "r1"): 0.6,
+        ("b", 0, "r0"): 0.9,
+        ("b", 0, "r1"): 0.9,
+    }
+    for (arm, seed, reader), value in {**accuracy, ("b", 1, "r0"): 0.5, ("b", 1, "r1"): 0.7, ("b", 1, "r2"): 0.0}.items():
+        path = tmp_path / arm / f"seed_{seed}" / reader / "vqa_val.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"accuracy": {"counterfactual.option": {"accuracy": value}}}))
+    text = "\n".join(report.read_by_the_same(report.Report(runs="", read=str(tmp_path), draws=50)))
+    assert "a mean over r0, r1;" in text and "| a | 2 | 55.0 ± 7.1 |" in text
+    assert "| b | 2 | 75.0 ± 21.2 | +20.0 [" in text and "(+30.0, +10.0)" in text
+    assert report.read_by_the_same(report.Report(runs="", read="")) == []
+
+
 def measure(root, name, **more):
     assert evaluate.main(evaluate.Evaluate(run=str(root / name), draws=10, windows=64, videos=4, **more)) == 0
 

@@ -39,6 +39,11 @@ def accuracies(result: dict[str, Any]) -> dict[str, float]:
     return {group: 100 * cell["accuracy"] for group, cell in result["accuracy"].items() if cell["accuracy"] is not None}
 
 
+def mean(results: list[dict[str, float]]) -> dict[str, float]:
+    """Of several results, measure by measure; what one of them lacks is left out."""
+    return {name: float(np.mean([result[name] for result in results])) for name in results[0] if all(name in r for r in results)}
+
+
 def arm_and_seed(run: Path) -> tuple[Path, str] | None:
     """(folder of the arm, name of the seed) of a run in <arm>/seed_<n>; None for one that lies elsewhere."""
     return (run.parent, run.name) if re.match(r"seed_\d", run.name) else None

@@ -1,4 +1,4 @@
-"""executor=local: the same graph without Slurm, one job after another."""
+"""executor=local: the same graph without Slurm, one job after another or several side by side."""
 
 import json
 
@@ -12,7 +12,7 @@ def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, t
     """`odd` fails at its first step: the batch does not divide into CTT's fraction."""
     config = "configs/world_model/quickstart"
     arms = {"baseline": {"config": f"{config}.yaml"}, "odd": {"config": f"{config}_ctt.yaml", "loop.global_batch": 6}}
-    path, runs = experiment(arms=arms, executor="local", graphs=False), tmp_path / "runs"
+    path, runs = experiment(arms=arms, executor="local", at_once=2, graphs=False), tmp_path / "runs"
 
     done = ours("submit", path, "dry_run=true")
     assert done.returncode == 0 and "world_model/odd/seed_0" in done.stdout and not runs.exists(), done.stderr
@@ -22,6 +22,8 @@ def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, t
     assert "error: 2 of 5 jobs failed: evaluate/world_model/odd/seed_0, world_model/odd/seed_0" in done.stderr
     assert "evaluate/world_model/odd/seed_0: left out, it needs world_model/odd/seed_0" in done.stdout
     assert json.loads((runs / "world_model/baseline/seed_0/done.json").read_text())["step"] == 6
+    told = done.stdout.splitlines()
+    assert told.index("world_model/odd/seed_0 ...") < next(i for i, line in enumerate(told) if " done after" in line)  # side by side
     text = (runs / "report/report.md").read_text()
     assert "# Missing: 2 of 4 jobs" in text and "ctt.fraction=0.25 of the 6 windows" in text and "| seed_0 | predictor |" in text
 

@@ -43,6 +43,23 @@ def test_graph(tmp_path):
     assert len(jobs) == 1 + 2 * (3 + 2 + 2 + 3 + 3) + 1
 
 
+def test_readers_stand_between_no_two_world_models(tmp_path):
+    """Trained on the simulator's own worlds, each reads the rollout of every world model; one more ALOE sees observed slots alone."""
+    fields = ["seed=[0,1]", "readers=[3,4]", "observed=true", "rollout.mode=counterfactual", "blind=false", "aloe.loop.steps=9"]
+    jobs = jobs_of(tmp_path, *fields)
+    assert jobs["rollout/truth"].needs == ["data"] and "mode=truth" in jobs["rollout/truth"].commands[0]
+    reader = jobs["aloe/reader/seed_4"]
+    assert reader.needs == ["rollout/truth"] and {"protocol=counterfactual", "seed=4", "loop.steps=9"} < set(reader.commands[0])
+    read = jobs["evaluate/read/ctt/seed_1/reader_3"]
+    assert read.needs == ["aloe/reader/seed_3", "rollout/ctt/seed_1"]
+    assert {f"run={tmp_path}/aloe/reader/seed_3", f"data={tmp_path}/rollout/ctt/seed_1"} < set(read.commands[0])
+    assert sum(name.startswith("evaluate/read/") for name in jobs) == 8
+    assert jobs["aloe/observed/seed_0"].needs == ["data"] and f"data={tmp_path}/data" in jobs["aloe/observed/seed_0"].commands[0]
+    assert set(jobs["report"].after) == {name for name in jobs if name.startswith("evaluate/")}
+    with pytest.raises(UserError, match=r"field readers: .* set aloe_config and rollout.mode=counterfactual"):
+        jobs_of(tmp_path, "readers=[0]")
+
+
 def test_sweeps_are_crossed_and_named_by_what_differs(tmp_path):
     jobs = jobs_of(tmp_path, "arms.ctt.ctt.invariance.weight=[0,0.01]", "arms.ctt.ctt.margin=[0.02,0.05]", "seed=[3]", "aloe_config=''")
     names = [name for name in jobs if name.startswith("world_model/ctt")]
