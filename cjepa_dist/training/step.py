@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from cjepa_dist import runtime
 from cjepa_dist.data.windows import to_device
@@ -57,8 +58,8 @@ class Sums:
 
 
 def stepper(engine: Engine, config: Config, *, start: int, steps: int) -> Eager:
-    """The kind of step that fits: captured where one process has a GPU to itself and loop.capture allows it."""
-    alone = type(engine) is Engine and engine.handle.num_processes == 1 and engine.handle.device.type == "cuda"
+    """The kind of step that fits: captured where one process trains on its own, on a GPU, and loop.capture allows it."""
+    alone = type(engine) is Engine and engine.handle.device.type == "cuda" and not isinstance(engine.model, DistributedDataParallel)
     kind = Captured if alone and config.loop.capture and config.loop.accumulation == 1 else Eager
     return kind(engine, config, start=start, steps=steps)
 
