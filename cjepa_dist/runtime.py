@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def accelerator(precision: str, **plugins: Any) -> Accelerator:
     return handle
 
 
+@cache
 def native_precision() -> str:
     """bf16 where the device multiplies it itself, else fp32: a CPU that does not is ten times slower in it than in float32.
 

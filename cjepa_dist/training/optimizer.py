@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cjepa_dist.config import OptimizerConfig
+from cjepa_dist.runtime import native_precision
 
 
 def optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
@@ -25,9 +26,43 @@ def optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Op
     chosen = {id(p) for p in matrices}
     rest = [p for p in parameters if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, fused=True),
     ]
+
+
+class Muon(torch.optim.Muon):
+    """torch's, bit for bit where the device has bfloat16; elsewhere its Newton-Schulz steps are in float32.
+
+    On a CPU with AVX2 alone torch's own take three quarters of a small model's step, 0.34 s of 0.46. State as torch's.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        dtype = torch.bfloat16 if native_precision() == "bf16" else torch.float32
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad, memory_format=torch.preserve_format)
+                state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                update = p.grad.lerp(state["momentum_buffer"], momentum) if group["nesterov"] else state["momentum_buffer"]
+                update = orthogonal(update.to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-(lr * (0.2 * math.sqrt(max(p.shape)))))  # match_rms_adamw
+
+
+def orthogonal(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The matrix (n, m) with its singular values brought near 1, by Newton-Schulz iterations (Jordan et al. 2024, Muon)."""
+    a, b, c = coefficients
+    turned = x.size(0) > x.size(1)
+    x = x.T if turned else x
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if turned else x
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:

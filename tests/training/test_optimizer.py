@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cjepa_dist.config import OptimizerConfig
-from cjepa_dist.training.optimizer import learning_rate, optimizers
+from cjepa_dist.training.optimizer import Muon, learning_rate, optimizers
 
 
 def test_published_aloe_schedule():
@@ -31,3 +31,24 @@ def test_muon_takes_the_matrices_and_nothing_is_left_out():
     for part in parts:
         part.step()
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+@pytest.mark.parametrize("native", ["bf16", "fp32"])
+def test_muon_is_torchs(native, monkeypatch):
+    """Bit for bit where Newton-Schulz steps are in bfloat16; in float32 as near as bfloat16 is."""
+    monkeypatch.setattr("cjepa_dist.training.optimizer.native_precision", lambda: native)
+    torch.manual_seed(0)
+    start = [torch.randn(6, 4), torch.randn(3, 8)]
+    found = []
+    for kind in (Muon, torch.optim.Muon):
+        weights = [nn.Parameter(value.clone()) for value in start]
+        optimizer = kind(weights, lr=0.05, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        for step in range(3):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        found.append(weights)
+        assert all(set(optimizer.state[weight]) == {"momentum_buffer"} for weight in weights)
+    for ours, theirs in zip(*found):
+        assert torch.equal(ours, theirs) if native == "bf16" else torch.allclose(ours, theirs, atol=3e-3)
+        assert not torch.allclose(ours, start[0] if ours.shape == start[0].shape else start[1], atol=1e-2)
