@@ -150,5 +150,7 @@ def test_refusals_are_one_line(roll, small_data, tmp_path):
             writer.split("val").add(Sample(sample.key, sample.slots, sample.annotation))
     with pytest.raises(UserError, match="empty slot"):
         roll("x", data=str(tmp_path / "bare"), mode="counterfactual")
-    with pytest.raises(UserError, match=r"match\.npz"):
+    with pytest.raises(UserError, match="no questions that could remove an object"):
         roll("x", data=str(tmp_path / "bare"), mode="truth")
+    with pytest.raises(UserError, match=r"match\.npz"):
+        roll("x", data=str(tmp_path / "bare"), mode="truth", all=True)
