@@ -165,7 +165,8 @@ class Local:
         try:
             while self.running or (self.waiting and not self.signal):
                 self.begin()
-                for process in [p for p in self.running if p.sentinel in wait([p.sentinel for p in self.running], timeout=1)]:
+                ready = wait([process.sentinel for process in self.running], timeout=1)
+                for process in [p for p in self.running if p.sentinel in ready]:
                     self.end(process)
         finally:
             for number, handler in before.items():
