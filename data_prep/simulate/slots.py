@@ -87,9 +87,8 @@ def encode(
     shown = (np.clip(inside / RADIUS, 0.0, 1.0) * 0.5 + 0.5) * seen[:, who, None]
     values[:, held] += shown.astype(np.float32) * (filled - values[:, held])
     matrix, shift = _map(slot_dim)
-    # One product a slot: its bits then do not depend on what the other slots hold (rows of one big product may be blocked differently).
-    slots_out = np.matmul(values.transpose(1, 0, 2), matrix).transpose(1, 0, 2)
-    return slots_out + shift + noise
+    # No BLAS: there a row's bits depend on its place in the product and on the number of threads, and so on workers=.
+    return np.einsum("tsf,fd->tsd", values, matrix) + shift + noise
 
 
 def features(objects: list[SceneObject], position: np.ndarray, angle: np.ndarray) -> np.ndarray:

@@ -257,7 +257,7 @@ def test_two_slots_at_the_same_place_with_opposite_velocities_are_equal() -> Non
     present = world.presence(w.paths)[:TRUTH_FRAMES]
     forward = slots.encode(w.objects, slot_object, background, position, angle, present, noise)
     reverse = slots.encode(w.objects, slot_object, background, position[::-1], angle[::-1], present[::-1], noise[::-1])
-    np.testing.assert_allclose(forward, reverse[::-1], rtol=0, atol=2e-6)  # a row's place in a matrix product may change its rounding
+    np.testing.assert_array_equal(forward, reverse[::-1])
 
 
 def test_empty_background_and_absent_slots(worlds: list[world.World]) -> None:

@@ -42,9 +42,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_estimate_is_what_a_step_takes(precision):
+    if precision == "bf16" and native_precision() == "fp32":
+        pytest.skip("this CPU has no bfloat16: it works on float32 copies, which no GPU needs and nothing counts")
     arguments = [*WIDE, f"loop.precision={precision}"]
-    if precision != "fp32" and native_precision() == "fp32":  # fourteen times as slow: five minutes
-        arguments.append("loop.global_batch=16")
     done = subprocess.run([sys.executable, "-c", STEP, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     estimated = sum(memory.estimate(schema.parse(schema.TrainWorldModel, arguments)).values())
