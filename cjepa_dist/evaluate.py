@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from cjepa_dist import config as schema
+from cjepa_dist import runtime
 from cjepa_dist.config import MISSING, TrainAloe, TrainWorldModel, option
 from cjepa_dist.data.questions import QuestionSource
 from cjepa_dist.errors import UserError
@@ -51,7 +52,7 @@ class Evaluate:
 def main(config: Evaluate) -> int:
     began = time.time()
     task, trained, step = load_task(config.run)
-    task.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    task.to(runtime.device())
     data = config.data or trained.data
     head = {"run": config.run, "step": step, "train_seed": trained.seed, "data": data, "split": config.split}
     head |= {"seed": config.seed, "draws": config.draws}

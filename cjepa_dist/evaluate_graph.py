@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from omegaconf import MISSING
 
+from cjepa_dist import runtime
 from cjepa_dist.config import GraphConfig, launch, option
 from cjepa_dist.data.manifest import Manifest
 from cjepa_dist.data.windows import ResidentWindows
@@ -66,7 +67,7 @@ def main(config: EvaluateGraph) -> None:
         videos=config.videos,
         truth=True,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = runtime.device()
     task.to(device).eval()
     context = dataclasses.replace(task.graph_context(torch.zeros(1, dtype=torch.int64, device=device), step), seed=config.seed)
     result = graphs.evaluate_graphs(

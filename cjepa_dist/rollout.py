@@ -202,7 +202,7 @@ class Roller:
 
     def __init__(self, config: Rollout, manifest: Manifest) -> None:
         self.config = config
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = runtime.device()
         task, trained, _ = load(config)
         self.task, self.frameskip = task.to(self.device).eval(), trained.frameskip
         self.empty = None if manifest.empty_slot is None else torch.tensor(manifest.empty_slot, device=self.device)

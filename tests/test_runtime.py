@@ -1,4 +1,8 @@
-"""What loop.precision=auto becomes, and that a run keeps it."""
+"""What loop.precision=auto becomes, and that a run keeps it; memory that stays with the process."""
+
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -25,3 +29,28 @@ def test_a_run_goes_on_as_it_began(tmp_path, monkeypatch):
     config.loop.precision = "auto"
     settle_precision(tmp_path, config)
     assert config.loop.precision == "bf16"
+
+
+FAULTS = """
+import resource, torch
+from cjepa_dist import runtime
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+runtime.keep_freed_memory()
+for _ in range(20):  # aligned blocks leave remainders, of which glibc's cache takes seven before they merge
+    faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept(monkeypatch):
+    """A block of 64 MB that was freed is not asked of the kernel again, page by page."""
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 10 and kept < given_back / 10

@@ -22,8 +22,6 @@ if [[ -z ${ACCELERATE:-} ]]; then
     if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then ACCELERATE=configs/accelerate/one_gpu.yaml; fi
 fi
 PROCESSES=$(sed -n 's/^num_processes: *//p' "$ACCELERATE")
-# Freed memory stays with the process: without this each step asks the kernel for the same pages again.
-export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-1073741824} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-4294967296}
 mkdir -p "$RUNS/.stages"
 
 # stage NAME OUTPUT COMMAND...: run the command unless it was run before, as it is now, and OUTPUT is there.

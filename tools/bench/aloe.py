@@ -3,8 +3,8 @@
     simulate ─> QuestionSource ─gather─> batch ─┬─> reference_aloe.py ┐
                                                 └─> our task          ┴─rungs.py──> measured in turns ──> table
 
-Every step is forward, loss, backward, update; `gather` is what the feed does beside the step before. A batch by video has about as many
-questions, of fewer videos.
+Ours is in the precision that training takes on this device (`loop.precision=auto`). Every step is forward, loss, backward, update;
+`gather` is what the feed does beside the step before. A batch by video has about as many questions, of fewer videos.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cjepa_dist import config as schema
+from cjepa_dist import runtime
 from cjepa_dist.config import AloeConfig, TrainAloe, option
 from cjepa_dist.data.order import window_ids
 from cjepa_dist.data.questions import QuestionSource, VideoQuestions
@@ -29,8 +30,8 @@ from data_prep.simulate.video import Simulate
 from tools.bench.reference_aloe import ReferenceAloeStep
 from tools.bench.rungs import Aim, Rung, Turns, measure, save, table
 
-REFERENCE, BASE = "plain, published layout, fp32", "ours, published layout, bf16"
-SHARED, BY_VIDEO = "ours, shared vision, bf16", "ours, shared vision, by video, bf16"
+REFERENCE, BASE = "plain, published layout, fp32", "ours, published layout"
+SHARED, BY_VIDEO = "ours, shared vision", "ours, shared vision, by video"
 AIMS = (Aim(BASE, REFERENCE, 3.0), Aim(SHARED, REFERENCE, 3.0), Aim(BY_VIDEO, REFERENCE, 3.0))
 
 
@@ -54,13 +55,13 @@ def main(config: BenchAloe) -> None:
     """Measure all rungs and print the table."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = runtime.device()
     with tempfile.TemporaryDirectory() as folder:
         source = questions(config, Path(folder) / "data")
     measured = measure(build(config, source, device), Turns(config.rounds, config.warmup, config.gemm), device)
     model = config.aloe
     tokens = 1 + model.frames * model.slots + 32
-    what = f"ALOE, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}"
+    what = f"ALOE, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}, ours in {runtime.native_precision()}"
     print(table(measured, what, "questions", AIMS, config.rounds, device))
     save(measured, config, device)
 
@@ -86,16 +87,16 @@ def build(config: BenchAloe, source: QuestionSource, device: torch.device) -> di
     mixed, whole = source.gather(some, sample), videos.gather(drawn, sample[:few])
     batch, by_video = ({name: value.to(device) for name, value in part.items()} for part in (mixed, whole))
 
-    def ours(precision: str, *, shared: bool = False, questions: dict[str, Tensor] = batch) -> Rung:
+    def ours(precision: str = runtime.native_precision(), *, shared: bool = False, questions: dict[str, Tensor] = batch) -> Rung:
         step = OurStep(config, questions, precision, shared)
         return Rung(step, len(questions["question"]), precision)
 
     return {
         REFERENCE: Rung(ReferenceAloeStep(config.aloe, batch), config.batch, "fp32"),
-        "ours, published layout, fp32": ours("fp32"),
-        BASE: ours("bf16"),
-        SHARED: ours("bf16", shared=True),
-        BY_VIDEO: ours("bf16", shared=True, questions=by_video),
+        **({"ours, published layout, fp32": ours("fp32")} if runtime.native_precision() != "fp32" else {}),
+        BASE: ours(),
+        SHARED: ours(shared=True),
+        BY_VIDEO: ours(shared=True, questions=by_video),
         "gather": Rung(partial(source.gather, some, sample), config.batch, "fp32"),
         "gather, by video": Rung(partial(videos.gather, drawn, sample[:few]), len(by_video["question"]), "fp32"),
     }

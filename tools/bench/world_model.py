@@ -2,7 +2,7 @@
 
     rungs ──rungs.py──> measured in turns ──> table
 
-Every step is forward, loss, backward, update.
+Ours is in the precision that training takes on this device (`loop.precision=auto`). Every step is forward, loss, backward, update.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cjepa_dist import config as schema
+from cjepa_dist import runtime
 from cjepa_dist.config import PredictorConfig, TrainWorldModel, option
 from cjepa_dist.tasks import WorldModelTask
 from cjepa_dist.training.optimizer import optimizers
@@ -21,8 +22,8 @@ from tools.bench.rungs import Aim, Rung, Turns, measure, save, table
 
 LATE = 0.9  # part of the run behind us: every term has its full weight
 REFERENCE, REFERENCE_CTT = "published, fp32", "published + CTT, fp32"
-BASE, OURS_CTT = "ours, bf16", "ours + published CTT, bf16"
-ATTENTION, QUARTER = "ours + CTT `attention`, bf16", "ours + CTT `attention` on 1/4, bf16"
+BASE, OURS_CTT = "ours", "ours + published CTT"
+ATTENTION, QUARTER = "ours + CTT `attention`", "ours + CTT `attention` on 1/4"
 AIMS = (
     Aim(BASE, REFERENCE, 3.0),
     Aim(OURS_CTT, REFERENCE_CTT, 3.0),
@@ -51,11 +52,12 @@ def main(config: BenchWorldModel) -> None:
     """Measure all rungs and print the table."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = runtime.device()
     measured = measure(build(config, device), Turns(config.rounds, config.warmup, config.gemm), device)
     model = config.predictor
     tokens = (model.history_frames + model.pred_frames) * model.slots
-    what = f"World model, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}"
+    precision = runtime.native_precision()
+    what = f"World model, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}, ours in {precision}"
     print(table(measured, what, "windows", AIMS, config.rounds, device))
     save(measured, config, device)
 
@@ -75,7 +77,9 @@ def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
     def published(causal: bool) -> Rung:
         return Rung(ReferenceStep(model, slots, masked=config.hidden, causal=causal), config.batch, "fp32")
 
-    def ours(kind: str = "", *, estimator: str = "attention", fraction: float = 1.0, precision: str = "bf16", code: str = "eager") -> Rung:
+    native = runtime.native_precision()
+
+    def ours(kind: str = "", *, estimator: str = "attention", fraction: float = 1.0, precision: str = native, code: str = "eager") -> Rung:
         weight = {"weight": 0.1 if kind else 0.0, "ramp": 0.0}
         causal = {"invariance": weight, "sufficiency": weight, "fraction": fraction, "graph": {"estimator": estimator}}
         step = OurStep(config, batch, precision, {**causal, "kind": kind or "per_sample"}, code == "compiled")
@@ -83,16 +87,16 @@ def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
 
     rungs = {
         REFERENCE: published(causal=False),
-        "ours, fp32": ours(precision="fp32"),
+        **({"ours, fp32": ours(precision="fp32")} if native != "fp32" else {}),
         BASE: ours(),
         REFERENCE_CTT: published(causal=True),
         OURS_CTT: ours("published"),
         ATTENTION: ours("per_sample"),
         QUARTER: ours("per_sample", fraction=0.25),
-        "ours + CTT `interventional` on 1/4, bf16": ours("per_sample", estimator="interventional", fraction=0.25),
+        "ours + CTT `interventional` on 1/4": ours("per_sample", estimator="interventional", fraction=0.25),
     }
     if config.compile:
-        rungs["ours compiled, bf16"] = ours(code="compiled")
+        rungs["ours compiled"] = ours(code="compiled")
     return rungs
 
 
