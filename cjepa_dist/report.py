@@ -172,7 +172,8 @@ def over_seeds(arms: list[Arm], kind: str, config: Report, title: str = "") -> l
     named_so, what = ("VQA", "accuracy, percent") if kind == "vqa" else ("World models", "slot MSE")
     text = f"{what}; mean ± standard deviation over seeds; differences from the first arm, paired by seed, 95 % bootstrap over seeds"
     lines = seeds.table(named, percent=kind != "vqa", draws=config.draws, seed=config.seed, digits=1 if kind == "vqa" else 4)
-    return [f"## {title or named_so} over seeds\n", f"{text[0].upper()}{text[1:]}.\n", *lines, ""]
+    mark = f"* = without 0, of {seeds.ENOUGH} seeds or more: fewer of one sign are too often chance"
+    return [f"## {title or named_so} over seeds\n", f"{text[0].upper()}{text[1:]} ({mark}).\n", *lines, ""]
 
 
 def read_by_the_same(config: Report) -> list[str]:

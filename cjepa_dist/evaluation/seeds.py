@@ -2,8 +2,9 @@
 
     {arm: {seed: {measure: number}}} ──> table ──> Markdown: mean ± sd | difference [95 % interval] (seed by seed)
 
-The interval is a bootstrap over seeds: it knows the spread between trainings, which that over videos does not. Few seeds make it rough
-(of three it is close to their range), so every seed's difference stands beside it.
+The interval is a bootstrap over seeds: it knows the spread between trainings, which that over videos does not. Few seeds make it rough:
+of three it is close to their range, and leaves out 0 whenever all have one sign, one time in four where nothing differs. So every seed's
+difference stands beside it, and only of ENOUGH seeds is one that leaves out 0 marked.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from cjepa_dist.evaluation.bootstrap import bootstrap
 
 Found = dict[str, dict[str, dict[str, float]]]
+ENOUGH = 6  # fewest seeds whose one sign happens less than once in twenty where nothing differs (sign test: 2 / 2^6)
 ERRORS = {  # slot errors of a world model that are compared
     "one step, colliding": ("one_step", "colliding"),
     "one step, free": ("one_step", "free"),
@@ -85,5 +87,5 @@ def difference(pairs: np.ndarray, percent: bool, draws: int, seed: int) -> str:
     if len(changes) == 1:
         return f"{changes[0]:+.1f}"
     low, high = bootstrap(changes, np.mean, draws, seed)
-    clear = "" if low <= 0 <= high else " *"
+    clear = "" if low <= 0 <= high or len(changes) < ENOUGH else " *"
     return f"{changes.mean():+.1f} [{float(low):+.1f}, {float(high):+.1f}]{clear} ({', '.join(f'{c:+.1f}' for c in changes)})"

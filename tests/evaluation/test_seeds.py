@@ -20,7 +20,7 @@ def test_differences_are_paired_by_seed():
     assert len({line.count("|") for line in lines}) == 1
     assert cells(lines[2])[:3] == ["base", "3", "2.0000 ± 1.0000"]
     # the arms' seeds spread by half of their mean, the paired difference does not
-    assert cells(lines[3]) == ["worse", "3", "2.2000 ± 1.1000", "+10.0 [+10.0, +10.0] * (+10.0, +10.0, +10.0)"]
+    assert cells(lines[3]) == ["worse", "3", "2.2000 ± 1.1000", "+10.0 [+10.0, +10.0] (+10.0, +10.0, +10.0)"]
     assert cells(lines[4]) == ["other", "2", "3.0500 ± 2.7577", "+10.0"]
     assert cells(lines[5]) == ["empty", "1", "-", "-"]
 
@@ -37,6 +37,13 @@ def test_noise_is_told_from_a_change():
         return "*" in text
 
     assert not against(0.0) and against(3.0)
+
+
+def test_few_seeds_of_one_sign_are_no_evidence():
+    for count, marked in ((5, False), (6, True)):
+        base = {f"seed_{n}": {"error": 10.0} for n in range(count)}
+        arm = {f"seed_{n}": {"error": 11.0 + n} for n in range(count)}
+        assert ("*" in cells(seeds.table({"base": base, "arm": arm}, percent=False, draws=200)[3])[3]) == marked
 
 
 def test_names_of_runs():
