@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -84,7 +83,7 @@ def load_own_slot(run: str) -> tuple[Any, int]:
     task, trained, step = load_task(run)
     if not isinstance(trained, TrainWorldModel) or not trained.predictor.own_slot_only:
         raise UserError(f"own_slot={run} is not a world model trained with predictor.own_slot_only=true")
-    return task.predictor.to("cuda" if torch.cuda.is_available() else "cpu"), step  # type: ignore[union-attr]
+    return task.predictor.to(runtime.device()), step  # type: ignore[union-attr]
 
 
 def measure_aloe(config: Evaluate, task: Any, trained: TrainAloe, data: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

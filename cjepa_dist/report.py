@@ -172,8 +172,7 @@ def over_seeds(arms: list[Arm], kind: str, config: Report, title: str = "") -> l
     named_so, what = ("VQA", "accuracy, percent") if kind == "vqa" else ("World models", "slot MSE")
     text = f"{what}; mean ± standard deviation over seeds; differences from the first arm, paired by seed, 95 % bootstrap over seeds"
     lines = seeds.table(named, percent=kind != "vqa", draws=config.draws, seed=config.seed, digits=1 if kind == "vqa" else 4)
-    mark = f"* = without 0, of {seeds.ENOUGH} seeds or more: fewer of one sign are too often chance"
-    return [f"## {title or named_so} over seeds\n", f"{text[0].upper()}{text[1:]} ({mark}).\n", *lines, ""]
+    return [f"## {title or named_so} over seeds\n", f"{text[0].upper()}{text[1:]} ({seeds.MARK}).\n", *lines, ""]
 
 
 def read_by_the_same(config: Report) -> list[str]:
@@ -188,7 +187,8 @@ def read_by_the_same(config: Report) -> list[str]:
     if not by_all:
         return ["## Read by the same ALOEs\n", "No reader has read them all.\n"]
     means = {arm: {seed: seeds.mean([readers[name] for name in by_all]) for seed, readers in runs.items()} for arm, runs in found.items()}
-    text = f"Accuracy, percent, a mean over {', '.join(by_all)}; ± and intervals are over seeds of the world models, paired by seed.\n"
+    text = f"Accuracy, percent, a mean over {', '.join(by_all)}; ± and intervals are over seeds of the world models, paired by seed"
+    text += f" ({seeds.MARK}).\n"
     return ["## Read by the same ALOEs\n", text, *seeds.table(means, percent=False, draws=config.draws, seed=config.seed, digits=1), ""]
 
 

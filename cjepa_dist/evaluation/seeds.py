@@ -19,6 +19,7 @@ from cjepa_dist.evaluation.bootstrap import bootstrap
 
 Found = dict[str, dict[str, dict[str, float]]]
 ENOUGH = 6  # fewest seeds whose one sign happens less than once in twenty where nothing differs (sign test: 2 / 2^6)
+MARK = f"* = without 0, of {ENOUGH} seeds or more: fewer of one sign are too often chance"
 ERRORS = {  # slot errors of a world model that are compared
     "one step, colliding": ("one_step", "colliding"),
     "one step, free": ("one_step", "free"),
