@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cjepa_dist import config as schema
+from cjepa_dist.data.fetch import is_remote
 from cjepa_dist.errors import UserError
 from cjepa_dist.training.lock import Lock
 from slurm import record as records
@@ -95,13 +96,14 @@ def to_slurm(experiment: Experiment, cluster: Cluster, record: Record, jobs: lis
         needs, after = ([numbers[name] for name in group if name in numbers] for group in (job.needs, job.after))
         return sbatch.options(job, cluster, record.runs, needs, after)
 
+    shared = [record.runs, *([Path(experiment.data).resolve()] if experiment.data and not is_remote(experiment.data) else [])]
     if experiment.dry_run:
         names = {job.name: f"<{job.name}>" for job in jobs}
         sheets = {job.name: settings(job, {**ids, **names}) for job in jobs}
         for job in jobs:
             print(f"# --- {job.name}\n{sbatch.text(folder, sheets[job.name], 'python -u -m submitit.core._submit ' + str(folder))}")
         try:
-            said = sbatch.check(cluster, sheets, folder)
+            said = sbatch.check(cluster, sheets, folder, shared)
         except UserError as error:
             print(shown(jobs, {}))
             raise UserError(f"{error} (dry_run: nothing was queued)") from error
@@ -110,7 +112,7 @@ def to_slurm(experiment: Experiment, cluster: Cluster, record: Record, jobs: lis
     if not jobs:
         print(f"nothing to submit: all of stage={experiment.stage} is finished or in the queue")
         return 0
-    sbatch.check(cluster, {job.name: settings(job, {}) for job in jobs}, folder)
+    sbatch.check(cluster, {job.name: settings(job, {}) for job in jobs}, folder, shared)
     writable(record)
     fresh: list[str] = []
     try:

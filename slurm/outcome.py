@@ -60,6 +60,8 @@ def outcomes(record: Record) -> dict[str, Outcome]:
             state, reason = "FAILED", f"it ended without an error, but {next(p for p in job.outputs if not Path(p).exists())} is not there"
         starts = [line for line in said if line["event"] == "start"]
         outcome = Outcome(job, state, nodes or (starts[-1].get("host", "") if starts else ""), max(0, len(starts) - 1), reason)
+        if last.get("event") == "failed" and outcome.state == "RUNNING" and not outcome.reason:
+            outcome.reason = "its processes have ended, and Slurm has not ended the job: does it miss a node?"
         if outcome.bad:
             explain(outcome, record, cause(said), found)
         if job.trains:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,6 +16,9 @@ from cjepa_dist.errors import UserError
 from slurm import job as inside
 from slurm.plan import Job, spec
 from slurm.schema import Cluster
+
+IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs", "overlay")  # of this machine, or of one container on it
+ON_DISK = ("ext2", "ext3", "ext4", "ext2/ext3", "xfs", "btrfs", "zfs", "f2fs")  # of this machine, which may export it
 
 
 def options(job: Job, cluster: Cluster, runs: Path, needs: list[str], after: list[str]) -> dict[str, Any]:
@@ -60,14 +64,19 @@ def submit(jobs: list[Job], cluster: Cluster, home: Path, folder: Path, settings
         raise UserError(f"{jobs[0].name}: sbatch refused it: {' '.join(str(error).split())}") from error
 
 
-def check(cluster: Cluster, jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, str]:
-    """{job: what `sbatch --test-only` says} of each kind of job, before any is queued. Raises UserError for what cannot work."""
+def check(cluster: Cluster, jobs: dict[str, dict[str, Any]], folder: Path, shared: list[Path]) -> dict[str, str]:
+    """{job: what `sbatch --test-only` says} of each kind of job, before any is queued. Raises UserError for what cannot work.
+
+    `shared`: folders that all nodes must see.
+    """
     if not shutil.which("sbatch"):
         raise UserError("no sbatch on this machine: go to a login node of the cluster, or take executor=local to run everything here")
     known = partitions()
     for name in filter(None, (cluster.partition, cluster.cpu_partition)):
         if name not in known:
             raise UserError(f"unknown partition {name}: this cluster has {', '.join(known)}; edit the YAML that cluster= names")
+    for path in shared:
+        check_shared(path, cluster)
     said: dict[str, str] = {}
     seen: dict[str, str] = {}
     for name, settings in jobs.items():
@@ -89,6 +98,36 @@ def try_out(name: str, content: str) -> str:
     if done.returncode:
         raise UserError(f"{name}: Slurm would not take this job ({answer}): edit the YAML that cluster= names")
     return answer.removeprefix("sbatch: ")
+
+
+def check_shared(folder: Path, cluster: Cluster) -> None:
+    """Whether the nodes can see a folder, as far as this machine can tell: a warning, or UserError where they surely cannot."""
+    wanted = ",".join(filter(None, {cluster.partition, cluster.cpu_partition}))
+    done = subprocess.run(
+        ["sinfo", "-h", "-N", "-o", "%n", *(["-p", wanted] if wanted else [])], capture_output=True, text=True, check=False
+    )
+    here = socket.gethostname().partition(".")[0]
+    others = sorted({name for name in done.stdout.split() if name.partition(".")[0] != here})
+    if not others:
+        return
+    kind, source = file_system(folder)
+    if kind in IN_MEMORY:
+        raise UserError(
+            f"{folder} is not shared: it lies on {kind} of {here}, which {others[0]} cannot see; take a folder of the cluster's file system"
+        )
+    if kind in ON_DISK:
+        print(
+            f"warning: {folder} lies on {source} ({kind}), a disk of {here}: unless {others[0]} mounts it at the same place, "
+            "jobs will not see it; slurm.preflight, or preflight=true, finds out"
+        )
+
+
+def file_system(folder: Path) -> tuple[str, str]:
+    """(type, source) of the file system that a folder lies on, or will; ("", "") if df does not say."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    done = subprocess.run(["df", "--output=fstype,source", str(there)], capture_output=True, text=True, check=False)
+    kind, _, source = done.stdout.splitlines()[-1].partition(" ") if done.returncode == 0 else ("", "", "")
+    return kind, source.strip()
 
 
 def partitions() -> list[str]:

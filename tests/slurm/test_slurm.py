@@ -1,10 +1,12 @@
 """On a real Slurm: what ends a job, and what becomes of the run. Jobs that train are slowed down by pauses, which take no CPU."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 
+from slurm.sbatch import ON_DISK, file_system
 from tests.conftest import PROJECT
 from tests.slurm.conftest import (
     RUN,
@@ -123,6 +125,26 @@ def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
         done = ours("submit", write(tmp_path, small_data, cluster=cluster))
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "runs").exists() and set(queue("-o", "%A")) <= set(before)
+
+
+def test_a_folder_that_nodes_cannot_see_is_found_out_before_anything_is_queued(timed, tmp_path, small_data):
+    """As from a login node, which no node of the cluster is."""
+    if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to unshare mounts and the host name")
+    path, before = write(tmp_path, small_data), queue("-o", "%A")
+
+    def elsewhere(first):
+        command = f"hostname login && {first} && exec {sys.executable} -m slurm.submit {path} dry_run=true"
+        return call("unshare", "--uts", "--mount", "sh", "-c", command)
+
+    (tmp_path / "runs").mkdir()
+    done = elsewhere(f"mount -t tmpfs none {tmp_path / 'runs'}")
+    assert done.returncode == 2 and f"{tmp_path / 'runs'} is not shared: it lies on tmpfs of login" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and set(queue("-o", "%A")) <= set(before)
+    if file_system(tmp_path)[0] in ON_DISK:
+        done = elsewhere("true")
+        assert done.returncode == 0 and f"warning: {tmp_path / 'runs'} lies on" in done.stdout, done.stderr
+    assert "lies on" not in submit(path, "dry_run=true")
 
 
 def test_preflight(timed, tmp_path, small_data):
