@@ -34,6 +34,7 @@ class Report:
     out: str = option("report", "folder for report.md and the pictures")
     read: str = option("", "folder of what the same ALOEs read in the rollout of every world model; empty = none")
     split: str = option("val", "split whose measurements to show")
+    graphs: bool = option(True, "graphs were to be measured: say where they are missing")
     draws: int = option(2000, "draws of the bootstrap over videos for differences", least=2)
     seed: int = option(0, "seed of the bootstrap")
     strict: bool = option(False, "exit with 2 when a measurement is missing, after writing the report")
@@ -55,7 +56,7 @@ def main(config: Report) -> int:
     if not paths:
         raise UserError("runs= names no run folder")
     warnings: list[str] = []
-    vqa, world = collect(paths, config.split, warnings)
+    vqa, world = collect(paths, config, warnings)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     measured = {arm.name: arm.measured["vqa"] for arm in vqa if "vqa" in arm.measured}
@@ -100,7 +101,7 @@ def main(config: Report) -> int:
     return 0
 
 
-def collect(paths: list[Path], split: str, warnings: list[str]) -> tuple[list[Arm], list[Arm]]:
+def collect(paths: list[Path], report: Report, warnings: list[str]) -> tuple[list[Arm], list[Arm]]:
     """ALOE arms and world-model arms (named, or found behind an ALOE run; each once), in order. Adds a warning for what is missing."""
     vqa: list[Arm] = []
     world: dict[Path, Arm] = {}
@@ -115,10 +116,11 @@ def collect(paths: list[Path], split: str, warnings: list[str]) -> tuple[list[Ar
         if model is not None and model.resolve() not in world:
             world[model.resolve()] = Arm(model, model.name, read_config(model))
     for arm in vqa:
-        read_measured(arm, ("vqa",), split, warnings)
+        read_measured(arm, ("vqa",), report.split, warnings)
     for arm, name in zip(world.values(), short_names([arm.path for arm in world.values()])):
         arm.name = name
-        read_measured(arm, ("world_model", "graphs"), split, warnings)
+        found = list((arm.path / "eval").glob(f"graphs_{report.split}.json"))
+        read_measured(arm, ("world_model", "graphs") if report.graphs or found else ("world_model",), report.split, warnings)
     for arm in [*vqa, *world.values()]:
         arm.size = data_size(arm.config.data)
         if not (arm.path / "done.json").exists():

@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     if named:
         split = record.experiment.get("split", "val")
         line = [sys.executable, "-m", "cjepa_dist.report", f"runs={','.join(map(str, named))}", f"out={out}", f"split={split}"]
+        line += [] if record.experiment.get("graphs", True) else ["graphs=false"]
         if (read := record.runs / "read").is_dir():
             line.append(f"read={read}")
         if subprocess.run(line, check=False).returncode:

@@ -1,5 +1,6 @@
 """evaluate and report on real run folders, made by saving untrained tasks as the loop would."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -99,11 +100,16 @@ def test_report_of_two_arms(runs, tmp_path, capsys):
 def test_what_is_missing_is_said(runs, tmp_path):
     (tmp_path / "config.yaml").write_text("")
     warnings: list[str] = []
-    vqa, world = report.collect([runs / "own"], "test", warnings)
+    asked = report.Report(runs="", split="test")
+    vqa, world = report.collect([runs / "own"], asked, warnings)
     assert not vqa and [arm.path for arm in world] == [runs / "own"]
     assert any("world_model_test.json is missing; make it with: python -m cjepa_dist.evaluate run=" in line for line in warnings)
+    assert any("graphs_test.json is missing" in line for line in warnings)
+    without: list[str] = []
+    report.collect([runs / "own"], dataclasses.replace(asked, graphs=False), without)
+    assert without == [line for line in warnings if "graphs_test.json" not in line]
     with pytest.raises(UserError, match="not a run folder"):
-        report.collect([runs / "nowhere"], "val", warnings)
+        report.collect([runs / "nowhere"], asked, warnings)
 
 
 def test_evaluate_refuses_a_control_that_sees_others(runs):

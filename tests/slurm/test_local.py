@@ -26,6 +26,7 @@ def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, t
     assert told.index("world_model/odd/seed_0 ...") < next(i for i, line in enumerate(told) if " done after" in line)  # side by side
     text = (runs / "report/report.md").read_text()
     assert "# Missing: 2 of 4 jobs" in text and "ctt.fraction=0.25 of the 6 windows" in text and "| seed_0 | predictor |" in text
+    assert "graphs_val.json" not in text, "graphs were not asked for"
 
     status = ours("status", runs)
     assert status.returncode == 1 and "world_model/odd/seed_0: cjepa_dist.train_world_model ended with exit code 2" in status.stdout
