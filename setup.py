@@ -24,10 +24,15 @@ CORE = [
 EXTRAS = {
     "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],
     "hdf5": ["h5py>=3.10,<4"],  # data_prep.import_arrays of .h5
+    "s3": ["s3fs>=2024.6"],  # data=s3://...
     "summary": ["gcastle>=1.0.4,<2"],  # NOTEARS and DAG-GNN, for `evaluate_graph estimators=[summary:notears]`
     "test": [
         "gcastle>=1.0.4,<2",  # the extra `summary`, 0.2 MB and pandas
         "h5py>=3.10,<4",
+        "s3fs>=2024.6",  # the extra `s3`
+        "moto[s3]>=5.1,<6",  # an S3 server, on this machine
+        "flask>=3,<4",  # moto's server
+        "flask-cors>=5,<7",
         "pymunk>=7.0,<8",  # the simulator's impulses are compared with an independent engine's
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",

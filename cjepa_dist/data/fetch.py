@@ -122,14 +122,19 @@ def opened(place: str, offset: int, patience: Patience) -> Iterator[Any]:
             skip(stream, offset)
             yield stream
     else:
-        import fsspec  # here: local folders and plain servers need none of it
+        from fsspec.core import url_to_fs  # here: local folders and plain servers need none of it
 
         try:
-            with fsspec.open(place, "rb", block_size=16 * PIECE) as stream:
+            system, path = url_to_fs(place)
+            with system.open(path, "rb", block_size=16 * PIECE) as stream:
                 stream.seek(offset)
                 yield stream
         except (ImportError, ValueError) as error:
             raise UserError(f"{place} cannot be read: {error}") from error
+        except OSError:
+            raise
+        except Exception as error:  # of the scheme's own package: botocore's EndpointConnectionError is no OSError
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
 def skip(stream: Any, count: int) -> None:

@@ -67,7 +67,7 @@ class Feed:
         mine = slice(self.rank * share, (self.rank + 1) * share)
         sample = position + np.arange(self.global_batch, dtype=np.int64)
         ids = self.source.ready(self.seed, position, ids, mine)
-        parts = zip(np.split(ids, self.accumulation), np.split(sample[mine], self.accumulation))
+        parts = zip(ids.reshape(self.accumulation, -1), sample[mine].reshape(self.accumulation, -1))
         batches = [self.source.gather(i, s) for i, s in parts]
         return [{name: pinned(value) for name, value in b.items()} for b in batches] if self.device.type == "cuda" else batches
 

@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 import xxhash
+from moto.server import ThreadedMotoServer
 
 from cjepa_dist.data.fetch import Patience, content, to_memory
 from cjepa_dist.data.shards import DatasetWriter, Sample, load_slots
@@ -142,11 +143,42 @@ def test_fsspec():
         fetched("nosuch://bucket/shard.tar")
 
 
-def test_a_data_set_by_url(tmp_path):
+def test_s3(tmp_path, monkeypatch):
+    """By s3fs from a server of moto's: a data set, what is not there, and no server."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    slots = write_data(tmp_path / "data")
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        store = fsspec.filesystem("s3")
+        store.mkdir("bucket")
+        store.put(str(tmp_path / "data"), "bucket/data", recursive=True)
+        assert np.array_equal(load_slots("s3://bucket/data", "train"), slots)
+        with pytest.raises(UserError, match=r"s3://bucket/absent/manifest\.json cannot be read"):
+            load_slots("s3://bucket/absent", "train")
+        with pytest.raises(UserError, match="bucket does not exist"):
+            fetched("s3://nobody/shard.tar")
+    finally:
+        server.stop()
+    with pytest.raises(UserError, match="failures in a row, the last: EndpointConnectionError"):
+        fetched("s3://bucket/data/train/000000.tar", Patience(2.0, 2, 0.01))
+
+
+def write_data(folder):
     slots = np.random.default_rng(0).standard_normal((3, 4, 2, 5)).astype(np.float32)
-    with DatasetWriter(tmp_path / "data", encoder="test", source={}, dtype="float32") as writer:
+    with DatasetWriter(folder, encoder="test", source={}, dtype="float32") as writer:
         for video, content in enumerate(slots):
             writer.split("train").add(Sample(f"video_{video:05d}", content))
+    return slots
+
+
+def test_a_data_set_by_url(tmp_path):
+    slots = write_data(tmp_path / "data")
     with server(tmp_path, [503, None, "cut"]) as (url, _):
         assert np.array_equal(load_slots(f"{url}/data", "train"), slots)
     assert np.array_equal(load_slots(f"pipe:cat {tmp_path}/data", "train"), slots)
