@@ -61,6 +61,10 @@ def nodes_of(runs):
     return call("scontrol", "show", "hostnames", node_of(runs)).stdout.split()
 
 
+def is_down(node):
+    return "down" in call("sinfo", "-h", "-n", node, "-o", "%T").stdout
+
+
 @pytest.fixture(scope="module")
 def lost(slurm, small_data, tmp_path_factory):
     """A job whose node Slurm has lost, while its processes work on; left to itself beside another test."""
@@ -68,7 +72,7 @@ def lost(slurm, small_data, tmp_path_factory):
     wait_for_checkpoints(runs)
     node = node_of(runs)
     assert slurm("lose", node).returncode == 0
-    wait_for(lambda: "down" in call("sinfo", "-h", "-n", node, "-o", "%T").stdout, 120, "Slurm does not miss the node")
+    wait_for(lambda: is_down(node), 120, "Slurm does not miss the node")
     return runs
 
 
@@ -152,16 +156,17 @@ def test_nodes_crash(slurm, tmp_path, small_data, whole):
     one = start(tmp_path / "one", small_data, steps=steps)
     both = start(tmp_path / "both", small_data, steps=steps, cluster=FOUR, **FSDP2)
     wait_for_checkpoints(one, both)
-    head, before = node_of(one), len(saved(both))
-    assert nodes_of(both)[0] == head
+    head, before = nodes_of(both)[0], len(saved(both))
     try:
         assert slurm("crash", head).returncode == 0
         wait_for(lambda: kinds(both).count("start") == 2 and len(saved(both)) > before, 180, lambda: ours("status", both).stdout)
         tail = nodes_of(both)[1]
-        assert slurm("up").returncode == 0 and slurm("crash", tail).returncode == 0
-        missed = "does it miss a node?"  # between a survivor's word and Slurm's
-        wait_for(lambda: missed in standing(both) or kinds(both).count("start") == 3, 120, lambda: ours("status", both).stdout)
-        for runs, processes, starts, fields in ((one, 1, (2, 3), {}), (both, 4, (3,), FSDP2)):
+        assert slurm("crash", tail).returncode == 0
+        # Between a survivor's word and Slurm's.
+        wait_for(lambda: "does it miss a node?" in standing(both) or is_down(tail), 60, lambda: ours("status", both).stdout)
+        wait_for(lambda: is_down(tail), 120, "Slurm does not miss the node")  # else it comes back as if it had never been away
+        assert slurm("up").returncode == 0
+        for runs, processes, starts, fields in ((one, 1, (1, 2, 3), {}), (both, 4, (3,), FSDP2)):
             status = ended(runs)
             assert status.returncode == 0, status.stdout
             # What survives of a job loses its peer before Slurm does, and says so.
