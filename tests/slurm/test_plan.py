@@ -10,9 +10,9 @@ import yaml
 
 from cjepa_dist import config as schema
 from cjepa_dist.errors import UserError
-from slurm import plan
+from slurm import outcome, plan
 from slurm.graph import open_jobs
-from slurm.job import tail
+from slurm.job import events_path, tail
 from slurm.launch import argv_of
 from slurm.record import Record
 from slurm.schema import Cluster, Experiment, read_cluster
@@ -209,6 +209,23 @@ def test_tail(tmp_path):
     log.write_text("== start 1\nerror: old\n== start 2\nerror: the cause\n" + "traceback\n\n" * 20 + "end\n")
     assert tail(log, 3) == ["error: the cause", "traceback", "traceback", "end"]
     assert tail(tmp_path / "none") == []
+
+
+def test_a_job_whose_processes_have_ended_while_slurm_has_it_run(tmp_path, monkeypatch):
+    """So it is from the loss of a node until Slurm misses that node."""
+    name = "world_model/baseline/seed_0"
+    record = Record(tmp_path, {}, {name: jobs_of(tmp_path)[name]}, {name: "7"})
+    said = events_path(record.home, name)
+    said.parent.mkdir(parents=True)
+    ended = "its processes have ended, and Slurm has not ended the job: does it miss a node?"
+    for found, last, reason in (
+        (("RUNNING", "node1", ""), "start", ""),
+        (("RUNNING", "node1", ""), "failed", ended),
+        (("PENDING", "", "BeginTime"), "failed", "BeginTime"),
+    ):
+        said.write_text(f'{{"event": "start"}}\n{{"event": "{last}"}}\n')
+        monkeypatch.setattr(outcome, "states", lambda _, found=found: {name: found})
+        assert outcome.outcomes(record)[name].reason == reason
 
 
 def test_preflight_comes_before_whatever_is_submitted(tmp_path):
