@@ -20,15 +20,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from cjepa_dist import config as schema
-from cjepa_dist import runtime
-from cjepa_dist.config import MISSING, TrainAloe, TrainWorldModel, option
-from cjepa_dist.data.questions import QuestionSource
+from cjepa_dist.checkpoint.loading import load_task
+from cjepa_dist.config import command_line
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
+from cjepa_dist.data.questions import InMemoryQuestions
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import vqa
-from cjepa_dist.evaluation.results import vqa_table, write_json
+from cjepa_dist.evaluation import submission, vqa, vqa_metrics
 from cjepa_dist.evaluation.world_model import evaluate_world_model
-from cjepa_dist.training.checkpoint import load_task
+from cjepa_dist.reporting.terminal import vqa_table
+from cjepa_dist.runtime.device import default_device
+from cjepa_dist.runtime.files import write_json
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Evaluate:
 def main(config: Evaluate) -> int:
     began = time.time()
     task, trained, step = load_task(config.run)
-    task.to(runtime.device())
+    task.to(default_device())
     data = config.data or trained.data
     head = {"run": config.run, "step": step, "train_seed": trained.seed, "data": data, "split": config.split}
     head |= {"seed": config.seed, "draws": config.draws}
@@ -83,14 +85,14 @@ def load_own_slot(run: str) -> tuple[Any, int]:
     task, trained, step = load_task(run)
     if not isinstance(trained, TrainWorldModel) or not trained.predictor.own_slot_only:
         raise UserError(f"own_slot={run} is not a world model trained with predictor.own_slot_only=true")
-    return task.predictor.to(runtime.device()), step  # type: ignore[union-attr]
+    return task.predictor.to(default_device()), step  # type: ignore[union-attr]
 
 
 def measure_aloe(config: Evaluate, task: Any, trained: TrainAloe, data: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Accuracies at the run's eval_start (and all starts), what one gets without looking, and the submission."""
     starts = sorted({trained.eval_start, *(range(trained.starts) if config.starts == "all" else ())})
     # Made at the last start, so that frames past the end of the video are refused at once; the slots are read once for all starts.
-    source = QuestionSource(
+    source = InMemoryQuestions(
         data, config.split, frames=trained.aloe.frames, stride=trained.stride, eval_start=starts[-1],
         protocol=trained.protocol, blind=trained.blind, seed=trained.seed,
     )  # fmt: skip
@@ -98,12 +100,12 @@ def measure_aloe(config: Evaluate, task: Any, trained: TrainAloe, data: str) -> 
     for start in starts:
         source.shown.eval_start = start
         by_start[start] = vqa.answer(task.aloe, source, batch=config.batch)
-    result = vqa.evaluate_vqa(by_start, trained.eval_start, draws=config.draws, seed=config.seed)
+    result = vqa_metrics.evaluate_vqa(by_start, trained.eval_start, draws=config.draws, seed=config.seed)
     verdicts = by_start[trained.eval_start]
     left_out = {(v.scene, v.question["question_id"]) for v in verdicts if v.left_out}
     train, scored = vqa.read_questions(trained.data, trained.train_split), vqa.read_questions(data, config.split)
-    result["without_looking"] = vqa.majority(train, [(s, q) for s, q in scored if (s, q["question_id"]) not in left_out])
-    return result, vqa.submission(verdicts)
+    result["without_looking"] = vqa_metrics.majority(train, [(s, q) for s, q in scored if (s, q["question_id"]) not in left_out])
+    return result, submission.submission(verdicts)
 
 
 def world_model_table(result: dict[str, Any]) -> RichTable:
@@ -129,4 +131,4 @@ def shown(cell: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    schema.launch(Evaluate, main)
+    command_line.launch(Evaluate, main)

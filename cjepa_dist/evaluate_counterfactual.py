@@ -11,15 +11,18 @@ from pathlib import Path
 
 import torch
 
-from cjepa_dist.config import GRAPH_ESTIMATORS, INTERVENTIONS, MISSING, GraphConfig, launch, option
-from cjepa_dist.data.manifest import Manifest
+from cjepa_dist.checkpoint.loading import load_task
+from cjepa_dist.config.command_line import launch
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import GRAPH_ESTIMATORS, INTERVENTIONS, MISSING, GraphConfig
+from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import counterfactual, figures, tables
-from cjepa_dist.evaluation.events import fit_reader
-from cjepa_dist.evaluation.results import write_json
-from cjepa_dist.tasks import WorldModelTask
-from cjepa_dist.training.checkpoint import load_task
-from cjepa_dist.training.telemetry import add_picture
+from cjepa_dist.evaluation import counterfactual
+from cjepa_dist.evaluation.event_decoder import fit_event_decoder
+from cjepa_dist.reporting import figures, tables
+from cjepa_dist.runtime.files import write_json
+from cjepa_dist.tasks.world_model import WorldModelTask
+from cjepa_dist.training.logger import log_image
 
 
 @dataclass
@@ -50,7 +53,7 @@ def main(config: EvaluateCounterfactual) -> int:
         raise UserError(f"run {config.run} holds no world model; evaluate_counterfactual measures runs of train_world_model")
     size = task.config.predictor
     Manifest.load(config.data).check_slots(size.slots, size.slot_dim, config.data, f"run {config.run}")
-    reader = fit_reader(config.data, trained.train_split, videos=config.fit_videos, seed=config.seed)
+    reader = fit_event_decoder(config.data, trained.train_split, videos=config.fit_videos, seed=config.seed)
     study = counterfactual.Study(task.to("cuda" if torch.cuda.is_available() else "cpu"), reader, config.graph, config.seed)
     result = {"kind": "counterfactual", "run": config.run, "step": step, "data": config.data, "split": config.split, "seed": config.seed}
     result |= counterfactual.evaluate_counterfactual(
@@ -63,7 +66,7 @@ def main(config: EvaluateCounterfactual) -> int:
     shown = counterfactual.examples(study, config.data, config.split, videos=config.videos, batch=config.batch, count=config.scenes)
     picture = figures.counterfactual(shown, path.with_suffix(".png"))
     if not config.out:
-        add_picture(Path(config.run), step, f"counterfactual/{config.split}", picture)
+        log_image(Path(config.run), step, f"counterfactual/{config.split}", picture)
     print("\n".join(tables.counterfactual({config.run: result})))
     print(f"{result['seconds']} s; wrote {path}, {path.with_suffix('.png')}")
     return 0

@@ -13,14 +13,16 @@ from pathlib import Path
 import torch
 from omegaconf import MISSING
 
-from cjepa_dist import runtime
-from cjepa_dist.config import GraphConfig, launch, option
-from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.checkpoint.loading import load_task
+from cjepa_dist.config.command_line import launch
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import GraphConfig
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation import graphs
-from cjepa_dist.tasks import WorldModelTask
-from cjepa_dist.training.checkpoint import load_task
+from cjepa_dist.runtime.device import default_device
+from cjepa_dist.tasks.world_model import WorldModelTask
 
 
 @dataclass
@@ -57,7 +59,7 @@ def main(config: EvaluateGraph) -> None:
             "tau = 1; import the checkpoint with data=DIR",
             flush=True,
         )
-    source = ResidentWindows(
+    source = InMemoryWindows(
         config.data,
         config.split,
         history_frames=size.history_frames,
@@ -67,7 +69,7 @@ def main(config: EvaluateGraph) -> None:
         videos=config.videos,
         truth=True,
     )
-    device = runtime.device()
+    device = default_device()
     task.to(device).eval()
     context = dataclasses.replace(task.graph_context(torch.zeros(1, dtype=torch.int64, device=device), step), seed=config.seed)
     result = graphs.evaluate_graphs(

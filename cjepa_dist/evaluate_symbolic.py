@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import MISSING, option
-from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.shards import read_split
+from cjepa_dist.config import command_line
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import symbolic, vqa
-from cjepa_dist.evaluation.events import fit_reader
-from cjepa_dist.evaluation.results import vqa_table, write_json
+from cjepa_dist.evaluation import submission, symbolic, vqa, vqa_metrics
+from cjepa_dist.evaluation.event_decoder import fit_event_decoder
+from cjepa_dist.reporting.terminal import vqa_table
+from cjepa_dist.runtime.files import write_json
 
 
 @dataclass
@@ -48,7 +50,7 @@ def main(config: EvaluateSymbolic) -> int:
     source = Manifest.load(config.data).source
     observed = config.probe_data or source.get("data", config.data)
     folder = Path(config.out) if config.out else model_of(source, config.data) / "eval"
-    reader = fit_reader(observed, config.probe_split, videos=config.probe_videos, seed=config.seed)
+    reader = fit_event_decoder(observed, config.probe_split, videos=config.probe_videos, seed=config.seed)
     samples = read_split(config.data, config.split, videos=min(config.videos, Manifest.load(config.data).count(config.split)))
     verdicts, programs = symbolic.answer(reader, samples)
     result: dict[str, Any] = {"kind": "symbolic", "run": source.get("world_model"), "step": source.get("step"), "data": config.data}
@@ -64,14 +66,14 @@ def main(config: EvaluateSymbolic) -> int:
         "data": observed, "split": config.probe_split, "videos": config.probe_videos, "probe_rmse": reader.probe.rmse,
         "reach": reader.reach, "jolt": reader.jolt, "f1": reader.f1, "precision": reader.precision, "recall": reader.recall,
     }  # fmt: skip
-    result |= vqa.evaluate_vqa({0: verdicts}, 0, draws=config.draws, seed=config.seed)
+    result |= vqa_metrics.evaluate_vqa({0: verdicts}, 0, draws=config.draws, seed=config.seed)
     result["starts"]["groups"] = {}  # nothing is sampled, so there are no starts to spread over
     train, scored = vqa.read_questions(observed, config.probe_split), [(v.scene, v.question) for v in verdicts if v.answerable()]
-    result["without_looking"] = vqa.majority(train, scored)
+    result["without_looking"] = vqa_metrics.majority(train, scored)
     result["seconds"] = round(time.time() - began, 1)
     path = folder / f"symbolic_{name_of(source)}_{config.split}.json"
     write_json(path, result)
-    write_json(folder / f"submission_symbolic_{name_of(source)}_{config.split}.json", vqa.submission(verdicts))
+    write_json(folder / f"submission_symbolic_{name_of(source)}_{config.split}.json", submission.submission(verdicts))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(vqa_table(result))
     lost = ", ".join(f"{kind} {p['failed']} of {p['programs']}" for kind, p in programs.items())
@@ -94,4 +96,4 @@ def name_of(source: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    schema.launch(EvaluateSymbolic, main)
+    command_line.launch(EvaluateSymbolic, main)

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import MISSING, TrainAloe, TrainWorldModel, option
-from cjepa_dist.data.manifest import Manifest
+from cjepa_dist.checkpoint.loading import read_config
+from cjepa_dist.config import command_line
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
+from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import figures, seeds, tables
-from cjepa_dist.training.checkpoint import read_config
+from cjepa_dist.reporting import figures, seeds, tables
 
 
 @dataclass
@@ -247,4 +248,4 @@ def measure_commands(arm: Arm, split: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    schema.launch(Report, main)
+    command_line.launch(Report, main)

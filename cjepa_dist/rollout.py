@@ -25,16 +25,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist import config as schema
-from cjepa_dist import runtime
-from cjepa_dist.causal import counterfactual
-from cjepa_dist.config import GRAPH_ESTIMATORS, GraphConfig, option
-from cjepa_dist.data.dtypes import widen
-from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, read_split
-from cjepa_dist.data.worlds import asked_slots, left_out, removed_slots, true_worlds
+from cjepa_dist.causal import counterfactual_rollout
+from cjepa_dist.checkpoint.loading import load_task
+from cjepa_dist.config import command_line, schema
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import GRAPH_ESTIMATORS, GraphConfig
+from cjepa_dist.data.counterfactual_worlds import asked_slots, left_out, removed_slots, true_worlds
+from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
-from cjepa_dist.tasks import WorldModelTask
-from cjepa_dist.training.checkpoint import load_task
+from cjepa_dist.runtime.device import default_device, native_precision
+from cjepa_dist.tasks.world_model import WorldModelTask
 
 MODES = ("future", "counterfactual", "free", "factual", "truth")
 RULES = ("paired", "oracle", *GRAPH_ESTIMATORS[: GRAPH_ESTIMATORS.index("distance")], "full", "empty")
@@ -62,7 +66,7 @@ class Rollout:
 
 def main(config: Rollout) -> int:
     if config.precision == "auto":
-        config.precision = {"bf16": "bf16", "fp32": "float32"}[runtime.native_precision()]
+        config.precision = {"bf16": "bf16", "fp32": "float32"}[native_precision()]
     manifest = Manifest.load(config.data)
     source = describe(config, manifest)
     if (Path(config.out) / "manifest.json").exists() and Manifest.load(config.out).source == source:
@@ -202,7 +206,7 @@ class Roller:
 
     def __init__(self, config: Rollout, manifest: Manifest) -> None:
         self.config = config
-        self.device = runtime.device()
+        self.device = default_device()
         task, trained, _ = load(config)
         self.task, self.frameskip = task.to(self.device).eval(), trained.frameskip
         self.empty = None if manifest.empty_slot is None else torch.tensor(manifest.empty_slot, device=self.device)
@@ -232,21 +236,21 @@ class Roller:
         context = self.task.graph_context(video[:0])
         expected, empty = slots, self.empty
         assert empty is not None  # `describe` has looked
-        rule: counterfactual.Reached
+        rule: counterfactual_rollout.Reached
         if self.config.mode != "counterfactual":
             at = 0 if self.config.mode == "free" else length
-            rule = counterfactual.AtFrames(torch.full((len(video), count), at, device=self.device))
+            rule = counterfactual_rollout.AtFrames(torch.full((len(video), count), at, device=self.device))
         elif self.config.divergence == "oracle":
             frames = np.concatenate([s.diverged for s in scenes])
-            rule = counterfactual.AtFrames(torch.from_numpy(frames).to(self.device), entered=True)
+            rule = counterfactual_rollout.AtFrames(torch.from_numpy(frames).to(self.device), entered=True)
         elif self.config.divergence == "paired":
-            expected = counterfactual.expected(predictor, slots, self.frameskip)
-            tau = self.config.graph.tau or counterfactual.FACTOR * context.tau
-            rule = counterfactual.Paired(context.sigma2, torch.as_tensor(tau, device=self.device))
+            expected = counterfactual_rollout.expected(predictor, slots, self.frameskip)
+            tau = self.config.graph.tau or counterfactual_rollout.FACTOR * context.tau
+            rule = counterfactual_rollout.Paired(context.sigma2, torch.as_tensor(tau, device=self.device))
         else:
             graph = dataclasses.replace(self.config.graph, estimator=self.config.divergence)
-            rule = counterfactual.ByGraph(predictor, graph, context, empty)
-        return counterfactual.without(predictor, slots, expected, video, removed, rule, frameskip=self.frameskip, empty=empty)
+            rule = counterfactual_rollout.ByGraph(predictor, graph, context, empty)
+        return counterfactual_rollout.without(predictor, slots, expected, video, removed, rule, frameskip=self.frameskip, empty=empty)
 
 
 def true_rollout(config: Rollout, sample: Sample) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -266,4 +270,4 @@ def batched(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
 
 
 if __name__ == "__main__":
-    schema.launch(Rollout, main)
+    command_line.launch(Rollout, main)

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cjepa_dist import config as schema
 from cjepa_dist.clevrer.vocabulary import TYPES
-from cjepa_dist.data import blocks
-from cjepa_dist.data.question_stream import StreamingQuestions
-from cjepa_dist.data.questions import QuestionSource, Shown, VideoQuestions
-from cjepa_dist.data.shards import Manifest
-from cjepa_dist.data.worlds import left_out
+from cjepa_dist.config import command_line, schema
+from cjepa_dist.data.counterfactual_worlds import left_out
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.frame_sampling import FrameSampling
+from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
+from cjepa_dist.data.streaming import prefetcher
+from cjepa_dist.data.streaming.questions import StreamingQuestions
 from cjepa_dist.errors import UserError
-from cjepa_dist.tasks import VqaTask
+from cjepa_dist.tasks.vqa import VqaTask
 from cjepa_dist.training.loop import total_steps, train
 
 
@@ -33,27 +34,27 @@ def main(config: schema.TrainAloe) -> int:
     return train(VqaTask(config), source, validation, config, val_ids=np.arange(len(validation), dtype=np.int64))
 
 
-def open_source(config: schema.TrainAloe) -> QuestionSource | VideoQuestions | StreamingQuestions:
+def open_source(config: schema.TrainAloe) -> InMemoryQuestions | VideoQuestions | StreamingQuestions:
     """The questions of the train split, read as `reading` says."""
     how: dict[str, Any] = {"starts": config.starts, "shuffle": config.shuffle_slots}
     if config.reading.kind == "streaming":
         if config.blind:
             raise UserError("blind=true shows slots of videos that a stream does not hold: take reading.kind=resident")
-        shown = Shown(frames=config.aloe.frames, stride=config.stride, seed=config.seed, **how)
+        shown = FrameSampling(frames=config.aloe.frames, stride=config.stride, seed=config.seed, **how)
         return StreamingQuestions(
             config.data, config.train_split, shown, protocol=config.protocol, by_video=config.by_video, types=config.types,
-            **blocks.reading(config.reading, config.run),
+            **prefetcher.prefetcher_options(config.reading, config.run),
         )  # fmt: skip
-    blocks.check_resident(config.reading)
+    prefetcher.check_in_memory_options(config.reading)
     if config.reading.kind == "device":
         raise UserError("reading.kind=device is for world models: take reading.kind=resident, or streaming")
     questions = resident(config, config.train_split, **how)
     return VideoQuestions(questions, config.types) if config.by_video else questions
 
 
-def resident(config: schema.TrainAloe, split: str, **how: Any) -> QuestionSource:
+def resident(config: schema.TrainAloe, split: str, **how: Any) -> InMemoryQuestions:
     """The questions of a split, in memory; says how many are left out."""
-    questions = QuestionSource(
+    questions = InMemoryQuestions(
         config.data, split, frames=config.aloe.frames, stride=config.stride, seed=config.seed, protocol=config.protocol, blind=config.blind,
         **how,
     )  # fmt: skip
@@ -63,4 +64,4 @@ def resident(config: schema.TrainAloe, split: str, **how: Any) -> QuestionSource
 
 
 if __name__ == "__main__":
-    schema.launch(schema.TrainAloe, main)
+    command_line.launch(schema.TrainAloe, main)

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cjepa_dist import config as schema
-from cjepa_dist.data import blocks
-from cjepa_dist.data.shards import Manifest
-from cjepa_dist.data.stream import StreamingWindows
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.config import command_line, schema
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.streaming import prefetcher
+from cjepa_dist.data.streaming.windows import StreamingWindows
+from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.pictures import graph_picture, rollout_picture
-from cjepa_dist.tasks import WorldModelTask
+from cjepa_dist.reporting.tensorboard_images import graph_picture, rollout_picture
+from cjepa_dist.tasks.world_model import WorldModelTask
+from cjepa_dist.training.logger import RunLogger
 from cjepa_dist.training.loop import train
-from cjepa_dist.training.telemetry import Telemetry
 
 NEEDS_TRUTH = ("oracle", "shuffled", "distance", "extrapolated_distance")
 
@@ -39,7 +39,7 @@ def main(config: schema.TrainWorldModel) -> int:
         raise UserError(f"{config.data} does not say what its empty slot is: take ctt.graph.intervention=swap or hide")
     labels = causal and graph.estimator in NEEDS_TRUTH
     source = open_source(config, labels, shape)
-    validation = ResidentWindows(config.data, config.val_split, **shape)
+    validation = InMemoryWindows(config.data, config.val_split, **shape)
     torch.manual_seed(config.seed)
     task = WorldModelTask(config)
     if manifest.empty_slot is not None:
@@ -48,7 +48,7 @@ def main(config: schema.TrainWorldModel) -> int:
     val_ids = np.linspace(0, len(validation) - 1, count).astype(np.int64)
     draw_graph, draw_rollout = graph_picture(validation, val_ids), rollout_picture(config, validation)
 
-    def pictures(telemetry: Telemetry, step: int, measured: WorldModelTask) -> None:
+    def pictures(telemetry: RunLogger, step: int, measured: WorldModelTask) -> None:
         draw_graph(telemetry, step, measured)
         if draw_rollout is not None:
             draw_rollout(telemetry, step, measured)
@@ -56,17 +56,17 @@ def main(config: schema.TrainWorldModel) -> int:
     return train(task, source, validation, config, val_ids=val_ids, picture=pictures)
 
 
-def open_source(config: schema.TrainWorldModel, labels: bool, shape: dict[str, Any]) -> ResidentWindows | StreamingWindows:
+def open_source(config: schema.TrainWorldModel, labels: bool, shape: dict[str, Any]) -> InMemoryWindows | StreamingWindows:
     """The train split as `reading` says; `labels`: the graph needs truth."""
     reading, rest = config.reading, shape | {"horizon": config.horizon, "videos": config.videos}
     if reading.kind != "streaming":
-        blocks.check_resident(reading)
+        prefetcher.check_in_memory_options(reading)
         device = gpu() if reading.kind == "device" else None
-        return ResidentWindows(config.data, config.train_split, contact_share=config.contact_share, truth=labels, device=device, **rest)
+        return InMemoryWindows(config.data, config.train_split, contact_share=config.contact_share, truth=labels, device=device, **rest)
     for name, asked in (("contact_share", config.contact_share > 0), (f"ctt.graph.estimator={config.ctt.graph.estimator}", labels)):
         if asked:
             raise UserError(f"{name} needs the truth of the whole split in memory: take reading.kind=resident, or leave it out")
-    return StreamingWindows(config.data, config.train_split, **rest, **blocks.reading(reading, config.run))
+    return StreamingWindows(config.data, config.train_split, **rest, **prefetcher.prefetcher_options(reading, config.run))
 
 
 def gpu() -> torch.device:
@@ -76,4 +76,4 @@ def gpu() -> torch.device:
 
 
 if __name__ == "__main__":
-    schema.launch(schema.TrainWorldModel, main)
+    command_line.launch(schema.TrainWorldModel, main)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cjepa_dist.data.dtypes import widen
+from cjepa_dist.data.format.dtypes import widen
 from cjepa_dist.errors import UserError
 
 SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}

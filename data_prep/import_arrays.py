@@ -16,10 +16,11 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from cjepa_dist.config import launch, option
+from cjepa_dist.config.command_line import launch
+from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
 from data_prep.array_files import KINDS, Stored, contents
-from data_prep.importing import KEY, Catalogue, Import, write
+from data_prep.importer import KEY, Catalogue, Import, write
 
 
 @dataclass

@@ -15,11 +15,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from cjepa_dist.config import launch, option
+from cjepa_dist.config.command_line import launch
+from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
-from data_prep import safe_pickle
-from data_prep.importing import Catalogue, Import, write
-from data_prep.placeholders import Array, Tensor
+from data_prep.importer import Catalogue, Import, write
+from data_prep.pickle import reader
+from data_prep.pickle.lazy_arrays import Array, Tensor
 
 
 @dataclass
@@ -34,7 +35,7 @@ class ImportPickle(Import):
 
 def main(config: ImportPickle) -> None:
     """Write the data set. UserError for a pickle that holds anything else, or needs code to be run."""
-    with safe_pickle.opened(config.source) as content:
+    with reader.opened(config.source) as content:
         write(config, catalogue(config.source, content), [Path(config.source)], "data_prep.import_pickle")
 
 
@@ -48,7 +49,7 @@ def catalogue(path: str, content: Any) -> Catalogue:
             if not isinstance(slots, (Array, Tensor)):
                 raise UserError(f"{path}: {split}/{key} must be a float array (frames, slots, slot_dim); it is {describe(slots)}")
             dtype = str(slots.dtype) if isinstance(slots, Array) else ""
-            found.add(str(split), key, slots.shape, dtype, partial(safe_pickle.array, path, slots))
+            found.add(str(split), key, slots.shape, dtype, partial(reader.array, path, slots))
     return found
 
 

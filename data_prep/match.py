@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 from omegaconf import MISSING
 
-from cjepa_dist.config import launch, option
-from cjepa_dist.data.dtypes import widen
-from cjepa_dist.data.manifest import NAME, Manifest
-from cjepa_dist.data.shards import ANNOTATION, SLOTS, DatasetWriter, Sample, read_split
+from cjepa_dist.config.command_line import launch
+from cjepa_dist.config.fields import option
+from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.manifest import NAME, Manifest
+from cjepa_dist.data.format.reader import ANNOTATION, SLOTS, read_split
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
 from data_prep.matching import UNEXPLAINED, Probe, Scene, fit
 from data_prep.presence import Presence
 from data_prep.progress import Progress

@@ -16,12 +16,14 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from cjepa_dist.config import launch, option
-from cjepa_dist.data import journal
-from cjepa_dist.data.manifest import NAME, Manifest, checksum, partial, sync_folder
-from cjepa_dist.data.moments import set_moments
-from cjepa_dist.data.writer import publish
+from cjepa_dist.config.command_line import launch
+from cjepa_dist.config.fields import option
+from cjepa_dist.data.format import journal
+from cjepa_dist.data.format.manifest import NAME, Manifest, partial
+from cjepa_dist.data.format.statistics import set_statistics
+from cjepa_dist.data.format.writer import publish
 from cjepa_dist.errors import UserError
+from cjepa_dist.runtime.files import file_checksum, fsync_directory
 
 
 @dataclass
@@ -52,7 +54,7 @@ def main(config: Merge) -> int:
             sources = [(part / split / entry.name) for part, manifest in parts for entry in manifest.splits.get(split, [])]
             for entry, source in zip(entries, sources, strict=True):
                 link(source, folder / split / entry.name, entry.bytes, entry.xxh3)
-            sync_folder(folder / split)
+            fsync_directory(folder / split)
         publish(merged, folder, out)
     finally:
         os.close(lock)
@@ -117,7 +119,7 @@ def combine(parts: list[tuple[Path, Manifest]]) -> Manifest:
                     where[key] = folder
                 together = merged.splits.setdefault(split, [])
                 together.append(dataclasses.replace(entry, name=f"{len(together):06d}.tar"))
-    set_moments(merged)
+    set_statistics(merged)
     return merged
 
 
@@ -134,7 +136,7 @@ def link(source: Path, target: Path, size: int, xxh3: str) -> None:
         shutil.copyfile(source, target)
         with open(target, "rb") as file:
             os.fsync(file.fileno())
-        if checksum(target) != xxh3:
+        if file_checksum(target) != xxh3:
             raise UserError(f"shard {source} has changed since it was written; make this part again") from None
 
 

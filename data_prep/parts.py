@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, TypeVar
 
-from cjepa_dist.config import option
+from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
 
 Item = TypeVar("Item")

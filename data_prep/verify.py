@@ -18,11 +18,12 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from cjepa_dist.config import launch, option
-from cjepa_dist.data.manifest import NAME, Manifest, ShardEntry
-from cjepa_dist.data.moments import Moments, measured, set_moments
-from cjepa_dist.data.shards import Shard
-from cjepa_dist.data.verify import Fault, verify_folder
+from cjepa_dist.config.command_line import launch
+from cjepa_dist.config.fields import option
+from cjepa_dist.data.format.manifest import NAME, Manifest, ShardEntry
+from cjepa_dist.data.format.reader import ShardReader
+from cjepa_dist.data.format.statistics import RunningStatistics, set_statistics, slot_statistics
+from cjepa_dist.data.format.verify import Fault, verify_folder
 from cjepa_dist.errors import UserError
 
 
@@ -77,7 +78,7 @@ def repair(folder: Path, faults: list[Fault]) -> str:
     total = {split: before.get(split, 0) + counts.get(split, 0) for split in {**before, **counts}}
     source = {**manifest.source, "lost": total} if total else manifest.source
     repaired = dataclasses.replace(manifest, splits=splits, source=source)
-    set_moments(repaired)
+    set_statistics(repaired)
     repaired.save(folder)
     for path in sorted(bad):
         if path.exists():
@@ -100,10 +101,10 @@ def with_moments(folder: Path, split: str, entry: ShardEntry, manifest: Manifest
     """A shard's entry with its moments, which data sets of older versions lack."""
     if entry.mean:
         return entry
-    moments = Moments()
-    with Shard(folder, split, entry) as shard:
+    moments = RunningStatistics()
+    with ShardReader(folder, split, entry) as shard:
         for key in entry.keys:
-            moments.merge(measured(shard.slots(key, manifest)))
+            moments.merge(slot_statistics(shard.slots(key, manifest)))
     return dataclasses.replace(entry, mean=moments.mean.tolist(), squares=moments.squares.tolist(), lost=[0.0, 0.0])
 
 

@@ -16,17 +16,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import TrainAloe, TrainWorldModel, flat
-from cjepa_dist.data.fetch import is_remote
+from cjepa_dist.config import command_line
+from cjepa_dist.config.merge import flatten
+from cjepa_dist.config.schema import TrainAloe, TrainWorldModel
+from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import UserError
-from slurm.job import Spec
+from slurm.jobs.run import Spec
 from slurm.schema import STAGES, Cluster, Experiment, read_cluster
 from slurm.sweep import combined, pairs, swept
 
 SCHEMAS = {  # of the commands that take fields of the user's
-    "cjepa_dist.train_world_model": ("cjepa_dist.config", "TrainWorldModel"),
-    "cjepa_dist.train_aloe": ("cjepa_dist.config", "TrainAloe"),
+    "cjepa_dist.train_world_model": ("cjepa_dist.config.schema", "TrainWorldModel"),
+    "cjepa_dist.train_aloe": ("cjepa_dist.config.schema", "TrainAloe"),
     "cjepa_dist.evaluate": ("cjepa_dist.evaluate", "Evaluate"),
     "cjepa_dist.evaluate_graph": ("cjepa_dist.evaluate_graph", "EvaluateGraph"),
     "cjepa_dist.rollout": ("cjepa_dist.rollout", "Rollout"),
@@ -120,7 +121,7 @@ def plan(experiment: Experiment) -> list[Job]:
 
 
 def preflight_job(cluster: Cluster, runs: Path) -> Job:
-    command = ["slurm.probe", f"runs={runs}", f"gpus={cluster.gpus_per_node}"]
+    command = ["slurm.jobs.preflight_worker", f"runs={runs}", f"gpus={cluster.gpus_per_node}"]
     return Job("preflight", "preflight", [command], [str(runs / "preflight.json")], [], [])
 
 
@@ -149,14 +150,14 @@ def arms(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, fields in experiment.arms.items():
         if not isinstance(fields, dict) or not isinstance(fields.get("config"), str):
             raise UserError(f"config field arms.{name}: needs config=FILE, and may have fields of train_world_model beside it")
-        own = {key: value for key, value in flat(fields) if key != "config"}
-        for suffix, values in combined({**dict(flat(experiment.world_model)), **own}, TrainWorldModel, experiment.sweep):
+        own = {key: value for key, value in flatten(fields) if key != "config"}
+        for suffix, values in combined({**dict(flatten(experiment.world_model)), **own}, TrainWorldModel, experiment.sweep):
             yield name + suffix, {"config": fields["config"], **values}
 
 
 def model_job(experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, data: str | Path, source: list[str]) -> Job:
     if arm == "own_slot":  # compared with all arms, so it takes their common fields, without the sweeps
-        fields = {**{key: value for key, value in flat(experiment.world_model) if not swept(key, value, TrainWorldModel)}, **fields}
+        fields = {**{key: value for key, value in flatten(experiment.world_model) if not swept(key, value, TrainWorldModel)}, **fields}
     values = {key: value for key, value in fields.items() if key != "config"}
     name = f"world_model/{arm}/seed_{seed}"
     command = ["cjepa_dist.train_world_model", fields["config"], *pairs(values), f"seed={seed}", f"data={data}", f"run={runs / name}"]
@@ -251,7 +252,7 @@ def check(experiment: Experiment, jobs: list[Job]) -> None:
                 place, name = SCHEMAS[module]
                 kind: type = getattr(importlib.import_module(place), name)
                 try:
-                    schema.parse(kind, arguments)
+                    command_line.parse(kind, arguments)
                 except UserError as error:
                     raise UserError(f"{job.name}: {error}") from error
 

@@ -1,6 +1,6 @@
 """Look at a cluster from inside before training there: `python -m slurm.preflight cluster=MY.yaml runs=DIR`.
 
-Queues one job with the nodes and processes of a training (slurm/probe.py), waits, and says what it found: exit code 0, or 1 and why not.
+Queues one job with the nodes and processes of a training (slurm/jobs/preflight_worker.py), waits, and says what it found: exit code 0, or 1 and why not.
 `preflight=true` of slurm.submit puts the same job before all others.
 """
 
@@ -10,11 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import MISSING, option
+from cjepa_dist.config import command_line, merge
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING
 from slurm import record as records
-from slurm.graph import to_slurm
-from slurm.outcome import outcomes
+from slurm.executor import to_slurm
+from slurm.job_state import outcomes
 from slurm.plan import preflight_job
 from slurm.record import Record
 from slurm.schema import Experiment, read_cluster
@@ -30,7 +31,7 @@ class Preflight:
 
 def main(config: Preflight) -> int:
     cluster, runs = read_cluster(config.cluster), Path(config.runs).resolve()
-    experiment = schema.build(Experiment, {"runs": config.runs, "cluster": config.cluster})
+    experiment = merge.build(Experiment, {"runs": config.runs, "cluster": config.cluster})
     record = records.read(runs) or Record(runs, {})
     job = preflight_job(cluster, runs)
     Path(job.outputs[0]).unlink(missing_ok=True)
@@ -49,4 +50,4 @@ def main(config: Preflight) -> int:
 
 
 if __name__ == "__main__":
-    schema.launch(Preflight, main)
+    command_line.launch(Preflight, main)

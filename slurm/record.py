@@ -2,7 +2,7 @@
 
 RUNS/.slurm/experiment.json    the experiment, and each job with the number it was last submitted under
 RUNS/.slurm/.lock*             who runs the jobs without Slurm (executor=local)
-RUNS/.slurm/events/*.jsonl     a line when a job starts, stops, fails, is done (slurm/job.py)
+RUNS/.slurm/events/*.jsonl     a line when a job starts, stops, fails, is done (slurm/jobs/run.py)
 RUNS/.slurm/logs/*.log         what the jobs said
 RUNS/.slurm/submitit/<time>/   sbatch files and pickles of one submission
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from cjepa_dist.errors import UserError
-from cjepa_dist.training import lock
-from slurm.job import events_path
+from cjepa_dist.resilience import run_lock
+from slurm.jobs.run import events_path
 from slurm.plan import Job
 
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "STOPPED")
@@ -84,11 +84,11 @@ def events(record: Record, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def runner(record: Record) -> lock.Owner:
+def runner(record: Record) -> run_lock.Owner:
     """The process that runs the jobs without Slurm (executor=local), if it lives, else {}."""
-    side = record.home / lock.FILES[1]
-    owner = lock.read(side)
-    return owner if owner and lock.alive(owner, side) else {}
+    side = record.home / run_lock.LOCK_FILES[1]
+    owner = run_lock.read(side)
+    return owner if owner and run_lock.alive(owner, side) else {}
 
 
 def states(record: Record) -> dict[str, tuple[str, str, str]]:

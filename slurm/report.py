@@ -11,7 +11,7 @@ import sys
 from cjepa_dist.errors import UserError
 from slurm import record as records
 from slurm.command import command
-from slurm.outcome import Outcome, outcomes
+from slurm.job_state import Outcome, outcomes
 
 
 def main(arguments: list[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slurm import record as records
 from slurm.command import command
-from slurm.graph import hand_over, restore
+from slurm.executor import hand_over, restore
 
 
 def main(arguments: list[str]) -> int:

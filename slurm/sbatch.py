@@ -13,7 +13,7 @@ from typing import Any
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from cjepa_dist.errors import UserError
-from slurm import job as inside
+from slurm.jobs import run as inside
 from slurm.plan import Job, spec
 from slurm.schema import Cluster
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import MISSING, option
+from cjepa_dist.config import merge
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING
 from cjepa_dist.errors import UserError
 
 STAGES = ("preflight", "data", "world_model", "rollout", "aloe", "evaluate", "report")
@@ -93,7 +94,7 @@ class Experiment:
 
 def read_cluster(path: str) -> Cluster:
     """Raises UserError, naming the file and the field."""
-    cluster = schema.build(Cluster, escaped(OmegaConf.to_container(schema.read_yaml(path))))
+    cluster = merge.build(Cluster, escaped(OmegaConf.to_container(merge.read_yaml(path))))
     if cluster.stage_data and not cluster.scratch:
         raise UserError(f"{path}: stage_data needs scratch, a folder on the node's own disk")
     return cluster

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import option
+from cjepa_dist.config import merge
+from cjepa_dist.config.fields import option
 from slurm import record as records
 from slurm.command import command
-from slurm.outcome import Outcome, log_of, outcomes
+from slurm.job_state import Outcome, log_of, outcomes
 from slurm.record import Record
 
 COLUMNS = ("job", "state", "node", "step", "samples/s", "left", "loss", "restarts")
@@ -35,7 +35,7 @@ class Status:
 
 def main(arguments: list[str]) -> int:
     record = records.need([part for part in arguments if "=" not in part])
-    config = schema.build(Status, OmegaConf.from_dotlist([part for part in arguments if "=" in part]))
+    config = merge.build(Status, OmegaConf.from_dotlist([part for part in arguments if "=" in part]))
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     while True:
         found = outcomes(record)

@@ -5,9 +5,9 @@ What is finished or in the queue already is left alone, so that the same command
 
 from __future__ import annotations
 
-from cjepa_dist import config as schema
-from slurm.graph import hand_over
+from cjepa_dist.config import command_line
+from slurm.executor import hand_over
 from slurm.schema import Experiment
 
 if __name__ == "__main__":
-    schema.launch(Experiment, hand_over)
+    command_line.launch(Experiment, hand_over)

@@ -6,14 +6,14 @@ import itertools
 import json
 from typing import Any
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import flat
+from cjepa_dist.config import fields
+from cjepa_dist.config.merge import flatten
 from cjepa_dist.errors import UserError
 
 
 def combined(fields: dict[str, Any], kind: type, sweep: str) -> list[tuple[str, dict[str, Any]]]:
     """The combinations of the swept fields, crossed or zipped: (suffix for a name, fields with one value each)."""
-    whole = dict(flat(fields))
+    whole = dict(flatten(fields))
     sweeps = {key: value for key, value in whole.items() if swept(key, value, kind)}
     if empty := [key for key, values in sweeps.items() if not values]:
         raise UserError(f"config field {empty[0]}: a sweep needs at least one value")
@@ -29,7 +29,7 @@ def swept(key: str, value: Any, kind: type) -> bool:
     """Whether a list is several values of a field, and not one value of a field that takes a list."""
     if not isinstance(value, list):
         return False
-    takes_list = any(name == key and isinstance(schema.initial(field), list) for name, field in schema.walk(kind))
+    takes_list = any(name == key and isinstance(fields.default_of(field), list) for name, field in fields.leaf_fields(kind))
     return not takes_list or any(isinstance(each, list) for each in value)
 
 
@@ -39,4 +39,4 @@ def word(value: Any) -> str:
 
 
 def pairs(fields: dict[str, Any]) -> list[str]:
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flat(fields)]
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flatten(fields)]

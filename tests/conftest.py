@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from tests.starter import PROJECT, Starter
+from tests.fork_server import PROJECT, Starter
 
 torch.set_num_threads(2)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cjepa_dist.data.shards import DatasetWriter, Sample
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
 from tests.training.test_resume import TINY_ALOE, TINY_WORLD
 
 OFF = ("ctt.invariance.weight=0", "ctt.sufficiency.weight=0")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cjepa_dist import config as schema
+from cjepa_dist.config import command_line, schema
 from data_prep.simulate.video import Simulate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -16,7 +16,7 @@ FILES = [path for folder in SCHEMAS for path in sorted((CONFIGS / folder).glob("
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_parses_and_states_its_cost(path):
     required = {"world_model": ["data=d", "run=r"], "aloe": ["data=d", "run=r"], "simulate": ["out=o"]}[path.parent.name]
-    config = schema.parse(SCHEMAS[path.parent.name], [str(path), *required])
+    config = command_line.parse(SCHEMAS[path.parent.name], [str(path), *required])
     assert config is not None
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert "# Cost: " in header and "# Should reach" in header

@@ -8,13 +8,13 @@ import json
 import pytest
 import torch
 
-from cjepa_dist import config as schema
-from cjepa_dist.data.questions import QuestionSource, VideoQuestions
-from cjepa_dist.data.windows import ResidentWindows
-from cjepa_dist.tasks import VqaTask
-from cjepa_dist.training.optimizer import optimizers
-from cjepa_dist.training.skip import guarded, prepare, spread
-from tests.test_one_graph import ARMS, make
+from cjepa_dist.config import command_line, schema
+from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
+from cjepa_dist.data.windows import InMemoryWindows
+from cjepa_dist.optim.optimizers import build_optimizers
+from cjepa_dist.resilience.nonfinite import count_steps_on_device, propagate_nonfinite, update_if_finite
+from cjepa_dist.tasks.vqa import VqaTask
+from tests.test_no_device_sync import ARMS, make
 from tests.training.test_resume import ALOE, CASES, WORLD, losses, same, weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: these tests show what only a GPU can")
@@ -35,9 +35,9 @@ def plain_float32():
 
 def questions(small_data, **fields):
     model = ("aloe.frames=6", "aloe.width=32", "aloe.depth=2", "aloe.heads=2", "aloe.mlp_dim=64", "aloe.dropout=0")
-    config = schema.parse(schema.TrainAloe, [f"data={small_data}", "run=r", *model, *(f"{k}={v}" for k, v in fields.items())])
+    config = command_line.parse(schema.TrainAloe, [f"data={small_data}", "run=r", *model, *(f"{k}={v}" for k, v in fields.items())])
     torch.manual_seed(0)
-    source = QuestionSource(small_data, "train", frames=6, stride=20, eval_start=3)
+    source = InMemoryQuestions(small_data, "train", frames=6, stride=20, eval_start=3)
     return VqaTask(config), VideoQuestions(source).gather([0, 3, 5], [0, 1, 2])
 
 
@@ -50,13 +50,13 @@ def test_a_step_never_waits_for_the_gpu(arm, small_data):
     """Forward with all losses, backward, clipping, a guarded update of weights and statistics: as the loop and its engine do it."""
     task, batch = tasks(arm, small_data)
     task, batch = task.cuda().train(), on_gpu(batch)
-    parts = optimizers(task, schema.OptimizerConfig(name="muon"))
-    prepare(parts)
+    parts = build_optimizers(task, schema.OptimizerConfig(name="muon"))
+    count_steps_on_device(parts)
 
     def step(number):
         with torch.autocast("cuda", torch.bfloat16):
             outcome = task(batch, number, 0.9)
-            loss = spread(outcome.loss)
+            loss = propagate_nonfinite(outcome.loss)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0, foreach=True)
 
@@ -66,7 +66,7 @@ def test_a_step_never_waits_for_the_gpu(arm, small_data):
             if outcome.statistics is not None:
                 task.update(outcome.statistics)
 
-        guarded(norm.isfinite(), move, task, parts)
+        update_if_finite(norm.isfinite(), move, task, parts)
         for part in parts:
             part.zero_grad(set_to_none=True)
 
@@ -123,7 +123,7 @@ def test_recorded_equals_as_it_is(module, command, small_data, tmp_path):
 
 
 def test_windows_on_the_device_are_those_in_host_memory(small_data):
-    here, there = (ResidentWindows(small_data, "train", **SHAPE, device=device) for device in (None, torch.device("cuda")))
+    here, there = (InMemoryWindows(small_data, "train", **SHAPE, device=device) for device in (None, torch.device("cuda")))
     ids = here.order(0, 0, 64)
     for (name, a), (other, b) in zip(sorted(here.gather(ids, ids).items()), sorted(there.gather(ids, ids).items())):
         assert name == other and torch.equal(a, b.cpu()), name

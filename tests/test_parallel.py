@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cjepa_dist import config as schema
-from cjepa_dist import runtime
-from cjepa_dist.tasks import WorldModelTask
+from cjepa_dist.config import command_line, schema
+from cjepa_dist.runtime.collectives import all_reduce
+from cjepa_dist.tasks.world_model import WorldModelTask
 
 B, S, D, HORIZON = 16, 7, 8, 3
 TINY = [
@@ -37,7 +37,7 @@ STEP, PROGRESS = 5, 0.5
 def gradients(loss: str, rank: int, world: int, passes: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """What a rank holds after its passes, as `training/loop.py` makes it; and the counts of both terms."""
     torch.manual_seed(0)
-    task = WorldModelTask(schema.parse(schema.TrainWorldModel, [*TINY, *LOSSES[loss], f"loop.accumulation={passes}"])).train()
+    task = WorldModelTask(command_line.parse(schema.TrainWorldModel, [*TINY, *LOSSES[loss], f"loop.accumulation={passes}"])).train()
     generator = torch.Generator().manual_seed(1)
     frames, contact = 3 + HORIZON, torch.rand(B, S, S, generator=generator) < 0.3
     whole = {
@@ -55,8 +55,8 @@ def gradients(loss: str, rank: int, world: int, passes: int) -> tuple[dict[str, 
         outcome = task(batch, STEP, PROGRESS, survey)
         (outcome.loss / passes).backward()
         counts += torch.stack([outcome.metrics.get(f"loss_{name}", (0, torch.zeros(())))[1] for name in ("invariance", "sufficiency")])
-    grads = {name: runtime.all_reduce(p.grad) / world for name, p in task.named_parameters() if p.grad is not None}
-    return grads, runtime.all_reduce(counts).tolist()
+    grads = {name: all_reduce(p.grad) / world for name, p in task.named_parameters() if p.grad is not None}
+    return grads, all_reduce(counts).tolist()
 
 
 @pytest.fixture(scope="module", params=[2, 4])

@@ -7,8 +7,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cjepa_dist.data.shards import Manifest, read_split
-from cjepa_dist.training.checkpoint import load_task
+from cjepa_dist.checkpoint.loading import load_task
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
 from tests.training.test_resume import TINY_ALOE, TINY_WORLD
 
 

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist import config as schema
 from cjepa_dist import evaluate
 from cjepa_dist.clevrer.language import described, parse
 from cjepa_dist.clevrer.questions import objects
-from cjepa_dist.config import AloeConfig
-from cjepa_dist.data.questions import QuestionSource, VideoQuestions
-from cjepa_dist.data.shards import DatasetWriter, Manifest, read_split
+from cjepa_dist.config import command_line, schema
+from cjepa_dist.config.schema import AloeConfig
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import vqa
+from cjepa_dist.evaluation import submission, vqa, vqa_metrics
 from cjepa_dist.models.aloe import Aloe
-from cjepa_dist.tasks import VqaTask
+from cjepa_dist.tasks.vqa import VqaTask
 from data_prep.simulate.__main__ import main as simulate
 from data_prep.simulate.video import Simulate
 
@@ -49,7 +51,7 @@ def data(tmp_path_factory):
 
 
 def source(data, **more):
-    return QuestionSource(data, "val", **{**SHOWN, "eval_start": 3, "protocol": "counterfactual", **more})
+    return InMemoryQuestions(data, "val", **{**SHOWN, "eval_start": 3, "protocol": "counterfactual", **more})
 
 
 def per_question(questions, ids, sample):
@@ -152,9 +154,9 @@ def test_questions_whose_object_no_slot_holds_are_left_out(data, tmp_path):
     torch.manual_seed(0)
     aloe = Aloe(AloeConfig(frames=9, width=16, depth=1, heads=2, mlp_dim=16, head_dim=8))
     verdicts = vqa.answer(aloe, known)
-    result = vqa.evaluate_vqa({3: verdicts}, 3, draws=2)
+    result = vqa_metrics.evaluate_vqa({3: verdicts}, 3, draws=2)
     assert result["left_out"] == out.sum() and result["accuracy"]["overall.question"]["count"] == (~out).sum()
-    sent = vqa.submission(verdicts)
+    sent = submission.submission(verdicts)
     assert sum(len(scene["questions"]) for scene in sent) == len(whole)
     assert [len(q["choices"]) for scene in sent for q in scene["questions"] if "choices" in q] == np.diff(known.first_row)[
         known.is_choice
@@ -174,7 +176,7 @@ def test_videos_without_an_annotation_are_left_out_whole(data, tmp_path):
 
 def test_left_out_questions_change_no_gradient():
     """The loss of a batch is that of its other questions."""
-    task = VqaTask(schema.parse(schema.TrainAloe, ["data=d", "run=r", "aloe.frames=2", "aloe.depth=1", "aloe.dropout=0"]))
+    task = VqaTask(command_line.parse(schema.TrainAloe, ["data=d", "run=r", "aloe.frames=2", "aloe.depth=1", "aloe.dropout=0"]))
     generator = torch.Generator().manual_seed(0)
     is_choice = torch.tensor([False, True, True, True])
     batch = {

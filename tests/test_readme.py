@@ -2,7 +2,7 @@
 
 import re
 
-from tests.conftest import PROJECT
+from tests.fork_server import PROJECT
 
 TEXT = (PROJECT / "README.md").read_text()
 

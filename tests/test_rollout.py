@@ -6,8 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from cjepa_dist.config import build
-from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample, read_split
+from cjepa_dist.config.merge import build
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from cjepa_dist.rollout import Rollout, main
 from tests.training.test_resume import TINY_WORLD

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import MISSING, TrainAloe, option
-from cjepa_dist.data.manifest import partial
+from cjepa_dist.checkpoint.loading import load_task
+from cjepa_dist.config import command_line
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING, TrainAloe
+from cjepa_dist.data.format.manifest import partial
 from cjepa_dist.errors import UserError
-from cjepa_dist.tasks import VqaTask
-from cjepa_dist.training.checkpoint import load_task
+from cjepa_dist.tasks.vqa import VqaTask
 
 COMMON = {"slots", "slot_dim", "depth", "heads", "mlp_dim", "dropout"}
 SIZES = {
@@ -69,4 +70,4 @@ def main(config: ExportCheckpoint) -> int:
 
 
 if __name__ == "__main__":
-    schema.launch(ExportCheckpoint, main)
+    command_line.launch(ExportCheckpoint, main)

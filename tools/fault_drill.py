@@ -4,7 +4,7 @@
     fault ──> resumed   ──┘    equal bit for bit?  ──> OUT/table.md, exit code 1 if any fault left a trace
 
 Faults are real where they can be: signals and kills come from here, the full disk is a small tmpfs (needs root), processes are started by
-torchrun and by accelerate launch. NaN, a hang and death within the writing of a checkpoint come from CJEPA_FAULT (training/faults.py).
+torchrun and by accelerate launch. NaN, a hang and death within the writing of a checkpoint come from CJEPA_FAULT (resilience/fault_injection.py).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import MISSING, option
+from cjepa_dist.config import command_line
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING
 from cjepa_dist.errors import UserError
 
 STEPS, LIMIT = 16, 900  # seconds for a run of a second or two: the machine may be busy
@@ -372,4 +373,4 @@ def drill(config: Drill, name: str, processes: int, references: References) -> R
 
 
 if __name__ == "__main__":
-    schema.launch(Drill, main)
+    command_line.launch(Drill, main)

@@ -26,17 +26,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist import config as schema
-from cjepa_dist import runtime
-from cjepa_dist.config import MISSING, AloeConfig, LoopConfig, PredictorConfig, TrainAloe, TrainWorldModel, option
-from cjepa_dist.data.manifest import Manifest, partial
-from cjepa_dist.data.windows import ResidentWindows, to_device
+from cjepa_dist.checkpoint import integrity
+from cjepa_dist.checkpoint.writer import CheckpointWriter
+from cjepa_dist.config import command_line
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING, AloeConfig, LoopConfig, PredictorConfig, TrainAloe, TrainWorldModel
+from cjepa_dist.data.format.manifest import Manifest, partial
+from cjepa_dist.data.windows import InMemoryWindows, to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.models import aloe, predictor
-from cjepa_dist.tasks import VqaTask, WorldModelTask, build
-from cjepa_dist.training import checkpoint
-from cjepa_dist.training.folder import open_run, write_json
-from cjepa_dist.training.optimizer import optimizers
+from cjepa_dist.optim.optimizers import build_optimizers
+from cjepa_dist.runtime.environment import describe_environment
+from cjepa_dist.tasks.build import build_task
+from cjepa_dist.tasks.vqa import VqaTask
+from cjepa_dist.tasks.world_model import WorldModelTask
+from cjepa_dist.training.run_dir import open_run_dir, write_json
 
 C_JEPA, ALOE = "C-JEPA", "ALOE"
 MARKS = {"time_pos_embed": C_JEPA, "q_in_proj.weight": ALOE}  # a parameter that only this model has
@@ -79,13 +83,17 @@ def main(config: ImportCheckpoint) -> int:
     trained: TrainWorldModel | TrainAloe
     task, trained, statistics = (world_model if kind == C_JEPA else vqa)(config, found, manifest)
     here: Any = SimpleNamespace(device=torch.device("cpu"), distributed_type="NO", num_processes=1, mixed_precision="no")
-    environment = runtime.environment(here, "none", "fp32")
-    environment["imported"] = {"file": Path(config.source).name, "xxh3": checkpoint.checksum(Path(config.source)), "prefix": prefix}
+    environment = describe_environment(here, "none", "fp32")
+    environment["imported"] = {
+        "file": Path(config.source).name,
+        "xxh3": integrity.checkpoint_checksum(Path(config.source)),
+        "prefix": prefix,
+    }
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        open_run(temporary, trained, environment, first=True)
+        open_run_dir(temporary, trained, environment, first=True)
         meta = {"position": 0, "processes": 1}
-        checkpoint.Writer(temporary / "checkpoints", keep=1).save(task, optimizers(task, trained.optimizer), step=0, meta=meta)
+        CheckpointWriter(temporary / "checkpoints", keep=1).save(task, build_optimizers(task, trained.optimizer), step=0, meta=meta)
         write_json(temporary / "done.json", {"step": 0})
         os.rename(temporary, out)
     except OSError as error:
@@ -189,14 +197,14 @@ def world_model(
     )
     model = fitted(predictor.SlotPredictor.from_reference, predictor.reference_names, found, sizes, config.source)
     trained.predictor = model.config
-    task = build(trained).eval()
+    task = build_task(trained).eval()
     assert isinstance(task, WorldModelTask)
     task.predictor.load_state_dict(model.state_dict())
     if manifest is None:
         unknown = "their variance and median are taken as 1 and the empty slot as 0"
         return task, trained, f"residuals were not measured: for evaluate_graph {unknown}; data=DIR measures them"
     manifest.check_slots(trained.predictor.slots, trained.predictor.slot_dim, config.data, f"the model of {config.source}")
-    source = ResidentWindows(config.data, config.split, history_frames=history, pred_frames=future, frameskip=trained.frameskip)
+    source = InMemoryWindows(config.data, config.split, history_frames=history, pred_frames=future, frameskip=trained.frameskip)
     if manifest.empty_slot is not None:
         task.empty.copy_(torch.tensor(manifest.empty_slot))
     count = measure(task, source, config.windows)
@@ -233,7 +241,7 @@ def vqa(config: ImportCheckpoint, found: dict[str, Tensor], manifest: Manifest |
     trained.aloe = model.config
     if manifest is not None:
         manifest.check_slots(trained.aloe.slots, trained.aloe.slot_dim, config.data, f"the model of {config.source}")
-    task = build(trained).eval()
+    task = build_task(trained).eval()
     assert isinstance(task, VqaTask)
     task.aloe.load_state_dict(model.state_dict())
     return task, trained, "ALOE has no statistics to measure"
@@ -276,7 +284,7 @@ def fitted(
 
 
 @torch.no_grad()
-def measure(task: WorldModelTask, source: ResidentWindows, windows: int) -> int:
+def measure(task: WorldModelTask, source: InMemoryWindows, windows: int) -> int:
     """Set the task's sigma2 and tau, nothing hidden, on windows spread over the split; returns their number."""
     ids = np.linspace(0, len(source) - 1, min(windows, len(source))).astype(np.int64)
     history = task.config.predictor.history_frames
@@ -301,4 +309,4 @@ def describe(config: TrainWorldModel | TrainAloe) -> str:
 
 
 if __name__ == "__main__":
-    schema.launch(ImportCheckpoint, main)
+    command_line.launch(ImportCheckpoint, main)

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cjepa_dist import config as schema
-from cjepa_dist import tasks
 from cjepa_dist.clevrer.vocabulary import ROW_WORDS
-from cjepa_dist.config import MISSING, TrainAloe, TrainWorldModel, option
-from cjepa_dist.data.manifest import Manifest
+from cjepa_dist.config import command_line, merge
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
+from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
+from cjepa_dist.tasks.build import build_task
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 MB = 2**20
@@ -86,9 +87,9 @@ def main(config: Memory) -> None:
 
 def read(config: Memory) -> TrainWorldModel | TrainAloe:
     """The training config. Raises UserError where it is none, or the batch does not divide."""
-    content = schema.read_yaml(config.config)
+    content = merge.read_yaml(config.config)
     arguments = [config.config, *config.set, "data=none", "run=none"]
-    trained = schema.parse(TrainAloe, arguments) if "aloe" in content else schema.parse(TrainWorldModel, arguments)
+    trained = command_line.parse(TrainAloe, arguments) if "aloe" in content else command_line.parse(TrainWorldModel, arguments)
     assert trained is not None
     if trained.loop.precision == "auto":
         trained.loop.precision = "bf16"  # what a GPU takes
@@ -103,7 +104,7 @@ def estimate(
 ) -> Mapping[str, int]:
     """Bytes of one process, by what holds them."""
     with torch.device("meta"):
-        task = tasks.build(config)
+        task = build_task(config)
     size = config.loop.global_batch // (processes * config.loop.accumulation)
     weights = sum(p.nbytes for p in task.parameters())
     optimizer = states(task, config.optimizer.name)
@@ -183,4 +184,4 @@ def largest_block(task: nn.Module) -> int:
 
 
 if __name__ == "__main__":
-    schema.launch(Memory, main)
+    command_line.launch(Memory, main)

@@ -17,8 +17,11 @@ from typing import Any
 from cjepa_dist.clevrer.language import parse
 from cjepa_dist.clevrer.programs import ATTRIBUTES, WORDS
 from cjepa_dist.clevrer.vocabulary import TYPES
-from cjepa_dist.config import MISSING, launch, option
-from cjepa_dist.data.shards import Manifest, read_split
+from cjepa_dist.config.command_line import launch
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.errors import UserError
 
 Table = dict[str, dict[str, float]]  # section -> row -> a mean a video, or a share of the section

@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 
 import yaml
 
-from cjepa_dist.config import flat
+from cjepa_dist.checkpoint.integrity import checkpoint_steps, verify_checkpoint
+from cjepa_dist.config.merge import flatten
 from cjepa_dist.errors import UserError
-from cjepa_dist.training.verify import steps, verify
 
 USAGE = "python -m tools.runs ls DIR | show RUN | compare RUN RUN ..."
 
@@ -43,7 +43,7 @@ class Run:
             raise UserError(f"{self.path / 'config.yaml'} must hold key: value pairs")
         self.environment: dict[str, Any] = self.read("environment.json", json.loads) or {}
         self.lines: list[dict[str, Any]] = self.read("metrics.jsonl", json_lines) or []
-        self.saved = steps(self.path / "checkpoints")
+        self.saved = checkpoint_steps(self.path / "checkpoints")
 
     def read(self, name: str, parse: Any) -> Any:
         """A file's content, None if it is not there."""
@@ -89,7 +89,7 @@ class Run:
 
     def fields(self) -> dict[str, Any]:
         """The config, flat."""
-        return dict(flat(self.config))
+        return dict(flatten(self.config))
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ def show(path: Path) -> str:
     parts += ["", "checkpoints"]
     best = (run.read("checkpoints/best.json", json.loads) or {}).get("step")
     for step in run.saved:
-        fault = verify(path / "checkpoints" / f"step_{step:08d}")
+        fault = verify_checkpoint(path / "checkpoints" / f"step_{step:08d}")
         parts.append(f"  step {step}: {'good' if fault is None else f'DAMAGED ({fault})'}{', the best' if step == best else ''}")
     if not run.saved:
         parts.append("  none")

@@ -14,11 +14,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cjepa_dist import config as schema
-from cjepa_dist.config import MISSING, option
+from cjepa_dist.config import command_line, schema
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import seeds
 from cjepa_dist.evaluation.bootstrap import DRAWS
+from cjepa_dist.reporting import seeds
 
 
 @dataclass
@@ -37,7 +38,7 @@ def main(config: Study) -> int:
     if not config.arms or not config.seeds:
         raise UserError("a study needs arms and seeds")
     for settings in config.arms.values():  # a mistake shows before the first run, not after the tenth
-        schema.parse(schema.TrainWorldModel, [config.base, *settings, "data=d", "run=r"])
+        command_line.parse(schema.TrainWorldModel, [config.base, *settings, "data=d", "run=r"])
     out = Path(config.out)
     found: seeds.Found = {}
     for seed in config.seeds:
@@ -64,4 +65,4 @@ def call(module: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    schema.launch(Study, main)
+    command_line.launch(Study, main)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cjepa_dist.causal import attention, baselines
-from cjepa_dist.causal.attention import pairs
-from cjepa_dist.causal.gradient import gradient_scores
-from cjepa_dist.causal.intervention import interventional_scores, residual, without_dropout
-from cjepa_dist.config import GraphConfig
+from cjepa_dist.causal import attention_graph, baseline_graphs
+from cjepa_dist.causal.attention_graph import pairs
+from cjepa_dist.causal.gradient_graph import gradient_scores
+from cjepa_dist.causal.interventional_graph import interventional_scores, residual, without_dropout
+from cjepa_dist.config.schema import GraphConfig
 from cjepa_dist.errors import UserError
 
 __all__ = ["ESTIMATORS", "Graph", "GraphContext", "Request", "calibrate", "estimate", "residual"]
@@ -65,7 +65,7 @@ class Request:
         """Attention of all layers, or of the last, with nothing hidden, as in inference."""
         nothing = torch.zeros_like(self.present)
         with without_dropout(self.predictor):
-            return attention.attention_maps(self.predictor, self.history, nothing, last=last)
+            return attention_graph.attention_maps(self.predictor, self.history, nothing, last=last)
 
     def chosen(self, tau: Tensor) -> Tensor:
         """The user's tau where one is set, else the estimator's."""
@@ -77,21 +77,21 @@ Scores = tuple[Tensor, Tensor]
 
 def by_published(r: Request) -> Scores:
     """The released graph: last layer, first future frame, mean over key frames AND batch. `config.threshold` takes the place of tau."""
-    adjacency = attention.published_adjacency(r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2])
+    adjacency = attention_graph.published_adjacency(r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2])
     mean = adjacency.mean(dim=0, keepdim=True).expand_as(adjacency)
     return mean * pairs(r.present), torch.full((), r.config.threshold, device=mean.device)
 
 
 def by_attention(r: Request) -> Scores:
     """Per sample, summed over key frames, no diagonal, rows normalised; tau = 2 / (number of present slots), see `attention.row_tau`."""
-    scores = attention.attention_scores(r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2], r.present)
-    return scores, r.chosen(attention.row_tau(scores, r.present))
+    scores = attention_graph.attention_scores(r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2], r.present)
+    return scores, r.chosen(attention_graph.row_tau(scores, r.present))
 
 
 def by_rollout(r: Request) -> Scores:
     """Attention through all layers; tau = 2 / (number of present slots) of what the row gives to others, see `attention.row_tau`."""
-    scores = attention.rollout_scores(r.maps(), r.history.shape[1], r.history.shape[2], r.present)
-    return scores, r.chosen(attention.row_tau(scores, r.present))
+    scores = attention_graph.rollout_scores(r.maps(), r.history.shape[1], r.history.shape[2], r.present)
+    return scores, r.chosen(attention_graph.row_tau(scores, r.present))
 
 
 def in_nats(measure: Callable[..., Tensor], r: Request, **how: Any) -> Scores:
@@ -116,13 +116,15 @@ def by_intervention(r: Request) -> Scores:
 def by_distance(r: Request) -> Scores:
     """1 / distance at the last history frame; tau from the scene's mean distance."""
     frames = r.history.shape[1]
-    return baselines.distance_scores(r.truth, frames, r.present), r.chosen(baselines.distance_tau(r.truth, frames, r.present))
+    return baseline_graphs.distance_scores(r.truth, frames, r.present), r.chosen(baseline_graphs.distance_tau(r.truth, frames, r.present))
 
 
 def by_extrapolation(r: Request) -> Scores:
     """1 / smallest extrapolated distance in the predicted interval; tau from the scene's mean distance."""
     frames = r.history.shape[1]
-    return baselines.extrapolated_scores(r.truth, frames, r.present), r.chosen(baselines.distance_tau(r.truth, frames, r.present))
+    return baseline_graphs.extrapolated_scores(r.truth, frames, r.present), r.chosen(
+        baseline_graphs.distance_tau(r.truth, frames, r.present)
+    )
 
 
 def certain(scores: Tensor) -> Scores:
@@ -137,10 +139,10 @@ ESTIMATORS: dict[str, Callable[[Request], Scores]] = {
     "interventional": by_intervention,
     "distance": by_distance,
     "extrapolated_distance": by_extrapolation,
-    "oracle": lambda r: certain(baselines.oracle_scores(r.truth, r.present)),
-    "shuffled": lambda r: certain(baselines.shuffled_scores(r.truth, r.present, r.context.seed, r.context.step, r.context.sample)),
-    "full": lambda r: certain(baselines.full_scores(r.present)),
-    "empty": lambda r: certain(baselines.empty_scores(r.present)),
+    "oracle": lambda r: certain(baseline_graphs.oracle_scores(r.truth, r.present)),
+    "shuffled": lambda r: certain(baseline_graphs.shuffled_scores(r.truth, r.present, r.context.seed, r.context.step, r.context.sample)),
+    "full": lambda r: certain(baseline_graphs.full_scores(r.present)),
+    "empty": lambda r: certain(baseline_graphs.empty_scores(r.present)),
 }
 
 

@@ -13,7 +13,6 @@ sees the same frames of the world that it asks about; published systems show it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +20,19 @@ import numpy as np
 import torch
 
 from cjepa_dist.clevrer.vocabulary import ROW_WORDS, TYPES
-from cjepa_dist.data.dtypes import widen
-from cjepa_dist.data.intervened import Worlds, load_worlds
-from cjepa_dist.data.order import Shuffled
-from cjepa_dist.data.question_rows import Rows, affirmative
-from cjepa_dist.data.shards import Manifest, load_slots, read_split
+from cjepa_dist.data.counterfactual_worlds import QuestionWorlds, load_question_worlds
+from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import load_slots, read_split
+from cjepa_dist.data.frame_sampling import VIDEO_FRAMES, FrameSampling
+from cjepa_dist.data.question_encoding import EncodedQuestions, remove_negation
+from cjepa_dist.data.sampler import ShuffledSampler
+from cjepa_dist.data.shuffled_videos import other_videos, other_worlds
 from cjepa_dist.errors import UserError
-
-VIDEO_FRAMES = 128
-
-
-@dataclass
-class Shown:
-    """Which frames questions see: `frames` of them, `stride` apart, the first drawn from 0 .. starts-1, or `eval_start`.
-
-    `shuffle` puts the slots of a video in another order each time (one order for all its frames): the order says nothing anyway.
-    `affirm_until`: negated questions of samples below it are asked without their "not", see `affirmative`.
-    """
-
-    frames: int
-    stride: int
-    starts: int = 8
-    eval_start: int | None = None
-    shuffle: bool = False
-    seed: int = 0
-    affirm_until: int = 0
-
-    def check(self, folder: str | Path, total: int) -> None:
-        """Raises UserError for frames that do not fit in the videos of `folder`, of `total` frames."""
-        last = (self.starts - 1 if self.eval_start is None else self.eval_start) + self.stride * (self.frames - 1)
-        shown = min(total, VIDEO_FRAMES)
-        if min(self.frames, self.stride, self.starts) < 1 or (self.eval_start or 0) < 0 or last >= shown:
-            first = f"0..{self.starts - 1}" if self.eval_start is None else str(self.eval_start)
-            raise UserError(
-                f"{self.frames} frames, stride {self.stride}, from start {first} end at frame {last}, but {folder} shows frames "
-                f"0..{shown - 1}; take fewer frames, a smaller stride or an earlier start"
-            )
-
-    def start(self, sample: np.ndarray) -> np.ndarray:
-        """First frame of each sample (n,), before the shift of predictive questions: a function of the seed and the global sample index."""
-        sample = np.asarray(sample, np.int64)
-        if self.eval_start is not None:
-            return np.full(len(sample), self.eval_start, np.int64)
-        return ((_hash(sample, self.seed) >> np.uint64(33)) % np.uint64(self.starts)).astype(np.int64)
+from cjepa_dist.runtime.random import hash_array
 
 
-class Questions(Shuffled):
+class QuestionBatches(ShuffledSampler):
     """Questions about videos that are in memory; `len()` counts them.
 
     Metadata, numpy arrays: `type` (Q,) str; `subtype` (Q,) str, "" where there is none; `scene`, `question_id`, `video` (Q,) int64;
@@ -75,7 +41,9 @@ class Questions(Shuffled):
     choice, or -1 where the answer is not public. `labelled`: every question has its answer.
     """
 
-    def __init__(self, rows: Rows, slots: np.ndarray, shown: Shown, worlds: Worlds | None = None, blind: bool = False) -> None:
+    def __init__(
+        self, rows: EncodedQuestions, slots: np.ndarray, shown: FrameSampling, worlds: QuestionWorlds | None = None, blind: bool = False
+    ) -> None:
         """`slots` (V, T, S, D) as stored; with `worlds` counterfactual questions see these.
 
         `blind` gives each question the slots of another video, or of a world of another one. UserError where some have no answer and
@@ -91,14 +59,14 @@ class Questions(Shuffled):
         self.labelled = rows.labelled()
         self.is_choice = self.type != "descriptive"
         self.kind = np.array([TYPES.index(name) for name in rows.type], np.int64)
-        self.scenes = _other_videos(len(slots), shown.seed)[self.video] if blind else self.video
+        self.scenes = other_videos(len(slots), shown.seed)[self.video] if blind else self.video
         self.worlds, self.left_out = slots[:0], np.zeros(len(self), bool)
         if worlds is not None:
             self.worlds, self.left_out, asked = worlds.slots, worlds.left_out, worlds.asked
-            chosen = _other_worlds(worlds.video, shown.seed)[asked] if blind and len(worlds.video) else asked
+            chosen = other_worlds(worlds.video, shown.seed)[asked] if blind and len(worlds.video) else asked
             self.scenes = np.where(asked < 0, self.scenes, len(slots) + chosen)
         self.label[self.left_out[self.row_question]] = -1
-        self.affirmed = affirmative(self.words, self.label)
+        self.affirmed = remove_negation(self.words, self.label)
 
     def __len__(self) -> int:
         return len(self.type)
@@ -128,7 +96,7 @@ class Questions(Shuffled):
         frames = views[:, 1:2] + self.shown.stride * np.arange(self.shown.frames)
         slots = self.frames_of(views[:, 0], frames)
         if self.shown.shuffle:
-            draws = _hash(views[:, 2:] * self.slots.shape[2] + np.arange(self.slots.shape[2]), self.shown.seed + 1)
+            draws = hash_array(views[:, 2:] * self.slots.shape[2] + np.arange(self.slots.shape[2]), self.shown.seed + 1)
             slots = np.take_along_axis(slots, draws.argsort(axis=1)[:, None, :, None], axis=2)
         words, label = self.words[rows], self.label[rows]
         if (plain := sample[row_question] < self.shown.affirm_until).any():
@@ -158,7 +126,7 @@ class Questions(Shuffled):
         return slots
 
 
-class QuestionSource(Questions):
+class InMemoryQuestions(QuestionBatches):
     """All questions of a split, its slots in memory, one copy a node."""
 
     def __init__(self, folder: str | Path, split: str, *, protocol: str = "published", blind: bool = False, **shown: Any) -> None:
@@ -167,22 +135,22 @@ class QuestionSource(Questions):
         Raises UserError for an unknown word or answer (naming it, the question and the scene), frames that do not fit in the video,
         a split without questions, a split answered in part, `blind` with a single video; worlds that are not there (`intervened.py`).
         """
-        how, manifest = Shown(**shown), Manifest.load(folder)
+        how, manifest = FrameSampling(**shown), Manifest.load(folder)
         how.check(folder, manifest.frames)
-        rows = Rows(str(folder), split)
+        rows = EncodedQuestions(str(folder), split)
         members = ("questions.json",)  # annotations would take four times as long to read
         for video, sample in enumerate(read_split(folder, split, members=members)):
             rows.add(video, sample.questions, scene_of(sample.key))
         if not rows.type:
             raise UserError(f"split {split!r} of {folder} has no questions; ALOE needs <key>.questions.json members")
-        worlds = load_worlds(folder, split, rows.type.count("counterfactual")) if protocol == "counterfactual" else None
+        worlds = load_question_worlds(folder, split, rows.type.count("counterfactual")) if protocol == "counterfactual" else None
         super().__init__(rows, load_slots(folder, split), how, worlds, blind)
 
 
-class VideoQuestions(Shuffled):
+class VideoQuestions(ShuffledSampler):
     """The same questions, a sample being a video with all of its own: `len()` counts videos. They share the video's first frame."""
 
-    def __init__(self, source: Questions, types: Sequence[str] = TYPES) -> None:
+    def __init__(self, source: QuestionBatches, types: Sequence[str] = TYPES) -> None:
         """Only questions of `types` are asked, and videos that have some. UserError where no question is of these types."""
         self.source, self.shown = source, source.shown
         self.asked = np.flatnonzero(np.isin(source.type, types))
@@ -214,29 +182,3 @@ def scene_of(key: str) -> int:
     """Of questions that do not say it: a sample's key is `video_%05d` of its scene."""
     digits = "".join(filter(str.isdigit, key))
     return int(digits) if digits else -1
-
-
-def _hash(values: np.ndarray, seed: int) -> np.ndarray:
-    """64 well-mixed bits of each value and the seed (splitmix64): the same on any machine, in any batch."""
-    with np.errstate(over="ignore"):
-        x = values.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        return x ^ (x >> np.uint64(31))
-
-
-def _other_videos(count: int, seed: int) -> np.ndarray:
-    """(V,): another video for each, every video once: each takes the next one's in a seeded ring."""
-    if count < 2:
-        raise UserError("blind=true gives each question the slots of another video; the split has only one")
-    ring = np.random.default_rng([seed, 0xB11D]).permutation(count)
-    other = np.empty(count, np.int64)
-    other[ring] = np.roll(ring, -1)
-    return other
-
-
-def _other_worlds(video: np.ndarray, seed: int) -> np.ndarray:
-    """(W,): for each world, `video` (W,) says of which video, a world of another: of the next in a seeded ring."""
-    videos, first, count = np.unique(video, return_index=True, return_counts=True)
-    place = np.repeat(_other_videos(len(videos), seed), count)
-    return first[place] + (np.arange(len(video)) - np.repeat(first, count)) % count[place]

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cjepa_dist.data.dtypes import stored, widen
-from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.order import Shuffled
-from cjepa_dist.data.phases import phase_order, runs
-from cjepa_dist.data.shards import load_slots
-from cjepa_dist.data.truth import WindowTruth, load_presence
+from cjepa_dist.data.format.dtypes import stored, widen
+from cjepa_dist.data.format.frame_order import phase_order, runs
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import load_slots
+from cjepa_dist.data.labels import WindowTruth, load_presence
+from cjepa_dist.data.sampler import ShuffledSampler
 from cjepa_dist.errors import UserError
 
 PRESENT = 0.1  # mean square distance to the empty slot from which a slot holds something; slots have unit variance
@@ -76,7 +76,7 @@ class Windows:
         return {"slots": slots, "sample": torch.from_numpy(np.array(sample, np.int64)), "present": shown}
 
 
-class ResidentWindows(Windows, Shuffled):
+class InMemoryWindows(Windows, ShuffledSampler):
     """All windows of a split (or of its first `videos`), in host memory, one copy a node; or, with a `device`, in the memory of that.
 
     `contact_share` > 0 repeats windows with a contact in the predicted interval within the epoch until they make up that share (nothing

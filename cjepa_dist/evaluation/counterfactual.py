@@ -23,22 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist import runtime
-from cjepa_dist.causal import counterfactual
-from cjepa_dist.causal.counterfactual import AtFrames, Block, ByGraph, Paired, Reached
+from cjepa_dist.causal import counterfactual_rollout
+from cjepa_dist.causal.counterfactual_rollout import AtFrames, Block, ByGraph, Paired, Reached
 from cjepa_dist.clevrer import questions
 from cjepa_dist.clevrer.scene import SHOWN
-from cjepa_dist.config import GraphConfig
-from cjepa_dist.data.dtypes import widen
-from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.shards import Sample, read_split
-from cjepa_dist.data.worlds import true_worlds
+from cjepa_dist.config.schema import GraphConfig
+from cjepa_dist.data.counterfactual_worlds import true_worlds
+from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.split_writer import Sample
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap
-from cjepa_dist.evaluation.events import EPISODE, Reader, slot_object
+from cjepa_dist.evaluation.event_decoder import EPISODE, EventDecoder, slot_object
 from cjepa_dist.evaluation.graphs import graph_config
 from cjepa_dist.evaluation.world_model import FUTURE, Table, errors, means
-from cjepa_dist.tasks import WorldModelTask
+from cjepa_dist.runtime.device import native_precision
+from cjepa_dist.tasks.world_model import WorldModelTask
 
 RULES = (
     "truth", "oracle", "factual", "free", "paired", "interventional:empty", "attention_rollout", "distance", "extrapolated_distance",
@@ -90,7 +91,7 @@ def touched(rows: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 class Study:
     """What it takes to roll out by each rule, and to measure it."""
 
-    def __init__(self, task: WorldModelTask, reader: Reader, config: GraphConfig, seed: int) -> None:
+    def __init__(self, task: WorldModelTask, reader: EventDecoder, config: GraphConfig, seed: int) -> None:
         self.task, self.reader, self.config, self.seed = task.eval(), reader, config, seed
         self.device, self.skip = task.sigma2.device, task.config.frameskip
         self.span = task.config.predictor.history_frames * self.skip
@@ -126,10 +127,10 @@ class Study:
         """Worlds (W, T, S, D) and divergence (W, S) by a rule of RULES, any graph estimator, or `paired:4`: tau x 4."""
         if rule == "truth":
             return scenes.true["slots"], scenes.true["diverged"]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=runtime.native_precision() == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=native_precision() == "bf16"):
             paired = rule.startswith("paired")
-            expected = counterfactual.expected(self.task.predictor, scenes.slots, self.skip) if paired else scenes.slots
-            return counterfactual.without(
+            expected = counterfactual_rollout.expected(self.task.predictor, scenes.slots, self.skip) if paired else scenes.slots
+            return counterfactual_rollout.without(
                 self.task.predictor, scenes.slots, expected, scenes.video, scenes.removed, self.rule(rule, scenes),
                 frameskip=self.skip, empty=self.empty,
             )  # fmt: skip
@@ -141,7 +142,7 @@ class Study:
         if name in ("free", "factual"):
             return AtFrames(torch.full_like(true["diverged"], 0 if name == "free" else scenes.slots.shape[1]))
         if name.startswith("paired"):
-            factor = float(name.partition(":")[2] or counterfactual.FACTOR)
+            factor = float(name.partition(":")[2] or counterfactual_rollout.FACTOR)
             return Paired(context.sigma2, factor * context.tau)
         graph = graph_config("oracle" if name == "contacts" else name, self.config)
         if "distance" in name:  # the distance at which objects of the train split touch

@@ -21,19 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist.causal import summary
-from cjepa_dist.causal.attention import pairs
+from cjepa_dist.causal import discovery
+from cjepa_dist.causal.attention_graph import pairs
 from cjepa_dist.causal.graph import GraphContext, calibrate, estimate
-from cjepa_dist.causal.metrics import MEASURES, Edges, Tallies, measure
-from cjepa_dist.config import GRAPH_ESTIMATORS, INTERVENTIONS, GraphConfig
-from cjepa_dist.data.order import window_ids
-from cjepa_dist.data.windows import ResidentWindows, to_device
+from cjepa_dist.config.schema import GRAPH_ESTIMATORS, INTERVENTIONS, GraphConfig
+from cjepa_dist.data.sampler import sample_ids
+from cjepa_dist.data.windows import InMemoryWindows, to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap
+from cjepa_dist.evaluation.graph_metrics import MEASURES, Edges, Tallies, measure
 from cjepa_dist.models.predictor import SlotPredictor
 
 INTERVENTIONAL = tuple(f"interventional:{how}" for how in INTERVENTIONS)
-SUMMARY = tuple(f"summary:{method}" for method in summary.METHODS)  # slow: only where asked for
+SUMMARY = tuple(f"summary:{method}" for method in discovery.METHODS)  # slow: only where asked for
 ESTIMATORS = tuple(row for name in GRAPH_ESTIMATORS for row in (INTERVENTIONAL if name == "interventional" else (name,)))
 TARGETS = ("contact", "contact_new", "influence")
 
@@ -47,7 +47,7 @@ def graph_config(name: str, base: GraphConfig | None = None) -> GraphConfig:
 
 def evaluate_graphs(
     predictor: SlotPredictor,
-    source: ResidentWindows,
+    source: InMemoryWindows,
     context: GraphContext,
     estimators: Sequence[str] = ESTIMATORS,
     *,
@@ -156,7 +156,7 @@ def markdown(result: dict[str, Any], target: str = "contact") -> str:
 
 def heatmaps(
     predictor: SlotPredictor,
-    source: ResidentWindows,
+    source: InMemoryWindows,
     context: GraphContext,
     path: str | Path,
     estimators: Sequence[str] = ("published", "attention", "attention_rollout", "gradient", "interventional:empty", "distance"),
@@ -198,16 +198,16 @@ def heatmaps(
     return Path(path)
 
 
-def distinct_windows(source: ResidentWindows, seed: int, windows: int) -> np.ndarray:
+def distinct_windows(source: InMemoryWindows, seed: int, windows: int) -> np.ndarray:
     """At most `windows` seeded places of the epoch's table; a window that `contact_share` repeats is taken once. Places are what `gather`
     reads.
     """
-    ids = window_ids(seed, 0, min(windows, len(source)), len(source))
+    ids = sample_ids(seed, 0, min(windows, len(source)), len(source))
     same = ids if source.table is None else source.table[ids]
     return ids[np.sort(np.unique(same, return_index=True)[1])]
 
 
-def videos_of(source: ResidentWindows, ids: np.ndarray) -> np.ndarray:
+def videos_of(source: InMemoryWindows, ids: np.ndarray) -> np.ndarray:
     """The video of each place of the epoch's table."""
     return (ids if source.table is None else source.table[ids]) // source.starts
 
@@ -222,16 +222,16 @@ def graph_of(
     return graph.adjacency.float().cpu().numpy(), graph.scores.float().cpu().numpy()
 
 
-def summary_graphs(source: ResidentWindows, videos: np.ndarray, name: str, seed: int) -> np.ndarray:
+def summary_graphs(source: InMemoryWindows, videos: np.ndarray, name: str, seed: int) -> np.ndarray:
     """Raw scores (V, S, S) of some videos by `summary:METHOD`, frames a model step apart."""
     method, lag = name.removeprefix("summary:"), int(source.steps[1])
-    return np.stack([summary.summary_graph(source.video(v), method, lag=lag, seed=seed) for v in videos])
+    return np.stack([discovery.summary_graph(source.video(v), method, lag=lag, seed=seed) for v in videos])
 
 
 def summary_of(scores: np.ndarray, present: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Adjacency and raw scores of windows, float32 arrays (B, S, S), from the scores of their videos."""
     raw = torch.from_numpy(scores).to(present.device) * pairs(present)
-    return calibrate(raw, torch.full((), summary.TAU, device=present.device), present).cpu().numpy(), raw.cpu().numpy()
+    return calibrate(raw, torch.full((), discovery.TAU, device=present.device), present).cpu().numpy(), raw.cpu().numpy()
 
 
 def present_slots(predictor: SlotPredictor, part: dict[str, Tensor]) -> Tensor:

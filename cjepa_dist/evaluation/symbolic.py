@@ -18,14 +18,15 @@ from typing import Any
 from cjepa_dist.clevrer.programs import World
 from cjepa_dist.clevrer.questions import objects, program
 from cjepa_dist.clevrer.scene import SHOWN, History
-from cjepa_dist.data.shards import Sample
-from cjepa_dist.data.worlds import asked_slots
+from cjepa_dist.data.counterfactual_worlds import asked_slots
+from cjepa_dist.data.format.split_writer import Sample
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.events import Reader, slot_object
-from cjepa_dist.evaluation.vqa import TYPES, Verdict
+from cjepa_dist.evaluation.event_decoder import EventDecoder, slot_object
+from cjepa_dist.evaluation.verdicts import Verdict
+from cjepa_dist.evaluation.vqa_metrics import TYPES
 
 
-def answer(reader: Reader, samples: Iterable[Sample]) -> tuple[list[Verdict], dict[str, Any]]:
+def answer(reader: EventDecoder, samples: Iterable[Sample]) -> tuple[list[Verdict], dict[str, Any]]:
     """Verdicts on every question of rolled-out videos, and how many programs of each type failed of how many.
 
     Raises UserError, naming the key, for a video without questions, without an object that slots hold, or without worlds.
@@ -65,7 +66,7 @@ def run(world: World, programs: list[list[str]]) -> str | None:
         return None
 
 
-def worlds_of(reader: Reader, sample: Sample) -> tuple[World, World]:
+def worlds_of(reader: EventDecoder, sample: Sample) -> tuple[World, World]:
     """A video as observed, with its worlds without an object, and as predicted beyond."""
     assert sample.slots is not None and sample.annotation is not None
     held, listed = slot_object(sample), objects(sample.annotation)

@@ -3,7 +3,7 @@
     windows, videos ──> predictions of each method ──> squared errors by object ──> sums by (video, method, class) ──> means, intervals
 
 Slot error: mean over the D numbers of a slot of the squared difference. Position error: root mean squared distance of probed positions
-(evaluation/probe.py) from the true ones, world units. An object counts where it is in view in the last two observed frames of the model
+(evaluation/position_probe.py) from the true ones, world units. An object counts where it is in view in the last two observed frames of the model
 (one frame shows no velocity) and in the target frame.
 Intervals are 95 %, from a bootstrap over videos. Windows are enriched with contacts: colliding objects are rare. That biases no class;
 `all` is over the enriched mixture (the counts say which), so compare it between methods, not with other work.
@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist.config import TrainWorldModel
-from cjepa_dist.data.dtypes import widen
-from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.shards import Sample, read_split
-from cjepa_dist.data.windows import ResidentWindows, to_device
+from cjepa_dist.config.schema import TrainWorldModel
+from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.windows import InMemoryWindows, to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap
 from cjepa_dist.evaluation.graphs import distinct_windows, videos_of
-from cjepa_dist.evaluation.probe import Probe, fit_probe
+from cjepa_dist.evaluation.position_probe import Probe, fit_probe
 from cjepa_dist.models.predictor import SlotPredictor
 
 OBSERVED, FUTURE = 128, 32
@@ -123,7 +124,7 @@ def one_step(
     """Error on the T_p frames after the history. Colliding: in a contact within the predicted interval; near miss: close, no contact."""
     history, ahead = config.predictor.history_frames, config.predictor.pred_frames
     shape: dict[str, Any] = {"history_frames": history, "pred_frames": ahead, "frameskip": config.frameskip}
-    source = ResidentWindows(str(data), split, **shape, contact_share=0.5 if probe else 0.0, truth=probe is not None)
+    source = InMemoryWindows(str(data), split, **shape, contact_share=0.5 if probe else 0.0, truth=probe is not None)
     ids = distinct_windows(source, seed, windows)
     methods: dict[str, Predict] = {"copy": lambda x: copy(x, ahead), "linear": lambda x: linear(x, ahead)}
     methods |= {name: on_its_device(model, model.predict) for name, model in predictors.items()}

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cjepa_dist.causal.attention import pairs, published_adjacency
+from cjepa_dist.causal.attention_graph import pairs, published_adjacency
 from cjepa_dist.causal.graph import Graph
-from cjepa_dist.causal.intervention import without_dropout
-from cjepa_dist.models.masking import uniform
+from cjepa_dist.causal.interventional_graph import without_dropout
 from cjepa_dist.models.predictor import SlotPredictor
+from cjepa_dist.runtime.random import uniform
 
 STREAM_INVARIANCE, STREAM_SUFFICIENCY = 201, 202  # of `masking.uniform`, apart from masks and estimators
 
@@ -147,8 +147,8 @@ def per_sample(
     adjacency = graph.adjacency.detach().float()
     eligible = present & ~hidden
     some = eligible.any(dim=1)
-    i_b = draw(eligible, seed, step, sample, STREAM_INVARIANCE)
-    k_b = draw(eligible, seed, step, sample, STREAM_SUFFICIENCY)
+    i_b = draw_eligible_slot(eligible, seed, step, sample, STREAM_INVARIANCE)
+    k_b = draw_eligible_slot(eligible, seed, step, sample, STREAM_SUFFICIENCY)
     index = torch.arange(slots, device=x.device)
     is_i, is_k = index == i_b[:, None], index == k_b[:, None]  # (B, S)
     pick = i_b[:, None, None].expand(-1, slots, 1)
@@ -164,12 +164,12 @@ def per_sample(
             z1, z2 = predictor(history.repeat(2, 1, 1, 1), torch.cat(masks), future_only=True).chunk(2)
     base, z1, z2 = (z[:, -truth.shape[1] :].float() for z in (clean.detach(), z1, z2))
 
-    e0, e1, e2 = (error(z, truth, sigma2) for z in (base, z1, z2))
+    e0, e1, e2 = (normalized_error(z, truth, sigma2) for z in (base, z1, z2))
     allowed = eligible & ~is_i & some[:, None] & (e1 - e0 <= margin)
     weight = ((1 - from_i) * allowed).detach()
-    invariance = weight * error(z1, base, sigma2)
+    invariance = weight * normalized_error(z1, base, sigma2)
     excess = torch.relu(e2 - e0 - margin) * is_k * some[:, None]
-    metrics = {name: value.detach() for name, value in describe(adjacency, present).items()}
+    metrics = {name: value.detach() for name, value in graph_metrics(adjacency, present).items()}
     return CttTerms(invariance.sum(), weight.sum(), excess.sum(), some.float().sum(), metrics, clean)
 
 
@@ -188,21 +188,21 @@ def consistency(predictor: SlotPredictor, x: Tensor, sigma2: Tensor, weights: Ma
             sequence = torch.cat([sequence, following], dim=1)
             if k in counted:
                 begin = frames + (k - 1) * ahead
-                total = total + weights[k] / k * error(following.float(), x[:, begin : begin + ahead].float(), sigma2).mean()
+                total = total + weights[k] / k * normalized_error(following.float(), x[:, begin : begin + ahead].float(), sigma2).mean()
     return total
 
 
-def error(a: Tensor, b: Tensor, sigma2: Tensor) -> Tensor:
+def normalized_error(a: Tensor, b: Tensor, sigma2: Tensor) -> Tensor:
     """Mean over frames and dimensions of (a - b)^2 / sigma_d^2: (B, T_p, S, D) twice, (D,) -> (B, S), in residual variances."""
     return ((a - b).square() / sigma2.float()).mean(dim=(1, 3))
 
 
-def draw(eligible: Tensor, seed: int, step: int | Tensor, sample: Tensor, stream: int) -> Tensor:
+def draw_eligible_slot(eligible: Tensor, seed: int, step: int | Tensor, sample: Tensor, stream: int) -> Tensor:
     """One eligible slot of each sample, uniformly, (B,) int64; any slot where none is eligible. A function of (seed, step, sample)."""
     return torch.where(eligible, uniform(seed, step, sample, eligible.shape[1], stream), -1.0).argmax(dim=1)
 
 
-def describe(adjacency: Tensor, present: Tensor) -> dict[str, Tensor]:
+def graph_metrics(adjacency: Tensor, present: Tensor) -> dict[str, Tensor]:
     """Share of pairs of present slots that are no edge, and edges into a present slot: a graph near 1.000 or S - 1 decides nothing."""
     both = pairs(present)
     edges = ((adjacency > 0.5) & both).float().sum()

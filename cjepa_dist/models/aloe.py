@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cjepa_dist.config import AloeConfig
+from cjepa_dist.config.schema import AloeConfig
 from cjepa_dist.errors import UserError
-from cjepa_dist.models.attention import Block
+from cjepa_dist.models.transformer import Block
 
 WORDS, ANSWERS = 82, 22  # CLEVRER's vocabulary with PAD
 QUESTION_WORDS, CHOICE_WORDS = 20, 12
@@ -80,19 +80,19 @@ class Aloe(nn.Module):
         row = torch.arange(len(tokens), device=tokens.device) if row_view is None else row_view
         at_cls, at_vision, at_text = self.position.split([1, vision.shape[1], tokens.shape[1]], dim=1)
         vision, x = vision + at_vision, torch.cat([(self.cls + at_cls).expand(len(tokens), -1, -1).to(text.dtype), text + at_text], dim=1)
-        parts = by_length(F.pad(padding, (1, 0)))
+        parts = bucket_by_length(F.pad(padding, (1, 0)))
         texts = [x[rows[:, None], words] for rows, words, _ in parts]
         if self.config.shared_vision:
             for block in blocks:
                 k, v = block.keys(vision)
                 for i, (rows, _, unused) in enumerate(parts):
-                    memory = copies(k, row[rows]), copies(v, row[rows])
+                    memory = gather_rows(k, row[rows]), gather_rows(v, row[rows])
                     texts[i], _ = block(texts[i], unused, first=1 if block is blocks[-1] else None, memory=memory)
                 if block is not blocks[-1]:
                     vision, _ = block(vision)
         else:
             for i, (rows, _, unused) in enumerate(parts):  # the order of tokens says nothing: [CLS], words, slots
-                x, ignored = torch.cat([texts[i], copies(vision, row[rows])], dim=1), F.pad(unused, (0, vision.shape[1]))
+                x, ignored = torch.cat([texts[i], gather_rows(vision, row[rows])], dim=1), F.pad(unused, (0, vision.shape[1]))
                 for block in blocks[:-1]:
                     x, _ = block(x, ignored)
                 texts[i], _ = blocks[-1](x, ignored, first=1)  # nothing else of the last block is read
@@ -158,12 +158,12 @@ class Aloe(nn.Module):
         return marks | {theirs: state[ours].clone() for ours, theirs in reference_names(self.config.depth).items()}
 
 
-def copies(x: Tensor, rows: Tensor) -> Tensor:
+def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     """x[rows] along the first axis; as an embedding, whose backward sums in whole rows (ten times faster on a CPU)."""
     return F.embedding(rows, x.flatten(1)).unflatten(1, x.shape[1:])
 
 
-def by_length(padding: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+def bucket_by_length(padding: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Rows of words sorted into parts of like length, for padding (R, N) bool, True at padding: (rows (r,), words (r, n), padding (r, n)).
 
     More than half of the words of a batch are padding, and positions are added before: so what is left is the same, for half of the work.

@@ -17,9 +17,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from cjepa_dist.config import PredictorConfig
+from cjepa_dist.config.schema import PredictorConfig
 from cjepa_dist.errors import UserError
-from cjepa_dist.models.attention import Block, Pair, rotate, rotation
+from cjepa_dist.models.transformer import Block, Pair, apply_rotary, rotary_angles
 
 
 class SlotPredictor(nn.Module):
@@ -70,11 +70,11 @@ class SlotPredictor(nn.Module):
             wanted = need_attention is True or (last and need_attention == "last")
             if last and future_only:
                 frames = self.config.pred_frames
-                x, weights = ahead(cast(Block, block), x, frames * (1 if own else slots), turn, wanted)
+                x, weights = last_tokens(cast(Block, block), x, frames * (1 if own else slots), turn, wanted)
             else:
                 x, weights = block(x, need_weights=wanted, turn=turn)
             if weights is not None:
-                attention.append(spread(weights, batch, slots) if own else weights)
+                attention.append(expand_to_all_slots(weights, batch, slots) if own else weights)
         x = x.view(batch, slots, frames, width).transpose(1, 2) if own else x.view(batch, frames, slots, width)
         z = self.head(self.norm(x))
         if self.config.predict_change:
@@ -86,7 +86,7 @@ class SlotPredictor(nn.Module):
         if not self.config.rotary:
             return None
         width = self.config.width or self.config.slot_dim
-        return rotation(torch.arange(frames, device=device).repeat_interleave(slots), width // self.config.heads)
+        return rotary_angles(torch.arange(frames, device=device).repeat_interleave(slots), width // self.config.heads)
 
     def embed(self, history: Tensor, hidden: Tensor, last_visible: Tensor) -> Tensor:
         """Tokens (B, T + T_p, S, W) of history (B, T, S, D), with hidden (B, S) and last_visible (B, S, D)."""
@@ -169,18 +169,18 @@ class SlotPredictor(nn.Module):
         return {theirs: state[ours].clone() for ours, theirs in reference_names(config.depth).items()}
 
 
-def ahead(block: Block, x: Tensor, count: int, turn: Pair | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+def last_tokens(block: Block, x: Tensor, count: int, turn: Pair | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
     """A layer's result for the last `count` of the tokens x (B, N, W), (B, count, W), and its weights (B, heads, count, N) if needed."""
     sizes = [x.shape[1] - count, count]
     past, future = x.split(sizes, dim=1)
     k, v = block.keys(past)
     if turn is not None:
         cos, sin = (part.split(sizes) for part in turn)
-        k, turn = rotate(k, (cos[0], sin[0])), (cos[1], sin[1])
+        k, turn = apply_rotary(k, (cos[0], sin[0])), (cos[1], sin[1])
     return block(future, need_weights=need_weights, memory=(k, v), turn=turn)
 
 
-def spread(weights: Tensor, batch: int, slots: int) -> Tensor:
+def expand_to_all_slots(weights: Tensor, batch: int, slots: int) -> Tensor:
     """Attention within each slot, (B * S, heads, Q, T), as attention over all tokens, (B, heads, Q * S, T * S)."""
     _, heads, asked, frames = weights.shape
     same_slot = torch.eye(slots, dtype=weights.dtype, device=weights.device)

@@ -26,7 +26,7 @@ PEAKS = {
 }
 
 
-def peak(name: str, precision: str) -> float | None:
+def peak_flops(name: str, precision: str) -> float | None:
     """Dense FLOP/s of the device called `name` in bf16; None for another precision or where it is not known."""
     if precision != "bf16":
         return None
@@ -34,7 +34,7 @@ def peak(name: str, precision: str) -> float | None:
     return next((value for key, value in PEAKS.items() if words >= set(key.split())), None)
 
 
-def shapes_of(task: nn.Module) -> nn.Module:
+def meta_copy(task: nn.Module) -> nn.Module:
     """A copy of `task` without values, for `step_flops`; taken before the task is wrapped or sharded."""
     return copy.deepcopy(task).to("meta").train()
 

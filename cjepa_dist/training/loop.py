@@ -19,35 +19,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from cjepa_dist import config as schema
-from cjepa_dist import runtime
-from cjepa_dist.data.windows import to_device
+from cjepa_dist.checkpoint.resume import resume
+from cjepa_dist.checkpoint.writer import CheckpointWriter
+from cjepa_dist.config import schema
+from cjepa_dist.engines.base import Engine
+from cjepa_dist.engines.build import build_engine, resolve_precision
 from cjepa_dist.errors import UserError
-from cjepa_dist.losses.collapse import measures
-from cjepa_dist.tasks import Outcome, VqaTask, WorldModelTask
-from cjepa_dist.training import checkpoint, faults, replicas
-from cjepa_dist.training.engine import Engine, start
-from cjepa_dist.training.feed import Feed, Source
-from cjepa_dist.training.folder import Config, check_batch, check_run, open_run, resume, settle_precision, write_json
-from cjepa_dist.training.guard import Guard
-from cjepa_dist.training.meter import Meter
-from cjepa_dist.training.optimizer import learning_rate
-from cjepa_dist.training.profile import Profiler
-from cjepa_dist.training.room import alone, full_disk_is_a_user_error
-from cjepa_dist.training.skip import Skips
-from cjepa_dist.training.step import Sums, stepper
-from cjepa_dist.training.telemetry import Telemetry
+from cjepa_dist.optim.learning_rate import learning_rate
+from cjepa_dist.resilience import fault_injection, replica_check
+from cjepa_dist.resilience.disk_full import full_disk_is_a_user_error, on_main_process
+from cjepa_dist.resilience.preemption import PreemptionGuard
+from cjepa_dist.resilience.skipped_steps import SkippedSteps
+from cjepa_dist.runtime.environment import describe_environment
+from cjepa_dist.tasks.vqa import VqaTask
+from cjepa_dist.tasks.world_model import WorldModelTask
+from cjepa_dist.training.data_loader import Dataset, PrefetchingLoader, check_batch_divides
+from cjepa_dist.training.logger import RunLogger
+from cjepa_dist.training.profiler import Profiler
+from cjepa_dist.training.run_dir import TrainConfig, check_run_dir, open_run_dir, write_json
+from cjepa_dist.training.throughput import ThroughputMeter
+from cjepa_dist.training.train_step import build_train_step
+from cjepa_dist.training.validation import validate
 
-Picture = Callable[[Telemetry, int, Any], None]
+Picture = Callable[[RunLogger, int, Any], None]
 
 
 def train(
     task: WorldModelTask | VqaTask,
-    source: Source,
-    validation: Source,
-    config: Config,
+    source: Dataset,
+    validation: Dataset,
+    config: TrainConfig,
     *,
     val_ids: np.ndarray,
     picture: Picture | None = None,
@@ -60,27 +62,27 @@ def train(
     checkpoint of the last good state) and when the disk is full.
     """
     run = Path(config.run)
-    settle_precision(run, config)
-    engine = start(config)
+    resolve_precision(run, config)
+    engine = build_engine(config)
     handle = engine.handle
-    check_batch(config, handle.num_processes)
-    check_run(run, config)
-    with Guard(run, config.loop) as guard, full_disk_is_a_user_error(run):
-        about = runtime.environment(handle, engine.name, config.loop.precision)
-        open_run(run, config, about, first=handle.is_main_process, group=guard.group)
+    check_batch_divides(config, handle.num_processes)
+    check_run_dir(run, config)
+    with PreemptionGuard(run, config.loop) as guard, full_disk_is_a_user_error(run):
+        about = describe_environment(handle, engine.name, config.loop.precision)
+        open_run_dir(run, config, about, first=handle.is_main_process, group=guard.group)
         background = config.loop.async_checkpoints
-        with checkpoint.Writer(run / "checkpoints", keep=config.loop.keep, background=background, group=guard.writing) as writer:
+        with CheckpointWriter(run / "checkpoints", keep=config.loop.keep, background=background, group=guard.writing) as writer:
             return fit(task, source, validation, config, guard, engine, writer, val_ids, picture)
 
 
 def fit(
     task: WorldModelTask | VqaTask,
-    source: Source,
-    validation: Source,
-    config: Config,
-    guard: Guard,
+    source: Dataset,
+    validation: Dataset,
+    config: TrainConfig,
+    guard: PreemptionGuard,
     engine: Engine,
-    writer: checkpoint.Writer,
+    writer: CheckpointWriter,
     val_ids: np.ndarray,
     picture: Picture | None,
 ) -> int:
@@ -88,7 +90,7 @@ def fit(
     loop, run, handle = config.loop, Path(config.run), engine.handle
     first = handle.is_main_process
     steps = total_steps(loop, len(source))
-    meter = Meter(task, loop, handle.device, steps=steps)
+    meter = ThroughputMeter(task, loop, handle.device, steps=steps)
     meta = engine.open(task, partial(resume, run, first=first))
     start = meta["step"]
     stop = min(steps, loop.stop_at or steps)
@@ -100,27 +102,27 @@ def fit(
     engine.wrap()
     if first:
         print(engine.describe(), flush=True)
-    telemetry = Telemetry(run, config, active=first, start=start, steps=steps, group=guard.group)
-    skips, best = Skips(run, count=meta.get("skipped", 0), first=first), meta.get("best") if loop.keep_best else None
-    feed = Feed(
+    telemetry = RunLogger(run, config, active=first, start=start, steps=steps, group=guard.group)
+    skips, best = SkippedSteps(run, count=meta.get("skipped", 0), first=first), meta.get("best") if loop.keep_best else None
+    feed = PrefetchingLoader(
         source, seed=config.seed, start=start, stop=stop, global_batch=loop.global_batch, accumulation=loop.accumulation,
         rank=handle.process_index, world=handle.num_processes, device=handle.device,
     )  # fmt: skip
     profiler = Profiler(run, loop, first=first, start=start, stop=stop)
-    take = stepper(engine, config, start=start, steps=steps)
+    take = build_train_step(engine, config, start=start, steps=steps)
     signal, done = 0, start
     meter.restart(start, 0.0)
     for step, batches in feed:
-        faults.strike(step, batches)
+        fault_injection.inject_before_step(step, batches)
         loss, good = take(batches, step)
         done = step + 1
         skips.add(done, good, loss)
         telemetry.step(done)
         profiler.step(done)
 
-        faults.strike_replica(done, engine.replicas)
+        fault_injection.inject_replica_fault(done, engine.replicas)
         if loop.compare_every and done % loop.compare_every == 0:
-            replicas.compare(engine.replicas(), done)
+            replica_check.compare_replicas(engine.replicas(), done)
         signal, clock = guard.agreed()
         log = done % loop.log_every == 0 or done == stop
         save = done % loop.checkpoint_every == 0 or done == stop or signal or clock
@@ -171,7 +173,7 @@ def fit(
     if (read := feed.describe()) and first:
         print(read, flush=True)
     if done == steps:
-        alone(run, lambda: write_json(run / "done.json", {"step": steps}), first=first, group=guard.group)
+        on_main_process(run, lambda: write_json(run / "done.json", {"step": steps}), first=first, group=guard.group)
     handle.wait_for_everyone()
     handle.end_training()
     return guard.leave(signal, done) if signal and done < steps else 0
@@ -182,30 +184,6 @@ def total_steps(loop: schema.LoopConfig, samples: int) -> int:
     return loop.steps or math.ceil(loop.epochs * samples / loop.global_batch)
 
 
-def batch_names(config: Config, source: Source, step: int) -> list[str]:
+def batch_names(config: TrainConfig, source: Dataset, step: int) -> list[str]:
     """(global batch,): all samples of a step, by names that a user can look up."""
     return source.names(source.order(config.seed, step * config.loop.global_batch, config.loop.global_batch))
-
-
-@torch.no_grad()
-def validate(task: Any, source: Source, ids: np.ndarray, engine: Engine, batch: int) -> dict[str, float]:
-    """Metrics over `ids`, each counted once: ranks take interleaved shares, uneven ones included, and no forward waits for another rank."""
-    task.eval()
-    handle = engine.handle
-    mine, sums, moments = ids[handle.process_index :: handle.num_processes], Sums(), None
-    blank = not len(mine)  # more processes than samples: such a rank adds zeros, since the others wait for its part of the sums
-    mine = ids[:1] if blank else mine
-    share = max(1, batch // handle.num_processes)
-    for begin in range(0, len(mine), share):
-        part = mine[begin : begin + share]
-        content = source.gather(part, part.astype(np.int64))
-        content = to_device(content, handle.device)
-        with engine.autocast():
-            outcome: Outcome = task(content, 0)
-        outcome = outcome.emptied() if blank else outcome
-        sums.add(outcome.metrics)
-        if outcome.moments is not None:
-            moments = outcome.moments if moments is None else moments + outcome.moments
-    task.train()
-    means = sums.read() | ({} if moments is None else measures(runtime.all_reduce(moments)))
-    return {**means, "loss": task.combine(means)}

@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.clevrer.scene import SHOWN, TRUTH_FRAMES
-from cjepa_dist.config import launch
-from cjepa_dist.data.shards import DatasetWriter, Manifest, Sample
+from cjepa_dist.config.command_line import launch
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from data_prep.parts import share, with_part
 from data_prep.progress import Progress

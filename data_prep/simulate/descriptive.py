@@ -12,7 +12,8 @@ from random import Random
 from typing import Any
 
 from cjepa_dist.clevrer.language import BY_FAMILY, TIMES, Filler, Form, Namer, at_event, fill, phrase, plain
-from cjepa_dist.clevrer.programs import ATTRIBUTES, SHOWN, World
+from cjepa_dist.clevrer.programs import ATTRIBUTES, World
+from cjepa_dist.clevrer.scene import SHOWN
 from cjepa_dist.errors import UserError
 
 # One place for each question: the families that may stand there, and how often.

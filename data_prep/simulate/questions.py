@@ -17,9 +17,9 @@ import numpy as np
 from cjepa_dist.clevrer.language import Namer
 from cjepa_dist.clevrer.programs import World
 from cjepa_dist.clevrer.scene import History
-from data_prep.simulate.choices import counterfactual as ask_counterfactual
-from data_prep.simulate.choices import explanatory, predictive
 from data_prep.simulate.descriptive import descriptive
+from data_prep.simulate.multiple_choice import counterfactual as ask_counterfactual
+from data_prep.simulate.multiple_choice import explanatory, predictive
 
 
 def make_questions(

@@ -17,7 +17,7 @@ from omegaconf import MISSING
 
 from cjepa_dist.clevrer.questions import removed_objects
 from cjepa_dist.clevrer.scene import SHOWN, TRUTH_FRAMES, History
-from cjepa_dist.config import option
+from cjepa_dist.config.fields import option
 from data_prep.parts import part_option
 from data_prep.simulate import slots as encoder
 from data_prep.simulate import truth, world

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cjepa_dist.causal import graph as graphs
-from cjepa_dist.causal.attention import attention_maps, rollout_scores
+from cjepa_dist.causal.attention_graph import attention_maps, rollout_scores
 from cjepa_dist.causal.graph import Graph, GraphContext, calibrate, estimate
-from cjepa_dist.causal.intervention import donors, partners, residual
-from cjepa_dist.config import GRAPH_ESTIMATORS, GraphConfig, PredictorConfig
+from cjepa_dist.causal.interventional_graph import donors, partners, residual
+from cjepa_dist.config.schema import GRAPH_ESTIMATORS, GraphConfig, PredictorConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.models.predictor import SlotPredictor
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, WORDS, encode, split
-from cjepa_dist.data.questions import QuestionSource, VideoQuestions
-from cjepa_dist.data.shards import DatasetWriter, Sample
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
 from cjepa_dist.errors import UserError
 
 T, S, D = 160, 3, 4
@@ -114,7 +115,7 @@ def test_too_long():
 
 
 def test_metadata(folder):
-    source = QuestionSource(folder, "val", **PUBLISHED)
+    source = InMemoryQuestions(folder, "val", **PUBLISHED)
     assert len(source) == 15 and source.labelled
     assert source.type.tolist()[:5] == ["descriptive", "explanatory", "predictive", "counterfactual", "descriptive"]
     assert source.scene.tolist() == [100] * 5 + [101] * 5 + [103] * 5
@@ -124,7 +125,7 @@ def test_metadata(folder):
 
 
 def test_batch(folder):
-    source = QuestionSource(folder, "val", **PUBLISHED, eval_start=3)
+    source = InMemoryQuestions(folder, "val", **PUBLISHED, eval_start=3)
     batch = source.gather(np.array([13, 1, 0]), np.array([7, 8, 9]))
     shapes = {name: tuple(value.shape) for name, value in batch.items()}
     assert shapes == {
@@ -147,7 +148,7 @@ def test_batch(folder):
 
 @pytest.mark.parametrize("start, first", [(0, 32), (3, 35), (7, 39)])
 def test_predictive_questions_see_the_end(folder, start, first):
-    source = QuestionSource(folder, "val", **PUBLISHED, eval_start=start)
+    source = InMemoryQuestions(folder, "val", **PUBLISHED, eval_start=start)
     frames = per_question(source, [2, 3], [0, 1])[:, :, 0, 0] * 1000
     assert frames[0].round().tolist() == [first + 5 * i for i in range(25)]
     assert frames[1].round().tolist() == [start + 5 * i for i in range(25)]
@@ -155,7 +156,7 @@ def test_predictive_questions_see_the_end(folder, start, first):
 
 
 def test_no_shift_without_rollout(tmp_path):
-    source = QuestionSource(write(tmp_path / "data", frames=128), "val", **PUBLISHED, eval_start=7)
+    source = InMemoryQuestions(write(tmp_path / "data", frames=128), "val", **PUBLISHED, eval_start=7)
     assert torch.equal(source.gather([2], [0])["slots"], source.gather([3], [0])["slots"])
     assert len(source.gather([2, 3], [0, 0])["slots"]) == 1  # one view serves both
 
@@ -168,7 +169,7 @@ def per_question(source, ids, sample):
 
 
 def test_videos_hold_all_their_questions(folder):
-    source = QuestionSource(folder, "val", **PUBLISHED)
+    source = InMemoryQuestions(folder, "val", **PUBLISHED)
     videos = VideoQuestions(source)
     assert len(videos) == 3
     batch, plain = videos.gather([2, 0], [70, 71]), source.gather([*range(10, 15), *range(5)], [70] * 5 + [71] * 5)
@@ -177,7 +178,7 @@ def test_videos_hold_all_their_questions(folder):
 
 
 def test_only_some_types_are_asked(folder):
-    source = QuestionSource(folder, "val", **PUBLISHED)
+    source = InMemoryQuestions(folder, "val", **PUBLISHED)
     videos = VideoQuestions(source, ["predictive", "counterfactual"])
     batch, plain = videos.gather([1, 2], [7, 8]), source.gather([7, 8, 12, 13], [7, 7, 8, 8])
     assert len(videos) == 3 and all(torch.equal(batch[name], plain[name]) for name in plain)
@@ -187,19 +188,19 @@ def test_only_some_types_are_asked(folder):
 
 
 def test_names_are_what_a_user_can_look_up(folder):
-    source = QuestionSource(folder, "val", **PUBLISHED)
+    source = InMemoryQuestions(folder, "val", **PUBLISHED)
     assert source.names([0, 6]) == ["scene 100 question 0", "scene 101 question 1"]
     assert VideoQuestions(source).names([0, 2]) == ["scene 100", "scene 103"]
 
 
 def test_start_depends_on_the_sample_alone(folder):
-    source = QuestionSource(folder, "val", **PUBLISHED, seed=4)
+    source = InMemoryQuestions(folder, "val", **PUBLISHED, seed=4)
     sample = np.arange(10_000, 18_000)
     drawn = source.shown.start(sample)
     assert drawn.min() == 0 and drawn.max() == 7
     assert np.abs(np.bincount(drawn) / 1000 - 1).max() < 0.15
     assert (source.shown.start(sample[5:9]) == drawn[5:9]).all()
-    assert (QuestionSource(folder, "val", **PUBLISHED, seed=5).shown.start(sample) != drawn).any()
+    assert (InMemoryQuestions(folder, "val", **PUBLISHED, seed=5).shown.start(sample) != drawn).any()
     assert torch.equal(per_question(source, [0, 5, 9], [20, 21, 22])[1:2], per_question(source, [5], [21]))
 
 
@@ -220,11 +221,11 @@ def test_a_batch_is_its_questions(folder, ids, position, shuffle):
 
 
 def shared_source(folder, shuffle, cache={}):  # noqa: B006
-    return cache.setdefault((folder, shuffle), QuestionSource(folder, "val", **PUBLISHED, shuffle=shuffle))
+    return cache.setdefault((folder, shuffle), InMemoryQuestions(folder, "val", **PUBLISHED, shuffle=shuffle))
 
 
 def test_shuffled_slots_are_one_order_for_all_frames(folder):
-    plain, shuffled = (QuestionSource(folder, "val", **PUBLISHED, shuffle=shuffle) for shuffle in (False, True))
+    plain, shuffled = (InMemoryQuestions(folder, "val", **PUBLISHED, shuffle=shuffle) for shuffle in (False, True))
     for source in (plain, shuffled):
         source.slots = source.slots + 10 * np.arange(S)[:, None]
     orders = set()
@@ -237,8 +238,8 @@ def test_shuffled_slots_are_one_order_for_all_frames(folder):
 
 
 def test_blind_shows_another_video(folder):
-    sighted = QuestionSource(folder, "val", **PUBLISHED, eval_start=0)
-    blind = QuestionSource(folder, "val", **PUBLISHED, eval_start=0, blind=True)
+    sighted = InMemoryQuestions(folder, "val", **PUBLISHED, eval_start=0)
+    blind = InMemoryQuestions(folder, "val", **PUBLISHED, eval_start=0, blind=True)
     ids = np.arange(15)
     seen, other = sighted.gather(ids, ids), blind.gather(ids, ids)
     true, false = (per_question(source, ids, ids)[:, 0, 0, 0].floor().long() for source in (sighted, blind))
@@ -254,7 +255,7 @@ def test_negated_questions_without_their_not(tmp_path):
                 q["question"] = "Which event will not happen if the red metal cube is removed?"
         return content
 
-    source = QuestionSource(write(tmp_path / "data", change=negate), "val", **PUBLISHED)
+    source = InMemoryQuestions(write(tmp_path / "data", change=negate), "val", **PUBLISHED)
     ids = np.arange(len(source))
     as_asked = source.gather(ids, ids)
     source.shown.affirm_until = 5  # samples 0 to 4: the first video
@@ -274,7 +275,7 @@ def test_questions_without_answers(tmp_path):
         content["questions"] = [question(i, kind, answers=False) for i, kind in enumerate(TYPES)]
         return content
 
-    source = QuestionSource(write(tmp_path / "data", change=hide), "val", **PUBLISHED)
+    source = InMemoryQuestions(write(tmp_path / "data", change=hide), "val", **PUBLISHED)
     assert not source.labelled
     assert (source.gather([0, 1], [0, 1])["label"] == -1).all()
 
@@ -285,7 +286,7 @@ def test_questions_without_answers(tmp_path):
 def refuse(tmp_path, change, *expected, **options):
     folder = write(tmp_path / "data", change=change)
     with pytest.raises(UserError) as caught:
-        QuestionSource(folder, "val", **{**PUBLISHED, **options})
+        InMemoryQuestions(folder, "val", **{**PUBLISHED, **options})
     for part in expected:
         assert part in str(caught.value)
 
@@ -347,9 +348,9 @@ def test_no_questions(tmp_path):
 @pytest.mark.parametrize("options", [{"frames": 26}, {"stride": 6}, {"starts": 9}, {"eval_start": 8}, {"eval_start": -1}, {"frames": 0}])
 def test_frames_that_do_not_fit(folder, options):
     with pytest.raises(UserError, match=r"frames 0\.\.127"):
-        QuestionSource(folder, "val", **{**PUBLISHED, **options})
+        InMemoryQuestions(folder, "val", **{**PUBLISHED, **options})
 
 
 def test_blind_needs_two_videos(tmp_path):
     with pytest.raises(UserError, match="only one"):
-        QuestionSource(write(tmp_path / "data", videos=1), "val", **PUBLISHED, blind=True)
+        InMemoryQuestions(write(tmp_path / "data", videos=1), "val", **PUBLISHED, blind=True)

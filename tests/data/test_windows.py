@@ -6,12 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cjepa_dist.data.dtypes import widen
-from cjepa_dist.data.order import window_ids
-from cjepa_dist.data.phases import phase_order, runs
-from cjepa_dist.data.shards import DatasetWriter, Sample
-from cjepa_dist.data.truth import load_truth
-from cjepa_dist.data.windows import ResidentWindows, to_device
+from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.frame_order import phase_order, runs
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.data.labels import load_truth
+from cjepa_dist.data.sampler import sample_ids
+from cjepa_dist.data.windows import InMemoryWindows, to_device
 from cjepa_dist.errors import UserError
 
 VIDEOS, FRAMES, TRUE_FRAMES, SLOTS, WIDTH, RADIUS, HORIZON = 4, 30, 40, 4, 5, 0.1, 4
@@ -80,7 +81,7 @@ def expected(truth, start, history, pred, skip):
 @pytest.mark.parametrize(("history", "pred", "skip"), [(3, 1, 4), (3, 2, 2), (1, 1, 4), (2, 3, 3)])
 def test_windows_are_as_defined(data, history, pred, skip):
     folder, truths = data
-    source = ResidentWindows(folder, "train", history_frames=history, pred_frames=pred, frameskip=skip, truth=True)
+    source = InMemoryWindows(folder, "train", history_frames=history, pred_frames=pred, frameskip=skip, truth=True)
     starts = FRAMES - (history + pred) * skip + 1
     assert len(source) == VIDEOS * starts
     ids = np.random.default_rng(1).permutation(len(source))
@@ -101,13 +102,13 @@ def test_windows_are_as_defined(data, history, pred, skip):
 
 
 def test_presence_needs_no_labels(data, tmp_path):
-    source = ResidentWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2, videos=3)
-    labelled = ResidentWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2, videos=3, truth=True)
+    source = InMemoryWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2, videos=3)
+    labelled = InMemoryWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2, videos=3, truth=True)
     batch = source.gather(np.arange(5), np.arange(5))
     assert set(batch) == {"slots", "present", "sample"}
     assert torch.equal(batch["present"], labelled.gather(np.arange(5), np.arange(5))["present"]) and not batch["present"].all()
     write(tmp_path / "plain", truth=False)
-    plain = ResidentWindows(tmp_path / "plain", "train", history_frames=2, pred_frames=1, frameskip=2)
+    plain = InMemoryWindows(tmp_path / "plain", "train", history_frames=2, pred_frames=1, frameskip=2)
     assert plain.gather(np.arange(5), np.arange(5))["present"].all()  # neither truth nor an empty slot to compare with
     plain.empty = plain.gather(np.arange(1), np.arange(1))["slots"][0, 0, 2]
     assert not plain.gather(np.arange(1), np.arange(1))["present"][0, 0, 2]
@@ -119,13 +120,13 @@ def test_presence_needs_no_labels(data, tmp_path):
 def test_on_a_device_a_batch_is_the_same(tmp_path, dtype):
     write(tmp_path / "data", dtype=dtype)
     settings = dict(history_frames=2, pred_frames=1, frameskip=2, truth=True, contact_share=0.5)
-    host, device = (ResidentWindows(tmp_path / "data", "train", **settings, device=d) for d in (None, torch.device("cpu")))
+    host, device = (InMemoryWindows(tmp_path / "data", "train", **settings, device=d) for d in (None, torch.device("cpu")))
     ids = np.random.default_rng(0).permutation(len(host))
     found, expected = device.gather(ids, ids), host.gather(ids, ids)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert device.on_device.dtype == found["slots"].dtype == getattr(torch, dtype)
     assert device.on_device.data_ptr() != host.slots.ctypes.data
-    assert ResidentWindows(tmp_path / "data", "train", **settings, device=torch.device("meta")).gather(ids, ids)["slots"].is_meta
+    assert InMemoryWindows(tmp_path / "data", "train", **settings, device=torch.device("meta")).gather(ids, ids)["slots"].is_meta
 
 
 def test_all_values_are_widened_exactly():
@@ -155,8 +156,8 @@ def test_a_window_is_a_run_of_its_frames(videos, slots, width, length, frameskip
 
 
 def test_an_epoch_holds_each_window_once(data):
-    source = ResidentWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2)
-    first = source.gather(window_ids(3, 0, len(source), len(source)), np.arange(len(source)))["slots"]
+    source = InMemoryWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2)
+    first = source.gather(sample_ids(3, 0, len(source), len(source)), np.arange(len(source)))["slots"]
     rows = {row.numpy().tobytes() for row in first}
     assert len(rows) == len(source)
 
@@ -165,27 +166,27 @@ def test_an_epoch_holds_each_window_once(data):
 def test_contact_share(data, share):
     folder, _ = data
     settings = dict(history_frames=3, pred_frames=1, frameskip=4, truth=True)
-    plain = ResidentWindows(folder, "train", **settings)
-    source = ResidentWindows(folder, "train", contact_share=share, **settings)
+    plain = InMemoryWindows(folder, "train", **settings)
+    source = InMemoryWindows(folder, "train", contact_share=share, **settings)
     natural = plain.gather(np.arange(len(plain)), np.arange(len(plain)))["collides"].any(1).float().mean().item()
     found = source.gather(np.arange(len(source)), np.arange(len(source)))["collides"].any(1).float().mean().item()
     assert found == pytest.approx(max(share, natural), abs=0.01)
     assert set(np.unique(source.table)) == set(range(len(plain)))
-    hidden = ResidentWindows(folder, "train", contact_share=share, **{**settings, "truth": False})
+    hidden = InMemoryWindows(folder, "train", contact_share=share, **{**settings, "truth": False})
     assert np.array_equal(hidden.table, source.table) and hidden.truth is None
 
 
 def test_clear_errors(data, tmp_path):
     settings = dict(history_frames=3, pred_frames=1, frameskip=4)
     with pytest.raises(UserError, match=r"= 32 frames, the videos in .* have 30"):
-        ResidentWindows(data[0], "train", history_frames=6, pred_frames=2, frameskip=4)
+        InMemoryWindows(data[0], "train", history_frames=6, pred_frames=2, frameskip=4)
     with pytest.raises(UserError, match="contact_share"):
-        ResidentWindows(data[0], "train", contact_share=1.0, **settings)
+        InMemoryWindows(data[0], "train", contact_share=1.0, **settings)
     write(tmp_path / "bare", truth=False)
-    assert len(ResidentWindows(tmp_path / "bare", "train", **settings))
+    assert len(InMemoryWindows(tmp_path / "bare", "train", **settings))
     for wish in ({"truth": True}, {"contact_share": 0.5}):
         with pytest.raises(UserError, match="video_00000: has no truth"):
-            ResidentWindows(tmp_path / "bare", "train", **settings, **wish)
+            InMemoryWindows(tmp_path / "bare", "train", **settings, **wish)
 
 
 def test_load_truth_stacks_whole_videos(data):

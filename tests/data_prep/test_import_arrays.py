@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cjepa_dist.data.dtypes import widen
-from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.shards import load_slots, read_split
-from cjepa_dist.data.verify import verify_folder
+from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import load_slots, read_split
+from cjepa_dist.data.format.verify import verify_folder
 from cjepa_dist.errors import UserError
 from data_prep.import_arrays import ImportArrays, main
 from data_prep.merge import Merge

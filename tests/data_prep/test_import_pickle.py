@@ -14,11 +14,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cjepa_dist.data.shards import Manifest, load_slots, read_split
-from cjepa_dist.data.verify import verify_folder
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import load_slots, read_split
+from cjepa_dist.data.format.verify import verify_folder
 from cjepa_dist.errors import UserError
-from data_prep import safe_pickle
 from data_prep.import_pickle import ImportPickle, main
+from data_prep.pickle import reader
 
 SHAPE = (6, 3, 8)
 
@@ -56,7 +57,7 @@ def test_arrays_and_containers_come_through(tmp_path, protocol):
         "scalar": np.float32(1.5),
         "rest": [None, True, 3, 2.5, "text", b"bytes", (1, (2,)), {1, 2}, frozenset((3,)), bytearray(b"x"), OrderedDict(a=1)],
     }
-    loaded = safe_pickle.load(dump(tmp_path / "x.pkl", content, protocol))
+    loaded = reader.load(dump(tmp_path / "x.pkl", content, protocol))
     assert loaded["rest"] == content["rest"] and loaded["scalar"] == np.float32(1.5)
     for name in ("half", "big_endian", "fortran", "slice", "empty", "text", "flags"):
         assert np.array_equal(loaded[name], content[name]) and loaded[name].dtype == content[name].dtype
@@ -74,7 +75,7 @@ def test_tensors_come_through(tmp_path, how, dtype):
         dump(path, content)
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
-    loaded = safe_pickle.load(path)
+    loaded = reader.load(path)
     for name, tensor in content.items():
         expected = tensor.detach().float() if dtype == torch.bfloat16 else tensor.detach()
         assert np.array_equal(loaded[name], expected.numpy()), name
@@ -82,7 +83,7 @@ def test_tensors_come_through(tmp_path, how, dtype):
 
 def test_shared_arrays_and_tuples(tmp_path):
     array = video(0)
-    loaded = safe_pickle.load(dump(tmp_path / "x.pkl", [array, {"again": array}, (array,)]))
+    loaded = reader.load(dump(tmp_path / "x.pkl", [array, {"again": array}, (array,)]))
     assert loaded[0] is loaded[1]["again"] is loaded[2][0]
 
 
@@ -120,7 +121,7 @@ def test_code_is_refused_by_name_and_does_not_run(tmp_path, where):
     if where == "tensor_hooks":
         attack = Call(torch._utils._rebuild_tensor_v2, attack, 0, (1,), (1,), False, OrderedDict())
     with pytest.raises(UserError, match=r"x\.pkl needs (posix|os)\.system"):
-        safe_pickle.load(dump(tmp_path / "x.pkl", attack))
+        reader.load(dump(tmp_path / "x.pkl", attack))
     assert not flag(tmp_path).exists()
 
 
@@ -128,7 +129,7 @@ def test_code_is_refused_by_name_and_does_not_run(tmp_path, where):
 def test_code_in_a_torch_file_is_refused(tmp_path, zipped):
     torch.save({"a": Call(os.system, f"touch {flag(tmp_path)}")}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"needs (posix|os)\.system"):
-        safe_pickle.load(tmp_path / "x.pt")
+        reader.load(tmp_path / "x.pt")
     assert not flag(tmp_path).exists()
 
 
@@ -137,7 +138,7 @@ def test_code_within_a_storage_is_refused(tmp_path):
     inner = io.BytesIO()
     torch.save(Call(os.system, f"touch {flag(tmp_path)}"), inner, _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match=r"needs (posix|os)\.system"):
-        safe_pickle.load(dump(tmp_path / "x.pkl", Call(torch.storage._load_from_bytes, inner.getvalue())))
+        reader.load(dump(tmp_path / "x.pkl", Call(torch.storage._load_from_bytes, inner.getvalue())))
     assert not flag(tmp_path).exists()
 
 
@@ -161,13 +162,13 @@ def test_code_within_a_storage_is_refused(tmp_path):
         ("_codecs", "lookup"),
         ("collections", "namedtuple"),
         ("subprocess", "Popen"),
-        ("data_prep.safe_pickle", "load"),
+        ("data_prep.pickle.reader", "load"),
     ],
 )
 def test_other_names_are_refused(tmp_path, module, name):
     (tmp_path / "x.pkl").write_bytes(by_name(module, name))
     with pytest.raises(UserError, match=f"needs {module}.{name}: only arrays"):
-        safe_pickle.load(tmp_path / "x.pkl")
+        reader.load(tmp_path / "x.pkl")
 
 
 def test_misuse_of_allowed_names_is_refused(tmp_path):
@@ -198,7 +199,7 @@ def test_misuse_of_allowed_names_is_refused(tmp_path):
     ]
     for attempt in attempts:
         with pytest.raises(UserError):
-            safe_pickle.load(dump(tmp_path / "x.pkl", attempt))
+            reader.load(dump(tmp_path / "x.pkl", attempt))
 
 
 def test_state_cannot_be_forced_on_what_is_allowed(tmp_path):
@@ -208,14 +209,14 @@ def test_state_cannot_be_forced_on_what_is_allowed(tmp_path):
         program = target + b"}X\x04\x00\x00\x00makeX\x01\x00\x00\x00xsb."
         (tmp_path / "x.pkl").write_bytes(program)
         with pytest.raises(UserError):
-            safe_pickle.load(tmp_path / "x.pkl")
-    assert safe_pickle.load(dump(tmp_path / "y.pkl", OrderedDict(a=1))) == {"a": 1}
+            reader.load(tmp_path / "x.pkl")
+    assert reader.load(dump(tmp_path / "y.pkl", OrderedDict(a=1))) == {"a": 1}
 
 
 def test_persistent_ids_are_refused(tmp_path):
     (tmp_path / "x.pkl").write_bytes(b"Psomething\n.")
     with pytest.raises(UserError, match="outside of it"):
-        safe_pickle.load(tmp_path / "x.pkl")
+        reader.load(tmp_path / "x.pkl")
 
 
 def test_damaged_files_are_errors_of_the_user(tmp_path):
@@ -223,9 +224,9 @@ def test_damaged_files_are_errors_of_the_user(tmp_path):
     for size in (0, 1, 10, 200, len(content) // 2, len(content) - 1):
         (tmp_path / "x.pkl").write_bytes(content[:size])
         with pytest.raises(UserError, match=r"x\.pkl is not a readable pickle"):
-            safe_pickle.load(tmp_path / "x.pkl")
+            reader.load(tmp_path / "x.pkl")
     with pytest.raises(UserError, match="cannot be read"):
-        safe_pickle.load(tmp_path / "none.pkl")
+        reader.load(tmp_path / "none.pkl")
 
 
 def every_program():
@@ -253,7 +254,7 @@ def test_changed_bytes_are_read_or_refused(tmp_path, program, changes, start):
         spoiled[place % min(len(spoiled), 1 << (6 + 3 * start))] = byte  # most of the program stands at the start
     (tmp_path / "x.pkl").write_bytes(spoiled)
     try:
-        safe_pickle.load(tmp_path / "x.pkl")
+        reader.load(tmp_path / "x.pkl")
     except UserError as error:
         assert "x.pkl" in str(error) or "the pickle" in str(error)
 

@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist.data.dtypes import narrow, widen
-from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.questions import QuestionSource
-from cjepa_dist.data.shards import DatasetWriter, load_slots, read_split
-from cjepa_dist.data.split_writer import OpenShard
-from cjepa_dist.data.verify import verify_folder
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.data.format.dtypes import narrow, widen
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import load_slots, read_split
+from cjepa_dist.data.format.split_writer import OpenShard
+from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.data.questions import InMemoryQuestions
+from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
-from data_prep import joining, safe_pickle
+from data_prep import annotations
 from data_prep.import_pickle import ImportPickle, main
 from data_prep.merge import Merge
 from data_prep.merge import main as merge
+from data_prep.pickle import reader
 from tests.data_prep.test_import_pickle import dump, public, video
 from tools.bench.data_import import write_pickle
 
@@ -87,31 +89,31 @@ def test_a_pickle_larger_than_the_memory_it_may_have(tmp_path, kind):
 
 
 def test_reading_a_table_of_contents_reads_no_array(source):
-    with safe_pickle.opened(source) as content:
+    with reader.opened(source) as content:
         arrays = list(content["train"].values())
         assert len(arrays) == VIDEOS and all(a.shape == (128, 7, 128) and a.content.memory is None for a in arrays)
-        assert safe_pickle.array(source, arrays[5])[0, 0, 0] == np.float32(0.005)
+        assert reader.array(source, arrays[5])[0, 0, 0] == np.float32(0.005)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
     write_pickle(tmp_path / "x.pkl", 2)
-    with safe_pickle.opened(tmp_path / "x.pkl") as content:
+    with reader.opened(tmp_path / "x.pkl") as content:
         os.truncate(tmp_path / "x.pkl", 500_000)
         with pytest.raises(UserError, match=r"x\.pkl is not a readable pickle .* ends early"):
-            safe_pickle.array(tmp_path / "x.pkl", content["train"]["1_pixels.mp4"])
+            reader.array(tmp_path / "x.pkl", content["train"]["1_pixels.mp4"])
 
 
 def test_questions_are_read_entry_by_entry(tmp_path, monkeypatch):
     made = [{"scene_index": i, "video_filename": "ä" * (i % 7), "questions": [{"question": "?" * i}]} for i in range(60)]
-    monkeypatch.setattr(joining, "CHUNK", 37)
+    monkeypatch.setattr(annotations, "CHUNK", 37)
     for indent in (None, 1):
         (tmp_path / "q.json").write_text(json.dumps(made, indent=indent, ensure_ascii=False) + "\n")
-        joined = joining.Joining(str(tmp_path / "q.json"), "")
+        joined = annotations.Joining(str(tmp_path / "q.json"), "")
         assert [joined.questions(i) for i in range(60)] == made and joined.questions(60) is None
     for spoiled in (json.dumps(made)[:-1], json.dumps(made) + "x", json.dumps(made).replace("}, {", "} {", 1)):
         (tmp_path / "q.json").write_text(spoiled)
         with pytest.raises(UserError, match=r"q\.json is no JSON"):
-            joining.Joining(str(tmp_path / "q.json"), "")
+            annotations.Joining(str(tmp_path / "q.json"), "")
 
 
 # --- stops
@@ -148,7 +150,7 @@ def test_a_killed_import_leaves_whole_shards_and_goes_on(source, whole, tmp_path
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 9, VIDEOS - 1])
 def test_an_interrupt_anywhere(source, whole, tmp_path, monkeypatch, stop, capsys):
-    read, calls = safe_pickle.array, []
+    read, calls = reader.array, []
 
     def array(path, placeholder):
         calls.append(placeholder)
@@ -156,7 +158,7 @@ def test_an_interrupt_anywhere(source, whole, tmp_path, monkeypatch, stop, capsy
             raise KeyboardInterrupt
         return read(path, placeholder)
 
-    monkeypatch.setattr(safe_pickle, "array", array)
+    monkeypatch.setattr(reader, "array", array)
     config = ImportPickle(source=str(source), out=str(tmp_path / "out"), shard_mb=1)
     with pytest.raises(KeyboardInterrupt):
         main(config)
@@ -251,7 +253,7 @@ def test_types_on_disk(tmp_path, dtype, frames, capsys):
     error = rounded - np.stack(list(exact.values()))
     rms, lost = (np.sqrt(np.mean(x.astype(np.float64) ** 2)) for x in (rounded, error))
     assert f"conversion to {dtype}: RMS error {lost / rms:.2e}, largest {np.abs(error).max() / rms:.2e}" in capsys.readouterr().out
-    windows = ResidentWindows(tmp_path / "out", "train", history_frames=2, pred_frames=1, frameskip=5)
+    windows = InMemoryWindows(tmp_path / "out", "train", history_frames=2, pred_frames=1, frameskip=5)
     batch = windows.gather(np.array([7]), np.array([0]))
     assert batch["slots"].dtype == getattr(torch, dtype) and np.array_equal(batch["slots"][0].float().numpy(), rounded[0, 7:18:5])
 
@@ -260,7 +262,7 @@ def test_questions_are_asked_of_bfloat16_too(small_data, tmp_path):
     with DatasetWriter(tmp_path / "out", encoder="test", source={}, dtype="bfloat16") as writer:
         for sample in read_split(small_data, "val"):
             writer.split("val").add(dataclasses.replace(sample, slots=widen(sample.slots), truth=None))
-    exact, rounded = (QuestionSource(folder, "val", frames=25, stride=5, eval_start=3) for folder in (small_data, tmp_path / "out"))
+    exact, rounded = (InMemoryQuestions(folder, "val", frames=25, stride=5, eval_start=3) for folder in (small_data, tmp_path / "out"))
     a, b = (source.gather(np.arange(40), np.arange(40)) for source in (exact, rounded))
     assert torch.equal(a["slots"].bfloat16(), b["slots"])
     assert torch.equal(a["tokens"], b["tokens"])

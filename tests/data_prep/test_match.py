@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from cjepa_dist.clevrer.questions import objects, removed_objects
-from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.questions import QuestionSource
-from cjepa_dist.data.shards import DatasetWriter, read_split
-from cjepa_dist.data.truth import load_presence
-from cjepa_dist.data.verify import verify_folder
-from cjepa_dist.data.windows import ResidentWindows
-from cjepa_dist.data.worlds import removed_slots
+from cjepa_dist.data.counterfactual_worlds import removed_slots
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.data.labels import load_presence
+from cjepa_dist.data.questions import InMemoryQuestions
+from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from data_prep.match import Match, main
 from data_prep.simulate.__main__ import main as simulate
@@ -67,9 +68,9 @@ def test_windows_know_presence_from_matches(world, tmp_path):
     run(bare, tmp_path / "out")
     options = {"history_frames": 2, "pred_frames": 1, "frameskip": 5}
     ids = np.arange(0, 4000, 37)
-    expected = ResidentWindows(world, "train", **options).gather(ids, ids)["present"]
+    expected = InMemoryWindows(world, "train", **options).gather(ids, ids)["present"]
     assert expected.any() and not expected.all()
-    assert (ResidentWindows(tmp_path / "out", "train", **options).gather(ids, ids)["present"] == expected).all()
+    assert (InMemoryWindows(tmp_path / "out", "train", **options).gather(ids, ids)["present"] == expected).all()
 
 
 def test_presence_that_ends_before_rolled_out_slots_is_not_used(world, tmp_path):
@@ -79,7 +80,7 @@ def test_presence_that_ends_before_rolled_out_slots_is_not_used(world, tmp_path)
     rolled = rewritten(matched, tmp_path / "rolled", lambda i, s: dataclasses.replace(s, slots=np.concatenate([s.slots, s.slots[:32]])))
     assert load_presence(rolled, "train") is None
     assert (
-        ResidentWindows(rolled, "train", history_frames=2, pred_frames=1, frameskip=5)
+        InMemoryWindows(rolled, "train", history_frames=2, pred_frames=1, frameskip=5)
         .gather(np.array([140]), np.array([0]))["present"]
         .all()
     )
@@ -156,7 +157,7 @@ def test_counterfactual_questions_on_matched_slots(tmp_path):
 
     found = run(rewritten(tmp_path / "plain", tmp_path / "raw", imported), tmp_path / "out")
     rewritten(tmp_path / "out", tmp_path / "rolled", rolled)
-    source = QuestionSource(tmp_path / "rolled", "train", frames=9, stride=14, eval_start=3, protocol="counterfactual")
+    source = InMemoryQuestions(tmp_path / "rolled", "train", frames=9, stride=14, eval_start=3, protocol="counterfactual")
     of_lost = []
     for video, sample in enumerate(true):
         asked = [q for q in sample.questions["questions"] if q["question_type"] == "counterfactual"]

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from cjepa_dist.data.manifest import Manifest
-from cjepa_dist.data.shards import Shard
-from cjepa_dist.data.verify import verify_folder
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import ShardReader
+from cjepa_dist.data.format.verify import verify_folder
 from cjepa_dist.errors import UserError
 from data_prep.merge import Merge
 from data_prep.merge import main as merge
@@ -39,7 +39,7 @@ def contents(folder):
     found = {}
     for split, entries in Manifest.load(folder).splits.items():
         for entry in entries:
-            with Shard(folder, split, entry) as shard:
+            with ShardReader(folder, split, entry) as shard:
                 for key, members in shard.members.items():
                     read = {name: os.pread(shard.descriptor, extent.length, extent.offset) for name, extent in members.items()}
                     found.setdefault(split, []).append((key, read))

@@ -14,8 +14,9 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from cjepa_dist.clevrer.scene import COLORS, FRAMES, MATERIALS, SHAPES, SHOWN, TRUTH_FRAMES
-from cjepa_dist.data.shards import Manifest, read_split
-from cjepa_dist.data.verify import verify_folder
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.verify import verify_folder
 from cjepa_dist.errors import UserError
 from data_prep.simulate import __main__ as entry
 from data_prep.simulate import physics, slots, truth, world

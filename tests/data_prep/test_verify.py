@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import webdataset
 
-from cjepa_dist.data.manifest import Manifest, checksum
-from cjepa_dist.data.shards import DatasetWriter, Sample, Shard, load_slots
-from cjepa_dist.data.verify import verify_folder
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import ShardReader, load_slots
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
+from cjepa_dist.runtime.files import file_checksum
 from data_prep.import_pickle import ImportPickle
 from data_prep.import_pickle import main as import_pickle
 from data_prep.verify import Verify, main
@@ -97,7 +100,7 @@ def cut(folder):
     """The first two of three samples, as a valid tar."""
     path = folder / "train" / "000001.tar"
     entry = Manifest.load(folder).splits["train"][1]
-    with Shard(folder, "train", entry) as shard:
+    with ShardReader(folder, "train", entry) as shard:
         end = min(extent.offset for extent in shard.members[entry.keys[2]].values()) - 512
     path.write_bytes(path.read_bytes()[:end] + bytes(1024))
 
@@ -116,7 +119,7 @@ def put_nan(folder):
     at = content.index(b"NUMPY") + 127 + 2 * 80  # the data begin 127 bytes after this
     content[at : at + 2] = np.array([np.nan], np.float16).tobytes()
     path.write_bytes(content)
-    manifest.splits["train"][1] = dataclasses.replace(manifest.splits["train"][1], xxh3=checksum(path))
+    manifest.splits["train"][1] = dataclasses.replace(manifest.splits["train"][1], xxh3=file_checksum(path))
     manifest.save(folder)
 
 

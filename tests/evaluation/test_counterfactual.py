@@ -8,19 +8,20 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cjepa_dist import config as schema
-from cjepa_dist import tasks
-from cjepa_dist.causal.counterfactual import Block, interleaved
+from cjepa_dist.causal.counterfactual_rollout import Block, interleaved
 from cjepa_dist.clevrer.questions import objects
-from cjepa_dist.config import GraphConfig, build
-from cjepa_dist.data.shards import read_split
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.config import schema
+from cjepa_dist.config.merge import build
+from cjepa_dist.config.schema import GraphConfig
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluate_counterfactual import EvaluateCounterfactual, main
-from cjepa_dist.evaluation import tables
 from cjepa_dist.evaluation.counterfactual import Study, episodes, evaluate_counterfactual, gap_closed, rates, touched
-from cjepa_dist.evaluation.events import fit_reader
-from tests.test_report import save_run
+from cjepa_dist.evaluation.event_decoder import fit_event_decoder
+from cjepa_dist.reporting import tables
+from cjepa_dist.tasks.build import build_task
+from tests.reporting.test_report import save_run
 
 PREDICTOR = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "norm_first": True, "predict_change": True}
 
@@ -31,13 +32,13 @@ def config(data, run=""):
 
 @pytest.fixture(scope="module")
 def reader(small_data):
-    return fit_reader(small_data, "train", videos=16)
+    return fit_event_decoder(small_data, "train", videos=16)
 
 
 @pytest.fixture(scope="module")
 def study(small_data, reader):
     torch.manual_seed(0)
-    task = tasks.build(config(small_data))
+    task = build_task(config(small_data))
     torch.nn.init.normal_(task.predictor.head.weight, std=0.1)
     task.empty.copy_(reader.empty)
     return Study(task, reader, GraphConfig(), 0)
@@ -90,7 +91,7 @@ def test_episodes_by_hand():
 def test_labels_of_windows_are_those_of_training(study, small_data):
     """In the factual world `labels` and ResidentWindows must say the same of the same window."""
     scenes = next(study.scenes(small_data, "val", 2, 4))
-    source = ResidentWindows(str(small_data), "val", history_frames=3, pred_frames=1, frameskip=5, truth=True)
+    source = InMemoryWindows(str(small_data), "val", history_frames=3, pred_frames=1, frameskip=5, truth=True)
     for start in (15, 40, 105):
         rows = torch.arange(len(scenes.video))
         past = interleaved(scenes.slots[scenes.video, start - 15 : start], 5)

@@ -10,13 +10,15 @@ import torch
 
 from cjepa_dist import evaluate_graph
 from cjepa_dist.causal.graph import GraphContext
-from cjepa_dist.config import PredictorConfig, TrainWorldModel, parse
-from cjepa_dist.data.windows import ResidentWindows
-from cjepa_dist.data.writer import DatasetWriter, Sample
+from cjepa_dist.config.command_line import parse
+from cjepa_dist.config.schema import PredictorConfig, TrainWorldModel
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation import graphs
 from cjepa_dist.models.predictor import SlotPredictor
-from cjepa_dist.tasks import WorldModelTask
+from cjepa_dist.tasks.world_model import WorldModelTask
 
 VIDEOS, FRAMES, SLOTS, DIM, RADIUS, HORIZON = 6, 128, 4, 8, 0.17, 5
 
@@ -67,7 +69,7 @@ def size() -> PredictorConfig:
 @pytest.fixture(scope="module")
 def table(data: Path) -> dict:
     torch.manual_seed(0)
-    source = ResidentWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.5, truth=True)
+    source = InMemoryWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.5, truth=True)
     context = GraphContext(torch.ones(DIM), torch.tensor(0.01), torch.zeros(DIM), 0, 0, torch.zeros(1, dtype=torch.int64))
     return graphs.evaluate_graphs(SlotPredictor(size()), source, context, windows=150, batch=32, draws=20)
 
@@ -101,14 +103,14 @@ def test_markdown_has_a_line_for_each(table: dict) -> None:
 
 
 def test_needs_truth(data: Path) -> None:
-    source = ResidentWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5)
+    source = InMemoryWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5)
     context = GraphContext(torch.ones(DIM), torch.tensor(0.01), torch.zeros(DIM), 0, 0, torch.zeros(1, dtype=torch.int64))
     with pytest.raises(UserError, match="simulator's truth"):
         graphs.evaluate_graphs(SlotPredictor(size()), source, context)
 
 
 def test_a_repeated_window_is_measured_once(data: Path) -> None:
-    source = ResidentWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.9, truth=True)
+    source = InMemoryWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.9, truth=True)
     assert source.table is not None
     ids = graphs.distinct_windows(source, 0, 400)
     assert len(set(source.table[ids])) == len(ids) <= 400

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from cjepa_dist.clevrer.questions import objects, removed_objects
-from cjepa_dist.config import build
-from cjepa_dist.data.shards import DatasetWriter, Manifest, read_split
+from cjepa_dist.config.merge import build
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluate_symbolic import EvaluateSymbolic, main
-from cjepa_dist.evaluation import symbolic, vqa
-from cjepa_dist.evaluation.events import approaches, fit_reader, slot_object, velocities
+from cjepa_dist.evaluation import symbolic, vqa_metrics
+from cjepa_dist.evaluation.event_decoder import approaches, fit_event_decoder, slot_object, velocities
 from cjepa_dist.rollout import Rollout
 from cjepa_dist.rollout import main as roll
 
@@ -71,7 +73,7 @@ def true(small_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reader(small_data):
-    return fit_reader(small_data, "train", videos=16)
+    return fit_event_decoder(small_data, "train", videos=16)
 
 
 def test_the_reader_sees_what_the_annotation_says(reader, small_data):
@@ -89,7 +91,7 @@ def test_the_reader_sees_what_the_annotation_says(reader, small_data):
 def test_on_the_true_worlds_programs_find_most_answers(reader, true):
     """Far above guessing (.34, .50) with a reader from 16 videos; from 200 of them it gets .96 and .95 (docs/design.md)."""
     verdicts = [v for split in ("val", "test") for v in symbolic.answer(reader, read_split(true, split))[0]]
-    found = vqa.evaluate_vqa({0: verdicts}, 0, draws=10)["accuracy"]
+    found = vqa_metrics.evaluate_vqa({0: verdicts}, 0, draws=10)["accuracy"]
     assert found["descriptive.question"]["accuracy"] > 0.75
     assert found["counterfactual.option"]["accuracy"] > 0.65 and found["predictive.option"]["accuracy"] > 0.75
 
@@ -121,7 +123,7 @@ def test_questions_whose_object_no_slot_holds_are_left_out(reader, true):
     asked = [removed_objects({"questions": [v.question]}, listed) == [lost] for v in verdicts]
     assert [v.left_out for v in verdicts] == asked and any(asked)
     assert all(v.right() is None and len(v.given) == len(v.question["choices"]) for v, out in zip(verdicts, asked) if out)
-    assert vqa.evaluate_vqa({0: verdicts}, 0, draws=2)["left_out"] == sum(asked)
+    assert vqa_metrics.evaluate_vqa({0: verdicts}, 0, draws=2)["left_out"] == sum(asked)
     with pytest.raises(UserError, match=r"has no world without slot \d"):
         symbolic.answer(reader, [dataclasses.replace(sample, worlds=fewer)])
 
@@ -160,4 +162,4 @@ def test_refusals(small_data, true, tmp_path, reader):
         for sample in read_split(small_data, "val", videos=1):
             writer.split("train").add(dataclasses.replace(sample, truth=None))
     with pytest.raises(UserError, match="positions"):
-        fit_reader(tmp_path / "bare", "train")
+        fit_event_decoder(tmp_path / "bare", "train")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist.config import AloeConfig
-from cjepa_dist.data.questions import QuestionSource
-from cjepa_dist.evaluation import vqa
+from cjepa_dist.config.schema import AloeConfig
+from cjepa_dist.data.questions import InMemoryQuestions
+from cjepa_dist.evaluation import submission, verdicts, vqa, vqa_metrics
 from cjepa_dist.evaluation.bootstrap import bootstrap, ratio
 from cjepa_dist.models.aloe import Aloe
 from tests.evaluation.world import DIM, SLOTS, make_world
@@ -19,9 +19,9 @@ def world(tmp_path_factory):
 
 def verdict(scene, kind, given, answers):
     if kind == "descriptive":
-        return vqa.Verdict(scene, {"question_id": 0, "question_type": kind, "answer": answers}, given)
+        return verdicts.Verdict(scene, {"question_id": 0, "question_type": kind, "answer": answers}, given)
     choices = [{"choice_id": i, "answer": label} for i, label in enumerate(answers)]
-    return vqa.Verdict(scene, {"question_id": 5, "question_type": kind, "choices": choices}, given)
+    return verdicts.Verdict(scene, {"question_id": 5, "question_type": kind, "choices": choices}, given)
 
 
 def test_counts_per_option_and_per_question():
@@ -31,7 +31,7 @@ def test_counts_per_option_and_per_question():
         verdict(1, "explanatory", [True, False], ["correct", "correct"]),
         verdict(2, "predictive", [True, False], ["correct", "wrong"]),
     ]
-    table = vqa.counts(verdicts, [1, 2])
+    table = vqa_metrics.counts(verdicts, [1, 2])
     assert table["descriptive.question"].tolist() == [[1, 1], [0, 1]]
     assert table["explanatory.option"].tolist() == [[1, 2], [0, 0]]
     assert table["explanatory.question"].tolist() == [[0, 1], [0, 0]]
@@ -41,11 +41,11 @@ def test_counts_per_option_and_per_question():
 
 def test_without_public_answers_nothing_is_scored_but_all_is_submitted():
     choices = [{"choice_id": 0}, {"choice_id": 1}]
-    hidden = vqa.Verdict(9, {"question_id": 3, "question_type": "predictive", "choices": choices}, [True, False])
-    result = vqa.evaluate_vqa({3: [hidden]}, 3, draws=3)
+    hidden = verdicts.Verdict(9, {"question_id": 3, "question_type": "predictive", "choices": choices}, [True, False])
+    result = vqa_metrics.evaluate_vqa({3: [hidden]}, 3, draws=3)
     assert all(cell["count"] == 0 and cell["accuracy"] is None for cell in result["accuracy"].values())
     given = [{"choice_id": 0, "answer": "correct"}, {"choice_id": 1, "answer": "wrong"}]
-    assert vqa.submission([hidden]) == [{"scene_index": 9, "questions": [{"question_id": 3, "choices": given}]}]
+    assert submission.submission([hidden]) == [{"scene_index": 9, "questions": [{"question_id": 3, "choices": given}]}]
 
 
 def test_majority_and_chance():
@@ -55,7 +55,7 @@ def test_majority_and_chance():
     train = [descriptive("2", "count"), descriptive("2", "count"), descriptive("no", "exist")]
     options = [{"choice_id": i, "answer": a} for i, a in enumerate(["wrong", "wrong", "correct"])]
     choice = (1, {"question_id": 1, "question_type": "counterfactual", "choices": options})
-    found = vqa.majority([*train, choice], [descriptive("no", "exist"), choice])
+    found = vqa_metrics.majority([*train, choice], [descriptive("no", "exist"), choice])
     assert found["majority"]["descriptive.question"] == 0.0  # "2" to everything
     assert found["majority_by_kind"]["descriptive.question"] == 1.0
     assert found["majority_by_kind"]["counterfactual.option"] == pytest.approx(2 / 3)
@@ -66,14 +66,14 @@ def test_majority_and_chance():
 def test_answers_of_a_model_on_shards(world):
     torch.manual_seed(0)
     aloe = Aloe(AloeConfig(slots=SLOTS, slot_dim=DIM, frames=4, width=16, depth=1, heads=2, mlp_dim=16, head_dim=8))
-    source = QuestionSource(world, "val", frames=4, stride=5, eval_start=7)
+    source = InMemoryQuestions(world, "val", frames=4, stride=5, eval_start=7)
     by_start = {}
     for start in (3, 7):
         source.shown.eval_start = start
         by_start[start] = vqa.answer(aloe, source, batch=5)
     again = vqa.answer(aloe, source, batch=24)
     assert [v.given for v in again] == [v.given for v in by_start[7]]  # the batch changes nothing
-    result = vqa.evaluate_vqa(by_start, 3, draws=10)
+    result = vqa_metrics.evaluate_vqa(by_start, 3, draws=10)
     accuracy = result["accuracy"]
     assert accuracy["overall.question"]["count"] == 6 * 4 and accuracy["explanatory.option"]["count"] == 6 * 3
     assert accuracy["descriptive.question"]["correct"] == sum(v.right() == [True] for v in by_start[3] if isinstance(v.given, str))
@@ -84,7 +84,7 @@ def test_answers_of_a_model_on_shards(world):
         original = raw[v.scene, v.question["question_id"]]
         assert v.question.get("answer") == original.get("answer")
         assert [c["answer"] for c in v.question.get("choices", [])] == [c["answer"] for c in original.get("choices", [])]
-    sent = vqa.submission(by_start[3])
+    sent = submission.submission(by_start[3])
     assert [len(scene["questions"]) for scene in sent] == [4] * 6 and json.dumps([result, sent], allow_nan=False)
 
 

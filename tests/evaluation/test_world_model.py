@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist.config import PredictorConfig, TrainWorldModel
-from cjepa_dist.data.shards import DatasetWriter, Sample, read_split
+from cjepa_dist.config.schema import PredictorConfig, TrainWorldModel
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.probe import fit_probe
+from cjepa_dist.evaluation.position_probe import fit_probe
 from cjepa_dist.evaluation.world_model import Table, copy, evaluate_world_model, linear, observed
 from cjepa_dist.models.predictor import SlotPredictor
 from tests.evaluation.world import DIM, SLOTS, make_world

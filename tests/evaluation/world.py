@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cjepa_dist.data.shards import DatasetWriter, Sample
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
 
 SLOTS, DIM, FRAMES = 4, 8, 160
 

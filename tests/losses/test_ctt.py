@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cjepa_dist.causal.attention import attention_maps, published_adjacency
+from cjepa_dist.causal.attention_graph import attention_maps, published_adjacency
 from cjepa_dist.causal.graph import Graph
-from cjepa_dist.causal.intervention import without_dropout
-from cjepa_dist.config import PredictorConfig
+from cjepa_dist.causal.interventional_graph import without_dropout
+from cjepa_dist.config.schema import PredictorConfig
 from cjepa_dist.losses import ctt
 from cjepa_dist.models.predictor import SlotPredictor
 
@@ -126,8 +126,8 @@ def test_equals_the_equations_written_as_loops(predictor: SlotPredictor, window:
     margin, w = 0.02, window
     got = terms(predictor, w, margin=margin)
     eligible = w["present"] & ~w["hidden"]
-    i_of = ctt.draw(eligible, 3, 7, w["sample"], ctt.STREAM_INVARIANCE)
-    k_of = ctt.draw(eligible, 3, 7, w["sample"], ctt.STREAM_SUFFICIENCY)
+    i_of = ctt.draw_eligible_slot(eligible, 3, 7, w["sample"], ctt.STREAM_INVARIANCE)
+    k_of = ctt.draw_eligible_slot(eligible, 3, 7, w["sample"], ctt.STREAM_SUFFICIENCY)
     inv, weights, suf, count = 0.0, 0.0, 0.0, 0
     for b in range(B):
         if not eligible[b].any():
@@ -188,7 +188,7 @@ def test_limits_full_and_empty_graph(predictor: SlotPredictor, window: dict[str,
     assert full.metrics["non_neighbour_fraction"] == 0
     empty = terms(predictor, window, torch.eye(S).expand(B, S, S), margin=1e9)
     present = window["present"]
-    drawn = ctt.draw(present, 3, 7, window["sample"], ctt.STREAM_INVARIANCE)
+    drawn = ctt.draw_eligible_slot(present, 3, 7, window["sample"], ctt.STREAM_INVARIANCE)
     expected = present.sum() - present.any(1).sum()
     assert empty.invariance_count == expected and present.gather(1, drawn[:, None]).sum() == present.any(1).sum()
     assert empty.metrics["edges_per_slot"] == 0

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist.config import AloeConfig
+from cjepa_dist.config.schema import AloeConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.losses.vqa import answer_loss, choice_loss
-from cjepa_dist.models.aloe import Aloe, by_length
+from cjepa_dist.models.aloe import Aloe, bucket_by_length
 
 SMALL = AloeConfig(slots=3, slot_dim=8, frames=4, width=16, depth=2, heads=2, mlp_dim=32, word_dim=4, head_dim=16)
 
@@ -91,7 +91,7 @@ def test_sizes_are_rounded_up_and_answers_are_the_same(count, shared):
     tokens = torch.randint(1, 82, (count, 32)).masked_fill(padding, 0)
     slots = torch.randn(2, SMALL.frames, SMALL.slots, SMALL.slot_dim)
     inputs = {"tokens": tokens, "padding": padding, "is_choice": length > 9, "row_view": length % 2}
-    parts = by_length(torch.cat([torch.zeros(count, 1, dtype=torch.bool), padding], 1))
+    parts = bucket_by_length(torch.cat([torch.zeros(count, 1, dtype=torch.bool), padding], 1))
     assert all(len(rows) % 8 == 0 and (words.shape[1] % 4 == 0 or words.shape[1] == 33) for rows, words, _ in parts)
     alone = [model(slots, **{name: value[i : i + 1] for name, value in inputs.items()}) for i in range(count)]
     for found, expected in zip(model(slots, **inputs), zip(*alone)):

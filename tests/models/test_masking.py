@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cjepa_dist.config import MaskConfig
+from cjepa_dist.config.schema import MaskConfig
 from cjepa_dist.errors import UserError
-from cjepa_dist.models.masking import absorb, hidden_slots, signed, uniform
+from cjepa_dist.models.masking import hidden_slots
+from cjepa_dist.runtime.random import absorb, signed, uniform
 
 MANY = torch.arange(50_000)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist.config import PredictorConfig
+from cjepa_dist.config.schema import PredictorConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.models.predictor import SlotPredictor
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import PROJECT
+from tests.fork_server import PROJECT
 from tests.training.test_resume import weights
 
 RUN = "world_model/baseline/seed_0"

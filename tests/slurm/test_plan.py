@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cjepa_dist import config as schema
+from cjepa_dist.config import command_line
 from cjepa_dist.errors import UserError
-from slurm import outcome, plan
-from slurm.graph import open_jobs
-from slurm.job import events_path, tail
-from slurm.launch import argv_of
+from slurm import job_state, plan
+from slurm.executor import open_jobs
+from slurm.jobs.run import events_path, tail
+from slurm.jobs.torchrun import argv_of
 from slurm.record import Record
 from slurm.schema import Cluster, Experiment, read_cluster
 from slurm.status import duration
-from tests.conftest import PROJECT
+from tests.fork_server import PROJECT
 from tests.slurm.conftest import ours
 
 CLEVRER = str(PROJECT / "configs" / "experiment" / "clevrer.yaml")
 
 
 def jobs_of(tmp_path, *arguments):
-    experiment = schema.parse(Experiment, [CLEVRER, f"runs={tmp_path}", *arguments])
+    experiment = command_line.parse(Experiment, [CLEVRER, f"runs={tmp_path}", *arguments])
     jobs = plan.plan(experiment)
     plan.check(experiment, jobs)
     return {job.name: job for job in jobs}
@@ -124,7 +124,7 @@ def test_data_in_parts(tmp_path):
 
 
 def test_stages(tmp_path):
-    jobs = plan.plan(schema.parse(Experiment, [CLEVRER, f"runs={tmp_path}"]))
+    jobs = plan.plan(command_line.parse(Experiment, [CLEVRER, f"runs={tmp_path}"]))
     assert {job.stage for job in plan.chosen(jobs, "world_model, aloe")} == {"world_model", "aloe"}
     with pytest.raises(UserError, match="'train' is none of all, preflight, data"):
         plan.chosen(jobs, "train")
@@ -224,8 +224,8 @@ def test_a_job_whose_processes_have_ended_while_slurm_has_it_run(tmp_path, monke
         (("PENDING", "", "BeginTime"), "failed", "BeginTime"),
     ):
         said.write_text(f'{{"event": "start"}}\n{{"event": "{last}"}}\n')
-        monkeypatch.setattr(outcome, "states", lambda _, found=found: {name: found})
-        assert outcome.outcomes(record)[name].reason == reason
+        monkeypatch.setattr(job_state, "states", lambda _, found=found: {name: found})
+        assert job_state.outcomes(record)[name].reason == reason
 
 
 def test_preflight_comes_before_whatever_is_submitted(tmp_path):

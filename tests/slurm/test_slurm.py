@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from slurm.sbatch import ON_DISK, file_system
-from tests.conftest import PROJECT
+from tests.fork_server import PROJECT
 from tests.slurm.conftest import (
     RUN,
     WORLD,

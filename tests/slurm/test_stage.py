@@ -9,10 +9,10 @@ import threading
 import numpy as np
 import pytest
 
-from cjepa_dist.data.shards import load_slots
+from cjepa_dist.data.format.reader import load_slots
 from cjepa_dist.errors import UserError
-from slurm.stage import stage
-from tests.conftest import PROJECT
+from slurm.jobs.stage_data import stage
+from tests.fork_server import PROJECT
 
 SHARD = "train/000000.tar"
 
@@ -82,7 +82,7 @@ def test_a_folder_that_is_not_shared_is_found_out(tmp_path):
     """The second process has a file system of its own in the folder's place."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("needs the right to unshare mounts")
-    probe = f"{sys.executable} -m slurm.probe runs={tmp_path} wait=1"
+    probe = f"{sys.executable} -m slurm.jobs.preflight_worker runs={tmp_path} wait=1"
     (tmp_path / "rank.sh").write_text(
         f'[ "$RANK" = 0 ] && exec {probe}\nexec unshare --mount sh -c "mount -t tmpfs none {tmp_path} && exec {probe}"\n'
     )

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist import runtime
-from cjepa_dist.config import AloeConfig, PredictorConfig
-from cjepa_dist.data.shards import load_slots
-from cjepa_dist.data.windows import ResidentWindows
+from cjepa_dist.config.schema import AloeConfig, PredictorConfig
+from cjepa_dist.data.format.reader import load_slots
+from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.losses import ctt, jepa
 from cjepa_dist.models.predictor import SlotPredictor
+from cjepa_dist.runtime.device import native_precision
 from tools.bench import aloe, data_import
 from tools.bench.data import COPY, KINDS, SLOW, WIDE, WIDE_COPY, WINDOW, PerWindow
+from tools.bench.harness import Traffic
 from tools.bench.reference import Reference, causal_loss, masked_slots, prediction_loss
 from tools.bench.reference_aloe import ReferenceAloeStep
-from tools.bench.rungs import Traffic
 from tools.bench.scaling import Step, all_reduce_seconds, predicted
 
 TINY = [
@@ -76,7 +76,7 @@ def test_world_model_prints_every_rung(command, tmp_path):
     done = command("tools.bench", "world_model", *TINY, f"out={tmp_path / 'bench.json'}")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert len(content["rows"]) == 7 + (runtime.native_precision() != "fp32")
+    assert len(content["rows"]) == 7 + (native_precision() != "fp32")
     assert all(row["ops"] > 0 and row["gflop"] > 0 for row in content["rows"])
     for row in content["rows"]:
         assert f"| {row['name']} |" in done.stdout
@@ -92,7 +92,7 @@ def test_aloe_prints_every_rung(command, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "bench.json").read_text())["rows"]}
-    assert len(rows) == 6 + (runtime.native_precision() != "fp32") and all(f"| {name} |" in done.stdout for name in rows)
+    assert len(rows) == 6 + (native_precision() != "fp32") and all(f"| {name} |" in done.stdout for name in rows)
     assert done.stdout.count("aim: at least 3") == 3
     assert rows["ours, shared vision"]["gflop"] < rows["plain, published layout, fp32"]["gflop"]
 
@@ -145,7 +145,7 @@ def test_data_prints_every_way(command, tmp_path):
 
 
 def test_the_per_window_dataset_reads_the_same_windows(small_data):
-    source = ResidentWindows(small_data, "val", **WINDOW)
+    source = InMemoryWindows(small_data, "val", **WINDOW)
     slow, ids = PerWindow(load_slots(small_data, "val")), [0, 108, 109, 500]
     assert len(slow) == len(source)
     for row, expected in zip(ids, source.gather(np.array(ids), np.array(ids))["slots"]):

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from cjepa_dist import config as schema
-from cjepa_dist.runtime import native_precision
-from tests.conftest import PROJECT
+from cjepa_dist.config import command_line, schema
+from cjepa_dist.runtime.device import native_precision
+from tests.fork_server import PROJECT
 from tools import memory
 
 WIDE = [
@@ -47,12 +47,12 @@ def test_estimate_is_what_a_step_takes(precision):
     arguments = [*WIDE, f"loop.precision={precision}"]
     done = subprocess.run([sys.executable, "-c", STEP, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    estimated = sum(memory.estimate(schema.parse(schema.TrainWorldModel, arguments)).values())
+    estimated = sum(memory.estimate(command_line.parse(schema.TrainWorldModel, arguments)).values())
     assert 0.7 < estimated / int(done.stdout) < 1.3
 
 
 def test_engines_share_what_they_say():
-    config = schema.parse(schema.TrainWorldModel, WIDE)
+    config = command_line.parse(schema.TrainWorldModel, WIDE)
     found = {engine: memory.estimate(config, engine=engine, processes=4) for engine in memory.ENGINES}
     weights, optimizer = found["ddp"]["weights"], found["ddp"]["optimizer"]
     assert optimizer == 2 * weights

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from cjepa_dist.data.shards import DatasetWriter, Sample
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
 from tools.question_statistics import ANSWERS, COLOUR, CORRECT, NAMES, OPTION_KINDS, OPTIONS, QUESTIONS, REAL, TEXT, statistics
 
 

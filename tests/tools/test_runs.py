@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.fork_server import PROJECT
 from tests.training.test_resume import TINY_WORLD
 
 WORLD = "cjepa_dist.train_world_model"

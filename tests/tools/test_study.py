@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from tests.conftest import PROJECT
+from tests.fork_server import PROJECT
 from tests.training.test_resume import TINY_WORLD
 from tools.study import Study
 
@@ -28,10 +28,10 @@ def test_arms_are_trained_measured_and_compared(command, small_data, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "configs" / "study").glob("*.yaml")), ids=lambda path: path.stem)
 def test_studies_in_configs_parse(path):
-    from cjepa_dist import config as schema
+    from cjepa_dist.config import command_line, schema
 
-    study = schema.parse(Study, [str(path), "data=d", "out=o"])
+    study = command_line.parse(Study, [str(path), "data=d", "out=o"])
     assert study is not None and len(study.seeds) >= 3
     for settings in study.arms.values():
-        schema.parse(schema.TrainWorldModel, [study.base, *settings, "data=d", "run=r"])
+        command_line.parse(schema.TrainWorldModel, [study.base, *settings, "data=d", "run=r"])
     assert "# Cost: " in path.read_text() and "# Should reach: " in path.read_text()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import PROJECT
+from tests.fork_server import PROJECT
 
 TINY_WORLD = (
     "predictor.width=32", "predictor.depth=2", "predictor.heads=2", "predictor.mlp_dim=64", "predictor.dropout=0.1", "loop.steps=12",

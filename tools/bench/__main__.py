@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from cjepa_dist.config import launch
+from cjepa_dist.config.command_line import launch
 from tools.bench import aloe, counterfactual, data, training, world_model
 
 TARGETS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {

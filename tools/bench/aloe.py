@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist import config as schema
-from cjepa_dist import runtime
-from cjepa_dist.config import AloeConfig, TrainAloe, option
-from cjepa_dist.data.order import window_ids
-from cjepa_dist.data.questions import QuestionSource, VideoQuestions
-from cjepa_dist.tasks import VqaTask
-from cjepa_dist.training.optimizer import optimizers
+from cjepa_dist.config import merge
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import AloeConfig, TrainAloe
+from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
+from cjepa_dist.data.sampler import sample_ids
+from cjepa_dist.optim.optimizers import build_optimizers
+from cjepa_dist.runtime.device import default_device, native_precision
+from cjepa_dist.tasks.vqa import VqaTask
 from data_prep.simulate.__main__ import main as simulate
 from data_prep.simulate.video import Simulate
+from tools.bench.harness import Aim, Rung, Turns, measure, save, table
 from tools.bench.reference_aloe import ReferenceAloeStep
-from tools.bench.rungs import Aim, Rung, Turns, measure, save, table
 
 REFERENCE, BASE = "plain, published layout, fp32", "ours, published layout"
 SHARED, BY_VIDEO = "ours, shared vision", "ours, shared vision, by video"
@@ -55,45 +56,45 @@ def main(config: BenchAloe) -> None:
     """Measure all rungs and print the table."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = runtime.device()
+    device = default_device()
     with tempfile.TemporaryDirectory() as folder:
         source = questions(config, Path(folder) / "data")
     measured = measure(build(config, source, device), Turns(config.rounds, config.warmup, config.gemm), device)
     model = config.aloe
     tokens = 1 + model.frames * model.slots + 32
-    what = f"ALOE, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}, ours in {runtime.native_precision()}"
+    what = f"ALOE, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}, ours in {native_precision()}"
     print(table(measured, what, "questions", AIMS, config.rounds, device))
     save(measured, config, device)
 
 
-def questions(config: BenchAloe, folder: Path) -> QuestionSource:
+def questions(config: BenchAloe, folder: Path) -> InMemoryQuestions:
     """The questions of simulated videos, in memory."""
     model, videos = config.aloe, config.videos
     simulate(
         Simulate(out=str(folder), train=videos, val=0, test=0, seed=config.seed, slots=model.slots, slot_dim=model.slot_dim, workers=1)
     )
-    return QuestionSource(folder, "train", frames=model.frames, stride=config.stride, seed=config.seed)
+    return InMemoryQuestions(folder, "train", frames=model.frames, stride=config.stride, seed=config.seed)
 
 
-def build(config: BenchAloe, source: QuestionSource, device: torch.device) -> dict[str, Rung]:
+def build(config: BenchAloe, source: InMemoryQuestions, device: torch.device) -> dict[str, Rung]:
     """The rungs by name, in the table's order."""
     torch.manual_seed(config.seed)
     videos = VideoQuestions(source)
     sample = np.arange(config.batch, dtype=np.int64)
-    some = window_ids(config.seed, 0, config.batch, len(source))
-    of_each = np.cumsum(np.diff(videos.first)[window_ids(config.seed, 0, len(videos), len(videos))])
+    some = sample_ids(config.seed, 0, config.batch, len(source))
+    of_each = np.cumsum(np.diff(videos.first)[sample_ids(config.seed, 0, len(videos), len(videos))])
     few = int(np.searchsorted(of_each, config.batch)) + 1  # so many videos have about a batch of questions
-    drawn = window_ids(config.seed, 0, few, len(videos))
+    drawn = sample_ids(config.seed, 0, few, len(videos))
     mixed, whole = source.gather(some, sample), videos.gather(drawn, sample[:few])
     batch, by_video = ({name: value.to(device) for name, value in part.items()} for part in (mixed, whole))
 
-    def ours(precision: str = runtime.native_precision(), *, shared: bool = False, questions: dict[str, Tensor] = batch) -> Rung:
+    def ours(precision: str = native_precision(), *, shared: bool = False, questions: dict[str, Tensor] = batch) -> Rung:
         step = OurStep(config, questions, precision, shared)
         return Rung(step, len(questions["question"]), precision)
 
     return {
         REFERENCE: Rung(ReferenceAloeStep(config.aloe, batch), config.batch, "fp32"),
-        **({"ours, published layout, fp32": ours("fp32")} if runtime.native_precision() != "fp32" else {}),
+        **({"ours, published layout, fp32": ours("fp32")} if native_precision() != "fp32" else {}),
         BASE: ours(),
         SHARED: ours(shared=True),
         BY_VIDEO: ours(shared=True, questions=by_video),
@@ -108,7 +109,7 @@ class OurStep:
     def __init__(self, config: BenchAloe, batch: dict[str, Tensor], precision: str, shared: bool) -> None:
         torch.manual_seed(config.seed)
         model = asdict(config.aloe) | {"shared_vision": shared}
-        full = schema.build(
+        full = merge.build(
             TrainAloe,
             {
                 "data": "none", "run": "none", "seed": config.seed, "aloe": model,
@@ -117,7 +118,7 @@ class OurStep:
         )  # fmt: skip
         device = batch["slots"].device
         self.task = VqaTask(full).to(device)
-        self.optimizers = optimizers(self.task, full.optimizer)
+        self.optimizers = build_optimizers(self.task, full.optimizer)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         self.batch, self.step = batch, 0
 

@@ -17,8 +17,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cjepa_dist.config import MISSING, option
-from cjepa_dist.data.shards import Manifest
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING
+from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
 
 WAYS = {

@@ -1,6 +1,6 @@
 """What reading costs: `python -m tools.bench data key=value ...`.
 
-    slots on disk ──┬── resident, streaming: order, gather, as stored, through training/feed.py; then float32, as a step gets them
+    slots on disk ──┬── resident, streaming: order, gather, as stored, through training/data_loader.py; then float32, as a step gets them
                     ├── per window: a Python dataset in a DataLoader, as the published code reads, in float32
                     └── memcpy of a batch's bytes, as stored and as float32, out of an array too large for the caches
     rounds in turn, processor time of all threads ──> ratios of each round ──> median
@@ -33,11 +33,12 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cjepa_dist.config import option
-from cjepa_dist.data.shards import Manifest, load_slots
-from cjepa_dist.data.stream import StreamingWindows
-from cjepa_dist.data.windows import ResidentWindows, to_device
-from cjepa_dist.training.feed import Feed
+from cjepa_dist.config.fields import option
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import load_slots
+from cjepa_dist.data.streaming.windows import StreamingWindows
+from cjepa_dist.data.windows import InMemoryWindows, to_device
+from cjepa_dist.training.data_loader import PrefetchingLoader
 from tools.bench import data_import
 from tools.bench.training import PROJECT, random_slots
 
@@ -45,7 +46,7 @@ WINDOW = {"history_frames": 3, "pred_frames": 1, "frameskip": 5}
 SLOW = "per window"
 COPY, WIDE_COPY = "memcpy, as stored", "memcpy, float32"
 WIDE = ", then float32"  # behind the name of a kind
-KINDS: dict[str, Callable[..., Any]] = {"resident": ResidentWindows, "streaming": StreamingWindows}
+KINDS: dict[str, Callable[..., Any]] = {"resident": InMemoryWindows, "streaming": StreamingWindows}
 
 
 @dataclass
@@ -127,7 +128,7 @@ def copies(config: BenchData, slots: np.ndarray, width: int) -> Iterator[np.ndar
 
 def batches(config: BenchData, kind: str, data: str) -> Iterator[Any]:
     """What a training step would be handed, without end."""
-    feed = Feed(
+    feed = PrefetchingLoader(
         KINDS[kind](data, "train", **WINDOW), seed=0, start=0, stop=0, global_batch=config.batch, accumulation=1, rank=0, world=1,
         device=torch.device("cpu"),
     )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cjepa_dist.config import PredictorConfig
+from cjepa_dist.config.schema import PredictorConfig
 
 THRESHOLD, INVARIANCE, SUFFICIENCY = 0.15, 0.2, 0.1
 

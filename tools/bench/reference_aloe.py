@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cjepa_dist.config import AloeConfig
+from cjepa_dist.config.schema import AloeConfig
 from cjepa_dist.models.aloe import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, WORDS
 
 

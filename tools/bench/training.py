@@ -26,19 +26,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist import config as schema
-from cjepa_dist import runtime
-from cjepa_dist.config import TrainWorldModel, option
-from cjepa_dist.data.shards import DatasetWriter, Sample
-from cjepa_dist.data.windows import ResidentWindows, to_device
-from cjepa_dist.tasks import WorldModelTask
-from cjepa_dist.training.flops import shapes_of, step_flops
+from cjepa_dist.config import command_line
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import TrainWorldModel
+from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.data.windows import InMemoryWindows, to_device
+from cjepa_dist.optim.optimizers import build_optimizers
+from cjepa_dist.runtime.device import make_accelerator, native_precision
+from cjepa_dist.tasks.world_model import WorldModelTask
+from cjepa_dist.training.flops import meta_copy, step_flops
 from cjepa_dist.training.loop import train
-from cjepa_dist.training.optimizer import optimizers
-from tools.bench.rungs import synchronise
+from tools.bench.comm_bytes import table as tell
+from tools.bench.comm_bytes import traffic
+from tools.bench.harness import synchronise
 from tools.bench.scaling import Step, scaling
-from tools.bench.traffic import table as tell
-from tools.bench.traffic import traffic
 
 AIM = 0.03
 PROJECT = Path(__file__).resolve().parents[2]
@@ -102,7 +104,7 @@ class Bare:
     def __init__(self, config: TrainWorldModel, batches: list[dict[str, Tensor]], device: torch.device) -> None:
         torch.manual_seed(config.seed)
         self.task = WorldModelTask(config).to(device).train()
-        self.parts, self.config, self.step = optimizers(self.task, config.optimizer), config, 0
+        self.parts, self.config, self.step = build_optimizers(self.task, config.optimizer), config, 0
         self.batches = batches
         self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=config.loop.precision == "bf16")
 
@@ -134,11 +136,11 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
         config.config, *config.change, "contact_share=0", "val_windows=64", f"loop.steps={2 * steps}", f"loop.stop_at={steps}",
         f"loop.log_every={config.block}", "loop.eval_every=0", "loop.accumulation=1", f"data={folder / 'data'}", f"run={folder / 'run'}",
     ]  # fmt: skip
-    full = schema.parse(TrainWorldModel, [str(each) for each in arguments])
+    full = command_line.parse(TrainWorldModel, [str(each) for each in arguments])
     assert full is not None
     model = full.predictor
     random_slots(folder / "data", config.videos, model.slots, model.slot_dim)
-    source = ResidentWindows(
+    source = InMemoryWindows(
         full.data,
         "train",
         history_frames=model.history_frames,
@@ -146,8 +148,8 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
         frameskip=full.frameskip,
         horizon=full.horizon,
     )
-    full.loop.precision = runtime.native_precision()
-    device = runtime.accelerator(full.loop.precision).device
+    full.loop.precision = native_precision()
+    device = make_accelerator(full.loop.precision).device
     ids = np.arange(8 * full.loop.global_batch) % len(source)
     batches = [to_device(source.gather(part, part), device) for part in np.split(ids, 8)]
     bare = Bare(full, batches, device)
@@ -158,7 +160,7 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
     train(task, source, source, full, val_ids=np.arange(64))
     restart, checkpoint = restarted([str(each) for each in arguments], steps)
     pairs = list(zip(turns.loop, turns.plain))
-    flop = step_flops(shapes_of(bare.task), batches[:1], 0, 0.5)
+    flop = step_flops(meta_copy(bare.task), batches[:1], 0, 0.5)
     count = sum(p.numel() for p in bare.task.parameters())
     step = Step(flop, 4 * count, statistics.median(plain[0] for plain in turns.plain))
     few = [each for each in map(str, arguments) if not each.startswith(("loop.stop_at=", "run="))]

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from cjepa_dist import config as schema
-from cjepa_dist import runtime
-from cjepa_dist.config import PredictorConfig, TrainWorldModel, option
-from cjepa_dist.tasks import WorldModelTask
-from cjepa_dist.training.optimizer import optimizers
+from cjepa_dist.config import merge
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import PredictorConfig, TrainWorldModel
+from cjepa_dist.optim.optimizers import build_optimizers
+from cjepa_dist.runtime.device import default_device, native_precision
+from cjepa_dist.tasks.world_model import WorldModelTask
+from tools.bench.harness import Aim, Rung, Turns, measure, save, table
 from tools.bench.reference import ReferenceStep
-from tools.bench.rungs import Aim, Rung, Turns, measure, save, table
 
 LATE = 0.9  # part of the run behind us: every term has its full weight
 REFERENCE, REFERENCE_CTT = "published, fp32", "published + CTT, fp32"
@@ -52,11 +53,11 @@ def main(config: BenchWorldModel) -> None:
     """Measure all rungs and print the table."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = runtime.device()
+    device = default_device()
     measured = measure(build(config, device), Turns(config.rounds, config.warmup, config.gemm), device)
     model = config.predictor
     tokens = (model.history_frames + model.pred_frames) * model.slots
-    precision = runtime.native_precision()
+    precision = native_precision()
     what = f"World model, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}, ours in {precision}"
     print(table(measured, what, "windows", AIMS, config.rounds, device))
     save(measured, config, device)
@@ -77,7 +78,7 @@ def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
     def published(causal: bool) -> Rung:
         return Rung(ReferenceStep(model, slots, masked=config.hidden, causal=causal), config.batch, "fp32")
 
-    native = runtime.native_precision()
+    native = native_precision()
 
     def ours(kind: str = "", *, estimator: str = "attention", fraction: float = 1.0, precision: str = native, code: str = "eager") -> Rung:
         weight = {"weight": 0.1 if kind else 0.0, "ramp": 0.0}
@@ -106,7 +107,7 @@ class OurStep:
     def __init__(self, config: BenchWorldModel, batch: dict[str, Tensor], precision: str, causal: dict, compiled: bool) -> None:
         torch.manual_seed(config.seed)
         hidden = min(config.hidden, config.predictor.slots)
-        full = schema.build(
+        full = merge.build(
             TrainWorldModel,
             {
                 "data": "none", "run": "none", "seed": config.seed, "predictor": asdict(config.predictor), "ctt": causal,
@@ -116,7 +117,7 @@ class OurStep:
         device = batch["slots"].device
         self.task = WorldModelTask(full).to(device)
         self.forward = torch.compile(self.task) if compiled else self.task
-        self.optimizers = optimizers(self.task, full.optimizer)
+        self.optimizers = build_optimizers(self.task, full.optimizer)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         self.batch, self.compiled, self.step = batch, compiled, 0
 

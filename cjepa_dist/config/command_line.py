@@ -1,0 +1,54 @@
+"""The command line of an entry point: parse, run, leave with the right exit code."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import MISSING, OmegaConf
+
+from cjepa_dist.config.fields import default_of, leaf_fields
+from cjepa_dist.config.merge import build, read_yaml
+from cjepa_dist.config.schema import Schema
+from cjepa_dist.errors import UserError
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def launch(schema: type[Schema], main: Callable[[Schema], int | None], argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Parse, run, and leave: exit code of `main` (None = 0), or 2 and one line for a UserError."""
+    try:
+        config = parse(schema, sys.argv[1:] if argv is None else argv)
+        code = 0 if config is None else main(config) or 0
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def parse(schema: type[Schema], argv: Sequence[str]) -> Schema | None:
+    """`[CONFIG.yaml] key=value ...` -> a checked instance; None after `--help`. Raises UserError, naming the field."""
+    if "--help" in argv or "-h" in argv:
+        print(usage(schema))
+        return None
+    files = [arg for arg in argv if "=" not in arg]
+    pairs = [arg for arg in argv if "=" in arg]
+    if len(files) > 1 or any(f.startswith("-") for f in files):
+        raise UserError(f"arguments are [CONFIG.yaml] key=value ...; got {' '.join(files)!r}; see --help")
+    return build(schema, *(read_yaml(f) for f in files), OmegaConf.from_dotlist(pairs))
+
+
+def usage(schema: type) -> str:
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).name
+    lines = [(schema.__doc__ or "").strip(), "", f"usage: python -m {name} [CONFIG.yaml] key=value ...", ""]
+    for key, field in leaf_fields(schema):
+        default = default_of(field)
+        shown = "required" if default == MISSING else f"default {default!r}"
+        notes = [shown, *([field.metadata["unit"]] if field.metadata["unit"] else [])]
+        if field.metadata["choices"]:
+            notes.append("one of " + ", ".join(field.metadata["choices"]))
+        lines.append(f"  {key}\n      {field.metadata['meaning']} ({'; '.join(notes)})")
+    return "\n".join(lines)

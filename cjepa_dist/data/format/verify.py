@@ -1,0 +1,100 @@
+"""Is a data set what was written? Every fault, named.
+
+manifest.json ──each shard, by several processes──> length, xxh3, tar, keys, every member ──┐
+folder ──what the manifest does not know────────────────────────────────────────────────────┴──> [Fault]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cjepa_dist.data.format.manifest import NAME, Manifest, ShardEntry, initials
+from cjepa_dist.data.format.reader import ANNOTATION, MATCH, QUESTIONS, TRUTH, WORLDS, ShardReader
+from cjepa_dist.errors import UserError
+from cjepa_dist.runtime.files import file_checksum
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, in a line, and the file that it is wrong with (for a shard: where it is, or should be)."""
+
+    text: str
+    path: Path
+
+
+def verify_folder(folder: str | Path, processes: int = 1) -> list[Fault]:
+    """Every fault of a data set, naming the shard (and the key): [] if it is whole. UserError if there is none.
+
+    Finds missing and extra files, truncation (also between two samples), flipped bytes, wrong or doubled keys, slots of a wrong shape or
+    type, values that are not finite, JSON and truth that cannot be read. Goes on after a fault, so that one call names them all.
+    """
+    manifest = Manifest.load(folder)
+    shards = [(split, entry) for split, entries in manifest.splits.items() for entry in entries]
+    about = dataclasses.replace(manifest, splits={})
+    jobs = [(folder, split, entry, about) for split, entry in shards]
+    if processes > 1 and len(jobs) > 1:
+        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+            found = list(pool.map(shard_faults, *zip(*jobs)))
+    else:
+        found = [shard_faults(*job) for job in jobs]
+    faults: list[Fault] = []
+    seen: dict[str, str] = {}
+    for (split, entry), texts in zip(shards, found):
+        path = Path(folder) / split / entry.name
+        for key in entry.keys:
+            if key in seen:
+                texts.append(f"{path}: key {key} is also in {seen[key]}")
+            seen[key] = f"{split}/{entry.name}"
+        faults += [Fault(text, path) for text in texts]
+    return faults + extra_files(Path(folder), manifest)
+
+
+def extra_files(folder: Path, manifest: Manifest) -> list[Fault]:
+    """Files and folders that the manifest does not know."""
+    known = {folder / NAME, *(folder / split for split in manifest.splits)}
+    known |= {folder / split / entry.name for split, entries in manifest.splits.items() for entry in entries}
+    places = [folder, *(folder / split for split in manifest.splits if (folder / split).is_dir())]
+    extra = {path for place in places for path in place.iterdir()} - known
+    return [Fault(f"{path}: extra, the manifest does not know it", path) for path in sorted(extra)]
+
+
+def shard_faults(folder: str | Path, split: str, entry: ShardEntry, manifest: Manifest) -> list[str]:
+    """Faults of one shard; of `manifest` only shape and type are asked."""
+    faults: list[str] = []
+
+    def attempt(read: Any, *arguments: Any) -> None:
+        try:
+            read(*arguments)
+        except UserError as error:
+            faults.append(str(error))
+
+    path = Path(folder) / split / entry.name
+    if path.is_file() and path.stat().st_size == entry.bytes and file_checksum(path) != entry.xxh3:
+        faults.append(f"{path}: its bytes have changed (xxh3 is not the manifest's)")
+    if entry.samples != len(entry.keys):
+        faults.append(f"{path}: the manifest counts {entry.samples} samples and names {len(entry.keys)} keys")
+    try:
+        with ShardReader(folder, split, entry) as shard:
+            for i, key in enumerate(entry.keys):
+                attempt(shard.slots, key, manifest)
+                attempt(shard.json, key, ANNOTATION)
+                if entry.asked is None:
+                    attempt(shard.json, key, QUESTIONS)
+                else:
+                    attempt(check_questions, shard, key, entry.asked[i] if entry.asked else "")
+                for member in (TRUTH, WORLDS, MATCH):
+                    attempt(shard.arrays, key, member)
+    except UserError as error:
+        faults.append(str(error))
+    return faults
+
+
+def check_questions(shard: ShardReader, key: str, asked: str) -> None:
+    """Raises UserError if a video's questions are of other types than the manifest says."""
+    if (found := initials(shard.json(key, QUESTIONS))) != asked:
+        raise UserError(f"shard {shard.path}, key {key}: has questions of the types {found!r}, the manifest says {asked!r}")

@@ -1,0 +1,48 @@
+"""`loop.profile=true`: what some steps do, operation by operation, as a trace for Perfetto or chrome://tracing.
+
+steps of this start:  1 .. WARM not looked at | one more to warm the profiler up | the next LOOK ──> RUN/profile/steps_<first>_<last>.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from cjepa_dist.config.schema import LoopConfig
+
+WARM, LOOK = 10, 5
+
+
+class Profiler:
+    """Call `step(done)` after each step. Rank 0 alone writes; a run too short for the warm-up has a shorter one."""
+
+    def __init__(self, run: Path, loop: LoopConfig, *, first: bool, start: int, stop: int) -> None:
+        self.folder, self.done = run / "profile", start
+        self.inner: profile | None = None
+        if not (loop.profile and first):
+            return
+        warm = max(0, min(WARM, stop - start - LOOK - 1))
+        self.begin = start + warm + 2  # the first step looked at, counted from 1
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        plan = schedule(wait=warm, warmup=1, active=LOOK, repeat=1)
+        self.inner = profile(activities=activities, schedule=plan, on_trace_ready=self.write)
+        self.inner.start()
+
+    def step(self, done: int) -> None:
+        if self.inner is not None:
+            self.done = done
+            self.inner.step()
+
+    def write(self, found: profile) -> None:
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"steps_{self.begin:08d}_{self.done:08d}.json"
+        found.export_chrome_trace(str(path))
+        print(f"profile of {self.done - self.begin + 1} steps: {path}", flush=True)
+
+    def close(self) -> None:
+        """End what a run that stopped earlier has not."""
+        if self.inner is not None:
+            self.inner.stop()
+            self.inner = None

@@ -1,0 +1,42 @@
+"""A bar on a terminal: how far, how fast, how long still. Where output goes to a file, each line of metrics is printed instead."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class ProgressBar:
+    """Of the steps of a whole run; `start` are done already. While it shows, prints go above it."""
+
+    def __init__(self, start: int, steps: int) -> None:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]} left"),
+            TimeRemainingColumn(), TextColumn("{task.fields[loss]}"),
+        )  # fmt: skip
+        self.start, self.began = start, time.monotonic()
+        self.progress = Progress(*columns, refresh_per_second=4)
+        self.task = self.progress.add_task("steps", total=steps, completed=start, rate="", loss="")
+        self.progress.start()
+        atexit.register(self.stop)  # also after an error: it hides the cursor
+
+    def step(self, done: int) -> None:
+        rate = (done - self.start) / max(1e-9, time.monotonic() - self.began)
+        self.progress.update(self.task, completed=done, rate=f"{rate:.3g} steps/s,")
+
+    def say(self, values: dict[str, float]) -> None:
+        """The newest loss and samples a second, beside the bar."""
+        shown = [f"{name} {values[name]:.4g}" for name in ("loss", "samples_per_second") if name in values]
+        self.progress.update(self.task, loss="  ".join(shown))
+
+    def stop(self) -> None:
+        self.progress.stop()
+        atexit.unregister(self.stop)
+
+
+def progress_bar(start: int, steps: int) -> ProgressBar | None:
+    """A bar where standard output is a terminal."""
+    return ProgressBar(start, steps) if sys.stdout.isatty() else None

@@ -1,0 +1,224 @@
+"""The pickle machine, as far as data needs it: containers, text, numbers, calls of a few allowed names. It runs nothing.
+
+    opcodes ──Machine──> containers of placeholders
+                 └── long bytes and text are left in the file: a Stretch says where they are
+
+Python's own unpickler keeps every array it has read until the end; this one keeps places, so a pickle of any size takes the memory of
+its table of contents. Opcodes and their arguments are decoded by `pickletools`; one that is not below is refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import pickle
+import pickletools
+from collections.abc import Callable
+from io import BufferedReader, BytesIO
+from typing import Any, BinaryIO
+
+from cjepa_dist.data.format.tar import Extent, Part
+from data_prep.pickle.lazy_arrays import Allowed, Array, Dtype, Stretch
+
+LONG = 4096  # bytes from which content is left in the file
+MARK = object()
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+TEXTS = ("UNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "SHORT_BINBYTES")
+SIZED = {  # width of the length, what follows it
+    "BINBYTES": (4, "bytes"),
+    "BINBYTES8": (8, "bytes"),
+    "BYTEARRAY8": (8, "bytes"),
+    "BINUNICODE": (4, "text"),
+    "BINUNICODE8": (8, "text"),
+    "BINSTRING": (4, "string"),
+}
+
+
+class Source:
+    """Where a pickle is read from: a part of an open file, or memory (then nothing can be left in it)."""
+
+    def __init__(self, descriptor: int | None, offset: int = 0, length: int = 0, memory: bytes = b"") -> None:
+        self.descriptor, self.offset, self.length = descriptor, offset, length if descriptor is not None else len(memory)
+        part = Extent(offset, length)
+        self.file: BinaryIO = BytesIO(memory) if descriptor is None else BufferedReader(Part(descriptor, part), LONG)
+
+    def take(self, length: int, kind: str) -> Stretch:
+        """The next `length` bytes. EOFError if there are fewer."""
+        at = self.file.tell()
+        if length > self.length - at:
+            raise EOFError(f"it ends {length - (self.length - at)} bytes early")
+        if self.descriptor is None or length < LONG:
+            return Stretch(-1, 0, length, kind, self.file.read(length))
+        self.file.seek(length, os.SEEK_CUR)
+        return Stretch(self.descriptor, self.offset + at, length, kind)
+
+
+class Machine:
+    """Reads one pickle from `source`. `find(module, name)` gives what a global stands for, `persistent(id)` what a persistent id does."""
+
+    def __init__(self, source: Source, find: Callable[[str, str], Any], persistent: Callable[[Any], Any]) -> None:
+        self.source, self.find, self.persistent = source, find, persistent
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        """What the pickle holds. Any exception means that it is damaged, or needs what is not read."""
+        read = self.source.file.read
+        while (code := read(1)) != pickle.STOP:
+            if not code:
+                raise EOFError("it ends without its end mark")
+            if (action := ACTIONS.get(code)) is None:
+                raise pickle.UnpicklingError(f"opcode {code!r} is not read")
+            action(self)
+        return self.stack.pop()
+
+    def sized(self, width: int, kind: str) -> None:
+        content = self.source.take(int.from_bytes(self.source.file.read(width), "little"), kind)
+        self.push(content if content.memory is None else content.settle())
+
+    def items(self) -> list[Any]:
+        """Pops what is above the last mark, and the mark."""
+        at = len(self.stack) - 1
+        while self.stack[at] is not MARK:
+            at -= 1
+            if at < 0:
+                raise pickle.UnpicklingError("no mark")
+        items = self.stack[at + 1 :]
+        del self.stack[at:]
+        return items
+
+    def pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise pickle.UnpicklingError("the stack is empty")
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return items
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def extend(self, items: list[Any]) -> None:
+        target(self.stack[-1], list).extend(items)
+
+    def update(self, items: list[Any]) -> None:
+        target(self.stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+
+    def call(self, name: Any, arguments: Any) -> None:
+        if not isinstance(name, Allowed) or not isinstance(arguments, tuple):
+            raise pickle.UnpicklingError("a call of what cannot be called")
+        self.push(name.make(*arguments))
+
+    def build(self, thing: Any, state: Any) -> None:
+        """Sets the state of an array or a dtype; nothing else has one."""
+        if not isinstance(thing, (Array, Dtype)):
+            raise pickle.UnpicklingError(f"the pickle changes {getattr(thing, 'name', type(thing).__name__)}")
+        thing.build(state)
+        self.push(thing)
+
+    def top(self) -> Any:
+        return self.stack[-1]
+
+    def remember(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
+
+    def line(self) -> bytes:
+        return self.source.file.readline().rstrip(b"\n")
+
+    def named(self, module: Any, name: Any) -> None:
+        self.push(self.find(target(module, str), target(name, str)))
+
+
+def target(thing: Any, kind: type) -> Any:
+    if not isinstance(thing, kind):
+        raise pickle.UnpicklingError(f"a {type(thing).__name__} where a {kind.__name__} must be")
+    return thing
+
+
+def unquoted(line: bytes) -> str:
+    """Python 2's repr of a byte string, as latin1 text."""
+    return codecs.escape_decode(line[1:-1])[0].decode("latin1")  # type: ignore[attr-defined]
+
+
+def pairs(items: list[Any]) -> dict[Any, Any]:
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
+Handler = Callable[[Machine, Any], Any]
+HANDLERS: dict[str, Handler] = {
+    "PROTO": lambda m, protocol: target(protocol, int),
+    "FRAME": lambda m, length: None,  # a hint for reading ahead
+    "MARK": lambda m, _: m.push(MARK),
+    "POP": lambda m, _: m.pop(1),
+    "POP_MARK": lambda m, _: m.items(),
+    "DUP": lambda m, _: m.push(m.top()),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_SET": lambda m, _: m.push(set()),
+    "LIST": lambda m, _: m.push(m.items()),
+    "TUPLE": lambda m, _: m.push(tuple(m.items())),
+    "TUPLE1": lambda m, _: m.push(tuple(m.pop(1))),
+    "TUPLE2": lambda m, _: m.push(tuple(m.pop(2))),
+    "TUPLE3": lambda m, _: m.push(tuple(m.pop(3))),
+    "DICT": lambda m, _: m.push(pairs(m.items())),
+    "FROZENSET": lambda m, _: m.push(frozenset(m.items())),
+    "APPEND": lambda m, _: m.extend(m.pop(1)),
+    "APPENDS": lambda m, _: m.extend(m.items()),
+    "SETITEM": lambda m, _: m.update(m.pop(2)),
+    "SETITEMS": lambda m, _: m.update(m.items()),
+    "ADDITEMS": lambda m, _: (lambda items: target(m.top(), set).update(items))(m.items()),
+    "PUT": lambda m, place: m.remember(place),
+    "BINPUT": lambda m, place: m.remember(place),
+    "LONG_BINPUT": lambda m, place: m.remember(place),
+    "MEMOIZE": lambda m, _: m.remember(len(m.memo)),
+    "GET": lambda m, place: m.push(m.memo[place]),
+    "BINGET": lambda m, place: m.push(m.memo[place]),
+    "LONG_BINGET": lambda m, place: m.push(m.memo[place]),
+    "STACK_GLOBAL": lambda m, _: m.named(*m.pop(2)),
+    "REDUCE": lambda m, _: m.call(*m.pop(2)),
+    "BUILD": lambda m, _: m.build(*m.pop(2)),
+    "PERSID": lambda m, identifier: m.push(m.persistent(identifier)),
+    "BINPERSID": lambda m, _: m.push(m.persistent(*m.pop(1))),
+}
+
+
+Action = Callable[[Machine], Any]
+
+
+def value(constant: Any) -> Action:
+    return lambda m: m.stack.append(constant)
+
+
+def read_by(reader: Callable[[Any], Any]) -> Action:
+    return lambda m: m.stack.append(reader(m.source.file))
+
+
+def handled(handler: Handler, reader: Callable[[Any], Any] | None) -> Action:
+    return lambda m: handler(m, reader(m.source.file) if reader else None)
+
+
+def sized(width: int, kind: str) -> Action:
+    return lambda m: m.sized(width, kind)
+
+
+def actions() -> dict[bytes, Action]:
+    """What each opcode does, by its code."""
+    found: dict[bytes, Action] = {
+        pickle.GLOBAL: lambda m: m.named(m.line().decode(), m.line().decode()),
+        pickle.STRING: lambda m: m.push(unquoted(m.line())),
+    }
+    for op in pickletools.opcodes:
+        code, reader = op.code.encode("latin1"), op.arg.reader if op.arg else None
+        if op.name in SIZED:
+            found[code] = sized(*SIZED[op.name])
+        elif op.name in CONSTANTS:
+            found[code] = value(CONSTANTS[op.name])
+        elif op.name in (*NUMBERS, *TEXTS) and reader:
+            found[code] = read_by(reader)
+        elif op.name in HANDLERS:
+            found[code] = handled(HANDLERS[op.name], reader)
+    return found
+
+
+ACTIONS = actions()

@@ -1,0 +1,239 @@
+"""What stands in a pickle's content for bytes, arrays and tensors (`safe_pickle.py`): where they are in the file, and checks.
+
+Stretch                               bytes or text, still in the file
+Allowed(name, make)                   a name the pickle may call, and what the call gives:
+Dtype, Array, StorageType, Storage, Tensor      `settle` reads the one array out of the file
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.errors import UserError
+
+STORAGES = {
+    "DoubleStorage": "f8",
+    "FloatStorage": "f4",
+    "HalfStorage": "f2",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """`length` bytes of an open file at `offset`, or in `memory`.
+
+    `kind`: bytes; text (UTF-8); string (Python 2's, bytes or latin1 text); latin1 (bytes that were written as text, in UTF-8).
+    """
+
+    descriptor: int
+    offset: int
+    length: int
+    kind: str = "bytes"
+    memory: bytes | None = None
+
+    def raw(self, start: int = 0, count: int = -1) -> Any:
+        """`count` (-1 = all) of the bytes as they are in the file, from `start`: a writable buffer. EOFError if the file has shrunk."""
+        count = self.length - start if count < 0 else count
+        if self.memory is not None:
+            return memoryview(self.memory)[start : start + count]
+        buffer = np.empty(count, np.uint8)
+        done = 0
+        while done < count:  # a read gives at most 2 GiB
+            got = os.preadv(self.descriptor, [buffer[done:].data], self.offset + start + done)
+            if not got:
+                raise EOFError("the file ends early")
+            done += got
+        return buffer.data
+
+    def settle(self) -> bytes | str:
+        content = bytes(self.raw())
+        if self.kind == "bytes":
+            return content
+        text = content.decode("latin1" if self.kind == "string" else "utf-8")
+        return text.encode("latin1") if self.kind == "latin1" else text
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a pickle gets for an allowed name: the machine calls `make`, and nothing else can be done with it."""
+
+    name: str
+    make: Callable[..., Any]
+
+
+class Dtype:
+    """Stands for numpy.dtype: plain numbers and text only."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"[biufcSU]\d+|\?", name):
+            raise UserError(f"the pickle holds an array of dtype {name!r}; only numbers and text are read")
+        self.value = np.dtype(name)
+
+    def build(self, state: Any) -> None:
+        _, order, subtype, names, fields = state[:5]
+        if subtype is not None or names is not None or fields is not None:
+            raise UserError("the pickle holds an array of a structured dtype; only numbers and text are read")
+        if order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError(f"byte order {order!r}")
+        self.value = self.value.newbyteorder(order)
+
+
+class Array:
+    """Stands for a numpy array."""
+
+    __slots__ = ("content", "dtype", "order", "shape")
+
+    def __init__(self) -> None:
+        self.content: Any = None
+
+    def build(self, state: Any) -> None:
+        shape, dtype, fortran, content = state[-4:]
+        if isinstance(content, list):
+            raise UserError("the pickle holds an array of objects; only numbers and text are read")
+        self.fill(content, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, content: Any, dtype: Any, shape: Any, order: str) -> Array:
+        content = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote bytes as text
+        if isinstance(content, (bytes, bytearray)):
+            content = Stretch(-1, 0, len(content), "bytes", bytes(content))
+        if not isinstance(content, Stretch) or content.kind == "text" or not isinstance(dtype, Dtype):
+            raise pickle.UnpicklingError("an array that is not made of bytes and a dtype")
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if not all(isinstance(n, int) and n >= 0 for n in self.shape):
+            raise pickle.UnpicklingError(f"an array of shape {self.shape}")
+        self.content, self.dtype, self.order = content, dtype.value, "F" if order == "F" else "C"
+        if content.kind != "latin1":
+            self.check(content.length)
+        return self
+
+    def check(self, length: int) -> None:
+        if length != math.prod(self.shape) * self.dtype.itemsize:
+            raise pickle.UnpicklingError(f"{length} bytes for an array {self.shape} of {self.dtype}")
+
+    def settle(self) -> np.ndarray:
+        if self.content is None:
+            raise pickle.UnpicklingError("an array without content")
+        content = self.content.settle() if self.content.kind == "latin1" else self.content.raw()
+        self.check(len(content))
+        flat: Any = np.frombuffer(content, self.dtype) if len(content) else np.empty(0, self.dtype)
+        return flat.reshape(self.shape, order=self.order)
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """Stands for torch.FloatStorage and its kin: a name for an element type, not to be called."""
+
+    dtype: str
+
+
+class Storage:
+    """The flat memory of torch tensors; in the old layout it is filled after the tensors have been named."""
+
+    __slots__ = ("content", "dtype")
+
+    def __init__(self, dtype: str, content: Stretch | None = None) -> None:
+        self.dtype, self.content = dtype, content
+
+    @property
+    def element(self) -> np.dtype:
+        return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Elements start .. stop - 1; bfloat16 as float32."""
+        if self.content is None:
+            raise pickle.UnpicklingError("a tensor without content")
+        size = self.element.itemsize
+        if stop * size > self.content.length:
+            raise pickle.UnpicklingError(f"a tensor that reaches element {stop - 1} of {self.content.length // size}")
+        flat = np.frombuffer(self.content.raw(start * size, (stop - start) * size), self.element)
+        return widen(flat) if self.dtype == "bfloat16" else flat
+
+    def settle(self) -> np.ndarray:
+        return self.read(0, self.content.length // self.element.itemsize if self.content else 0)
+
+
+class LateStorage(Storage):
+    """A storage within bytes that were written as text: opened at each reading, since what it holds has no place in the file."""
+
+    __slots__ = ("parse", "text")
+
+    def __init__(self, text: Stretch, parse: Callable[[Any], Storage]) -> None:
+        self.text, self.parse = text, parse
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.parse(self.text.settle()).read(start, stop)
+
+    def settle(self) -> np.ndarray:
+        return self.parse(self.text.settle()).settle()
+
+
+class Tensor:
+    """Stands for a torch tensor: a storage, an offset, sizes and strides, all in elements."""
+
+    __slots__ = ("offset", "shape", "storage", "strides")
+
+    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> None:
+        numbers = (offset, *shape, *strides)
+        if not isinstance(storage, Storage) or len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            raise pickle.UnpicklingError("a tensor that is not made of a storage, an offset, sizes and strides")
+        self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
+
+    def settle(self) -> np.ndarray:
+        if 0 in self.shape:
+            return np.empty(self.shape, self.storage.read(0, 0).dtype)
+        stop = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)) + 1
+        flat = self.storage.read(self.offset, stop)  # which refuses a reach past the end: as_strided itself would read there
+        steps = [step * flat.itemsize for step in self.strides]
+        return np.lib.stride_tricks.as_strided(flat, self.shape, steps)
+
+
+def reconstruct(kind: Any, *_: Any) -> Array:
+    if not isinstance(kind, Allowed) or kind.name != "numpy.ndarray":
+        raise UserError(f"the pickle makes an array of class {getattr(kind, 'name', kind)!r}; only numpy.ndarray is read")
+    return Array()
+
+
+def scalar(dtype: Any, content: Any) -> Any:
+    return Array().fill(content, dtype, (1,), "C").settle()[0]
+
+
+def encode(text: Any, encoding: Any = "utf-8") -> bytes | Stretch:
+    long = isinstance(text, Stretch) and text.kind == "text"
+    if not (long or isinstance(text, str)) or encoding != "latin1":
+        raise UserError(f"the pickle calls _codecs.encode with encoding {encoding!r}; only latin1 is read")
+    return Stretch(text.descriptor, text.offset, text.length, "latin1") if long else text.encode("latin1")
+
+
+def plain(kind: type) -> Callable[..., Any]:
+    """A container made from at most one container: `bytearray(10 ** 12)` and the like would take memory for nothing."""
+
+    def make(*arguments: Any) -> Any:
+        if len(arguments) == 1 and isinstance(arguments[0], Stretch) and kind in (bytes, bytearray):
+            return arguments[0]
+        if len(arguments) > 1 or any(not isinstance(a, (list, tuple, bytes, bytearray)) for a in arguments):
+            raise pickle.UnpicklingError(f"{kind.__name__} of {arguments!r:.80}")
+        return kind(*arguments)
+
+    return make
+
+
+def refused(*_: Any) -> Any:
+    raise pickle.UnpicklingError("a class that is only to be named is called")

@@ -1,0 +1,218 @@
+"""Reads pickles of arrays without running anything that is in them, and without reading the arrays before they are asked for.
+
+    FILE ──Machine──> containers, text, numbers, placeholders ──settle(placeholder)──> one array, read at its place in the file
+              └── find: one of the few names below, or UserError naming the global
+
+A pickle is a program: it may call whatever it can name. Here a name is never looked up: each of the few allowed ones stands for a
+function of `placeholders.py` that checks its arguments, and nothing of numpy or torch runs while the program does. Arrays, numpy scalars
+and torch tensors (in a plain pickle, in a torch.save file of either layout) come out as numpy arrays; bfloat16 as float32, which holds
+it exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cjepa_dist.errors import UserError
+from data_prep.pickle.interpreter import Machine, Source
+from data_prep.pickle.lazy_arrays import (
+    STORAGES,
+    Allowed,
+    Array,
+    Dtype,
+    LateStorage,
+    Storage,
+    StorageType,
+    Stretch,
+    Tensor,
+    encode,
+    plain,
+    reconstruct,
+    refused,
+    scalar,
+)
+
+ZIP_MAGIC = b"PK\x03\x04"
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a torch.save file of the layout before 1.6
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """The content of a pickle or torch.save file, with placeholders that `array` reads until the block ends.
+
+    UserError if it is missing, damaged, or needs anything but arrays and containers.
+    """
+    with errors_named(path):
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with errors_named(path):
+            if os.pread(descriptor, len(ZIP_MAGIC), 0) == ZIP_MAGIC:
+                content = read_archive(descriptor, str(path))
+            else:
+                content = read(Source(descriptor, 0, os.fstat(descriptor).st_size), str(path))
+        yield content
+    finally:
+        os.close(descriptor)
+
+
+def array(path: str | Path, placeholder: Array | Tensor) -> np.ndarray:
+    """The array that a placeholder of `opened(path)` stands for. UserError as there."""
+    with errors_named(path):
+        return placeholder.settle()
+
+
+def load(path: str | Path) -> Any:
+    """The content of a pickle or torch.save file with all of its arrays, in memory. UserError as `opened`."""
+    with opened(path) as content, errors_named(path):
+        return settle(content, {})
+
+
+@contextlib.contextmanager
+def errors_named(path: str | Path) -> Iterator[None]:
+    """Whatever a damaged pickle fails with is an error of the user's, naming the file; nothing of it has been run."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} does not fit in memory, or is damaged") from error
+    except Exception as error:
+        raise UserError(f"{path} is not a readable pickle of arrays: {type(error).__name__}: {error}") from error
+
+
+@cache
+def allowed() -> dict[tuple[str, str], Any]:
+    table: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): Allowed("numpy.ndarray", refused),
+        ("numpy", "dtype"): Allowed("numpy.dtype", Dtype),
+        ("_codecs", "encode"): Allowed("_codecs.encode", encode),
+        ("collections", "OrderedDict"): Allowed("collections.OrderedDict", plain(OrderedDict)),
+        ("torch._utils", "_rebuild_tensor_v2"): Allowed("torch._utils._rebuild_tensor_v2", Tensor),
+        ("torch._utils", "_rebuild_parameter"): Allowed("torch._utils._rebuild_parameter", lambda data, *_: data),
+        ("torch.storage", "_load_from_bytes"): Allowed("torch.storage._load_from_bytes", storage_from_bytes),
+    }
+    for package in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
+        table[f"{package}.multiarray", "_reconstruct"] = Allowed("numpy._reconstruct", reconstruct)
+        table[f"{package}.multiarray", "scalar"] = Allowed("numpy.scalar", scalar)
+        table[f"{package}.numeric", "_frombuffer"] = Allowed("numpy._frombuffer", lambda b, d, s, o: Array().fill(b, d, s, o))
+    for module in ("builtins", "__builtin__"):  # Python 3 and Python 2
+        for kind in (set, frozenset, bytes, bytearray):
+            table[module, kind.__name__] = Allowed(kind.__name__, plain(kind))
+    for name, dtype in STORAGES.items():
+        table["torch", name] = StorageType(dtype)
+    return table
+
+
+def program(source: Source, origin: str, storage: Callable[[StorageType, str], Storage] | None = None) -> Any:
+    """Run one pickle. `storage` gives the memory for a tensor's key; without it there are none."""
+
+    def find(module: str, name: str) -> Any:
+        if (module, name) not in allowed():
+            reads = "only arrays, tensors, containers, text and numbers are read; nothing was run"
+            raise UserError(f"{origin} needs {module}.{name}: {reads}")
+        return allowed()[module, name]
+
+    def persistent(identifier: Any) -> Storage:
+        if storage is None or not isinstance(identifier, tuple) or len(identifier) < 5 or not isinstance(identifier[1], StorageType):
+            raise UserError(f"{origin} refers to something outside of it ({identifier!r:.80}); only torch.save files may, to tensors")
+        if len(identifier) > 5 and identifier[5] is not None:
+            raise UserError(f"{origin} holds a view of a storage as torch before 0.4 wrote it; save it again with a newer torch")
+        return storage(identifier[1], str(identifier[2]))
+
+    return Machine(source, find, persistent).load()
+
+
+def read(source: Source, origin: str) -> Any:
+    content = program(source, origin)
+    return read_legacy(source, origin) if isinstance(content, int) and content == TORCH_MAGIC else content
+
+
+def read_legacy(source: Source, origin: str) -> Any:
+    """torch.save before 1.6, and torch storages in plain pickles: version, system, content, keys, then each storage: count, memory."""
+    storages: dict[str, Storage] = {}
+    program(source, origin)
+    system = program(source, origin)
+    if not system["little_endian"]:
+        raise UserError(f"{origin} was written on a big-endian machine; save it again on another")
+    content = program(source, origin, lambda kind, key: storages.setdefault(key, Storage(kind.dtype)))
+    for key in program(source, origin):
+        count = int.from_bytes(source.file.read(8), "little")
+        storages[key].content = source.take(count * storages[key].element.itemsize, "bytes")
+    return content
+
+
+def storage_from_bytes(content: Any) -> Storage:
+    """torch.storage._load_from_bytes: a torch.save file, of the old layout, within the pickle."""
+    if isinstance(content, Stretch) and content.kind == "latin1":
+        return LateStorage(content, storage_from_bytes)
+    if isinstance(content, Stretch):
+        source = Source(content.descriptor, content.offset, content.length)
+    else:
+        source = Source(None, memory=content)
+    storage = read(source, "the pickle")
+    if not isinstance(storage, Storage):
+        raise pickle.UnpicklingError("torch.storage._load_from_bytes of something that is no storage")
+    return storage
+
+
+def read_archive(descriptor: int, origin: str) -> Any:
+    """torch.save since 1.6: a zip of NAME/data.pkl, NAME/data/<key> for each storage, and NAME/byteorder."""
+    with os.fdopen(os.dup(descriptor), "rb") as file, zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
+        if root is None:
+            raise UserError(f"{origin} is a zip, but not one of torch.save")
+        if f"{root}byteorder" in names and bytes(member(archive.getinfo(f"{root}byteorder"), descriptor).raw()) != b"little":
+            raise UserError(f"{origin} was written on a big-endian machine; save it again on another")
+        storages: dict[str, Storage] = {}
+
+        def storage(kind: StorageType, key: str) -> Storage:
+            if key not in storages:
+                storages[key] = Storage(kind.dtype, member(archive.getinfo(f"{root}data/{key}"), descriptor))
+            return storages[key]
+
+        place = member(archive.getinfo(f"{root}data.pkl"), descriptor)
+        return program(Source(descriptor, place.offset, place.length), origin, storage)
+
+
+def member(info: zipfile.ZipInfo, descriptor: int) -> Stretch:
+    """Where the bytes of a zip's member are. torch stores them as they are; UserError for one that somebody has compressed."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise UserError(f"{info.filename} within the zip is compressed; save it again with torch.save")
+    header = os.pread(descriptor, 30, info.header_offset)
+    if header[:4] != ZIP_MAGIC:
+        raise zipfile.BadZipFile(f"no member at byte {info.header_offset}")
+    start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    if start + info.file_size > os.fstat(descriptor).st_size:
+        raise EOFError(f"it ends within {info.filename}")
+    return Stretch(descriptor, start, info.file_size)
+
+
+def settle(content: Any, seen: dict[int, Any]) -> Any:
+    """The content with arrays in the places of their placeholders; dicts and lists are changed in place."""
+    if isinstance(content, (Array, Tensor, Storage, Stretch)):
+        if id(content) not in seen:
+            seen[id(content)] = content.settle(), content  # the placeholder too: its id must not be given to another
+        return seen[id(content)][0]
+    if isinstance(content, dict):
+        for key in content:
+            content[key] = settle(content[key], seen)
+    elif isinstance(content, list):
+        content[:] = [settle(item, seen) for item in content]
+    elif isinstance(content, tuple):
+        return tuple(settle(item, seen) for item in content)
+    elif isinstance(content, (Allowed, Dtype, StorageType)):
+        raise UserError("the pickle holds a class or a function; only arrays, tensors, containers, text and numbers are read")
+    return content

@@ -1,0 +1,138 @@
+"""What a rank of the pre-flight does, under torchrun like a training: `python -m slurm.preflight` puts it on the nodes.
+
+    its GPU ──> a token in RUNS, by rank 0, which all ranks read ──> all-reduce, checked and timed ──> RUNS/preflight.json
+
+The first thing that is wrong ends all ranks with one line: what, and on which node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cjepa_dist.config import command_line
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING
+from cjepa_dist.errors import UserError
+from cjepa_dist.runtime.collectives import first_error
+
+MEGABYTES = {"cuda": 256, "cpu": 16}
+ROUNDS = 5
+
+
+@dataclass
+class Probe:
+    """Look at the nodes of this job from inside."""
+
+    runs: str = option(MISSING, "the folder that all nodes must share")
+    gpus: int = option(0, "GPUs that each node must have", unit="GPUs", least=0)
+    wait: float = option(30.0, "time for a file to be seen on other nodes", unit="seconds", least=0.0)
+
+
+def main(config: Probe) -> int:
+    dist.init_process_group("gloo", timeout=timedelta(minutes=5))
+    rank, runs = dist.get_rank(), Path(config.runs)
+    agree(gpu_fault(config.gpus))
+    agree(shared_fault(runs, config.wait))
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if config.gpus else torch.device("cpu")
+    speed = all_reduce_speed(device)
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    if rank == 0:
+        found = {
+            "processes": len(hosts),
+            "nodes": sorted(set(hosts)),
+            "device": torch.cuda.get_device_name(device) if config.gpus else "cpu",
+            "all_reduce_megabytes": MEGABYTES[device.type],
+            "all_reduce_gb_per_s": round(speed, 3),
+        }
+        temporary = runs / "preflight.partial"
+        temporary.write_text(json.dumps(found, indent=1))
+        os.replace(temporary, runs / "preflight.json")
+        print(json.dumps(found), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+def agree(fault: str | None) -> None:
+    """Raises UserError on all ranks if one of them has found a fault."""
+    if first := first_error(fault):
+        raise UserError(first)
+
+
+def gpu_fault(gpus: int) -> str | None:
+    """What is wrong with this rank's GPU."""
+    if not gpus:
+        return None
+    host, local, seen = socket.gethostname(), int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if seen != gpus:
+        what = "a CPU build of torch" if not torch.version.cuda else f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}"
+        return f"{host} shows {seen} GPUs to its processes, gpus_per_node says {gpus} ({what}): see nvidia-smi -L there"
+    try:
+        ones = torch.ones(64, 64, device=f"cuda:{local}")
+        return None if (ones @ ones).sum().item() == 64**3 else f"{host}: GPU {local} computes wrong sums"
+    except RuntimeError as error:
+        return f"{host}: GPU {local} cannot be used: {str(error).splitlines()[0]}"
+
+
+def shared_fault(runs: Path, wait: float) -> str | None:
+    """Rank 0 writes a token where all ranks must find it."""
+    token = [uuid.uuid4().hex]
+    dist.broadcast_object_list(token, src=0)
+    path, fault = runs / f".preflight_{token[0]}", None
+    if dist.get_rank() == 0:
+        try:
+            path.write_text(token[0])
+        except OSError as error:
+            fault = f"{socket.gethostname()} cannot write to {runs}: {error.strerror}"
+    agree(fault)
+    end = time.monotonic() + wait
+    while not (seen := same(path, token[0])) and time.monotonic() < end:
+        time.sleep(0.2)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        path.unlink(missing_ok=True)
+    writer = [socket.gethostname()]
+    dist.broadcast_object_list(writer, src=0)
+    return None if seen else f"{runs} is not shared: what {writer[0]} writes there, {socket.gethostname()} does not see after {wait:g} s"
+
+
+def same(path: Path, token: str) -> bool:
+    try:
+        return path.read_text() == token
+    except OSError:
+        return False
+
+
+def all_reduce_speed(device: torch.device) -> float:
+    """GB/s of an all-reduce, the best of some: 2 (n - 1) / n bytes are sent for each byte. Raises UserError for a wrong sum."""
+    world = dist.get_world_size()
+    group = dist.new_group(backend="nccl") if device.type == "cuda" else dist.group.WORLD
+    values = torch.empty(MEGABYTES[device.type] * 2**20 // 4, device=device)
+    best, fault = float("inf"), None
+    for _ in range(ROUNDS + 1):
+        values.fill_(dist.get_rank())
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(values, group=group)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+        if not torch.all(values == world * (world - 1) / 2):
+            fault = f"{socket.gethostname()}: an all-reduce gave a wrong sum"
+    agree(fault)
+    return 2 * (world - 1) / world * values.numel() * 4 / best / 1e9
+
+
+if __name__ == "__main__":
+    command_line.launch(Probe, main)

@@ -1,0 +1,55 @@
+"""The command line of one command of a job: plain Python for one process, torchrun over the nodes and processes of the job for more."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def argv_of(command: list[str], *, processes: int, grace: int, job: str, restart: int, node: int, nodes: int) -> list[str]:
+    """The command line: plain Python for one process, torchrun for more, with a rendezvous that no earlier start of the job shares."""
+    world = processes * nodes
+    module, *arguments = command
+    if trains(module):
+        arguments = [*arguments, f"loop.processes={world}"]
+    elif module != "slurm.jobs.preflight_worker":
+        return [sys.executable, "-u", "-m", module, *arguments]
+    if world == 1 and trains(module):
+        return [sys.executable, "-u", "-m", module, *arguments]
+    if nodes == 1:
+        meet = ["--standalone"]
+    else:
+        head = ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
+        port = 20000 + int(job) % 20000
+        meet = [
+            f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{port}", f"--rdzv-id={job}.{restart}",
+            f"--rdzv-conf=is_host={int(node == 0)}", f"--local-addr={os.environ.get('SLURMD_NODENAME', socket.gethostname())}",
+        ]  # fmt: skip
+    launcher = ["-m", "torch.distributed.run", *meet, f"--nproc-per-node={processes}", "--max-restarts=0"]
+    return [sys.executable, *launcher, f"--shutdown-timeout={grace}", "-m", module, *arguments]
+
+
+def trains(module: str) -> bool:
+    return module.rpartition(".")[2].startswith("train_")
+
+
+def folder_of(command: list[str]) -> Path | None:
+    """The run folder of a training command."""
+    if not trains(command[0]):
+        return None
+    return next((Path(part.removeprefix("run=")) for part in command if part.startswith("run=")), None)
+
+
+def ask(*command: str) -> str:
+    """Output of a Slurm command; asked three times, as a busy controller may not answer, then empty."""
+    for attempt in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            break
+        print(f"{' '.join(command)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+        time.sleep(attempt)
+    return done.stdout.strip()

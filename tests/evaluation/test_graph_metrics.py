@@ -1,0 +1,67 @@
+"""Edge measures: the ones drawn again for intervals equal scikit-learn's on data that are really repeated."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cjepa_dist.evaluation.graph_metrics import MEASURES, Edges, Ranking, Tallies, auroc, measure
+
+VIDEOS = 5
+
+
+def edges(seed: int, pairs: int = 200, levels: int = 10, base_rate: float = 0.2) -> Edges:
+    """Random pairs with many ties; the score knows something."""
+    generator = np.random.default_rng(seed)
+    truth = generator.random(pairs) < base_rate
+    score = np.floor(levels * np.clip(generator.random(pairs) * 0.7 + 0.3 * truth, 0, 1)) / levels
+    near = ~truth & (generator.random(pairs) < 0.3)
+    window = np.sort(generator.integers(0, 20, pairs))
+    return Edges(score, score > 0.6, truth, near, window, window // 4, VIDEOS, np.full(VIDEOS, 4))
+
+
+def repeated(e: Edges, copies: np.ndarray) -> Edges:
+    index = np.concatenate([np.flatnonzero(e.video == v) for v in range(VIDEOS) for _ in range(copies[v])] or [np.zeros(0, int)]).astype(
+        int
+    )
+    pick = {name: getattr(e, name)[index] for name in ("score", "edge", "truth", "near", "window", "video")}
+    return Edges(**pick, videos=VIDEOS, windows_by_video=e.windows_by_video * copies)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    copies=st.lists(st.integers(0, 3), min_size=VIDEOS, max_size=VIDEOS).filter(any),
+    base_rate=st.sampled_from([0.0, 0.02, 0.2, 1.0]),
+)
+def test_tallies_equal_scikit_learn_on_repeated_data(seed: int, copies: list[int], base_rate: float) -> None:
+    e = edges(seed, base_rate=base_rate)
+    expected = measure(repeated(e, np.array(copies)))
+    np.testing.assert_allclose(Tallies(e)(np.array(copies)), [expected[name] for name in MEASURES], rtol=1e-9)
+
+
+def test_by_hand() -> None:
+    e = Edges(
+        score=np.array([4.0, 3.0, 2.0, 1.0]),
+        edge=np.array([True, True, False, False]),
+        truth=np.array([True, False, True, False]),
+        near=np.array([False, True, False, False]),
+        window=np.array([0, 0, 1, 1]),
+        video=np.zeros(4, int),
+        videos=1,
+        windows_by_video=np.array([2]),
+    )
+    got = measure(e)
+    assert got["auroc"] == 0.75 and got["base_rate"] == 0.5 and got["f1"] == 0.5 and got["best_f1"] == pytest.approx(0.8)
+    assert got["auprc"] == pytest.approx((1 + 2 / 3) / 2)
+    assert got["shd"] == 1.0  # two wrong pairs in two windows
+    assert got["near_auroc"] == 0.5  # one contact above the near miss, one below
+
+
+def test_undefined_is_nan() -> None:
+    assert np.isnan(auroc(np.zeros(3), np.zeros(3, bool)))
+    assert np.isnan(auroc(np.zeros(0), np.zeros(0, bool)))
+    assert np.isnan(Ranking(np.zeros(0), np.zeros(0, bool), np.zeros(0, int))(np.ones(1))).all()
+    nothing = edges(0, base_rate=0.0)
+    got = measure(nothing)
+    assert np.isnan(got["auroc"]) and np.isnan(got["auprc"]) and got["shd"] == 0

@@ -1,0 +1,141 @@
+"""Starts entry points as `python -m` or torchrun would, but forked from a process that has imported the libraries: 5 s of a processor each.
+
+    Starter ──{module, arguments, environments, files for stdout and stderr}──> python -m tests.fork_server ──fork──> the entry point, once for
+            <──────────────────── pids, at the end an exit code ─────────────────────────               each environment
+
+What is forked has its own arguments, environment, cores, streams and exit code, and no thread of torch's was running yet.
+Tests that launch, kill or measure processes start real ones.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+IMPORTED = (  # no entry point is among them: these run anew
+    "cjepa_dist.training.loop", "cjepa_dist.reporting.tensorboard_images", "torch._dynamo", "scipy.optimize", "sklearn.metrics", "matplotlib.pyplot",
+)  # fmt: skip
+
+
+class Starter:
+    """One process that forks, started when it is first needed; `close` ends it."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def run(
+        self, module: str, *arguments: str, environment: dict[str, str], timeout: float, processes: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        """As subprocess.run of `python -m module arguments` with its output captured; with `processes`, of torchrun with so many."""
+        if self.process is None:
+            own = [sys.executable, "-m", "tests.fork_server"]
+            self.process = subprocess.Popen(own, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        store, environments = ranks(processes, environment) if processes else (None, [environment])
+        with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
+            files, cores = {"out": out.name, "err": err.name}, list(os.sched_getaffinity(0))
+            ask = {"module": module, "arguments": arguments, "environments": environments, "cores": cores, **files}
+            self.process.stdin.write(json.dumps(ask).encode() + b"\n")
+            pids = self.answer(120)
+            try:
+                code = self.answer(timeout)
+            except TimeoutError:
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+                self.answer(60)
+                raise subprocess.TimeoutExpired([module, *arguments], timeout, out.read(), err.read()) from None
+            said = [stream.read().decode() for stream in (out, err)]
+        del store
+        return subprocess.CompletedProcess([module, *arguments], code, *said)
+
+    def answer(self, timeout: float) -> Any:
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            raise TimeoutError
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+
+
+def ranks(processes: int, environment: dict[str, str]) -> tuple[Any, list[dict[str, str]]]:
+    """What torchrun gives its workers: the store by which they meet (on a port of its own), and an environment for each."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0",
+        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    return store, [{**environment, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def serve() -> dict[str, Any] | None:
+    """What a forked process is to be; None in the first one, when nothing more is asked for."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.freeze()  # or the first collection copies all of it
+    answers = os.dup(1)
+    os.dup2(2, 1)  # whatever a library says is no answer
+    while line := sys.stdin.buffer.readline():
+        ask = json.loads(line)
+        pids = []
+        for environment in ask.pop("environments"):
+            if not (pid := os.fork()):
+                os.close(answers)
+                return {**ask, "environment": environment}
+            pids.append(pid)
+        os.write(answers, json.dumps(pids).encode() + b"\n")
+        os.write(answers, b"%d\n" % outcome(pids))
+    return None
+
+
+def outcome(pids: list[int]) -> int:
+    """The exit code of the one process; of several 0 if all have it, else 1: as torchrun does, the first that fails ends the rest."""
+    left, codes, end = set(pids), [], None
+    while left:
+        pid, status = os.waitpid(-1, os.WNOHANG if end else 0)
+        if pid:
+            left.remove(pid)
+            codes.append(os.waitstatus_to_exitcode(status))
+            if codes[-1] and end is None:
+                end = time.monotonic() + 30
+                for other in left:
+                    os.kill(other, signal.SIGTERM)
+        elif end and time.monotonic() > end:
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+        else:
+            time.sleep(0.05)
+    return codes[0] if len(pids) == 1 else int(any(codes))
+
+
+def become(module: str, arguments: list[str], environment: dict[str, str], cores: list[int], out: str, err: str) -> None:
+    os.sched_setaffinity(0, cores)
+    for number, path in enumerate((os.devnull, out, err)):
+        handle = os.open(path, os.O_RDWR | os.O_APPEND)
+        os.dup2(handle, number)
+        os.close(handle)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv, sys.orig_argv = ["-m", *arguments], [sys.executable, "-m", module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    if asked := serve():
+        become(**asked)

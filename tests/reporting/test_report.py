@@ -1,0 +1,147 @@
+"""evaluate and report on real run folders, made by saving untrained tasks as the loop would."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cjepa_dist import evaluate, report
+from cjepa_dist.checkpoint.writer import CheckpointWriter
+from cjepa_dist.config import merge, schema
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.errors import UserError
+from cjepa_dist.evaluation import vqa
+from cjepa_dist.reporting import tables
+from cjepa_dist.tasks.build import build_task
+from tests.evaluation.world import DIM, SLOTS, make_world
+
+PREDICTOR = {"slots": SLOTS, "slot_dim": DIM, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
+ALOE = {"slots": SLOTS, "slot_dim": DIM, "frames": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "head_dim": 8}
+
+
+def save_run(config, done=True):
+    run = Path(config.run)
+    run.mkdir(parents=True)
+    merge.save_yaml(config, run / "config.yaml")
+    torch.manual_seed(config.seed)
+    task = build_task(config)
+    CheckpointWriter(run / "checkpoints", keep=1).save(task, [torch.optim.AdamW(task.parameters())], step=7, meta={})
+    if done:
+        (run / "done.json").write_text('{"step": 7}')
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    data = make_world(root / "data", train=6, val=6)
+    own = schema.TrainWorldModel(data=str(data), run=str(root / "own"), predictor=schema.PredictorConfig(**PREDICTOR, own_slot_only=True))
+    model = schema.TrainWorldModel(data=str(data), run=str(root / "model"), predictor=schema.PredictorConfig(**PREDICTOR))
+    save_run(own), save_run(model)
+    with DatasetWriter(
+        root / "rolled", encoder="toy", source={"kind": "rollout", "world_model": model.run, "step": 7, "data": str(data)}, dtype="float32"
+    ) as writer:
+        for split in ("train", "val"):
+            for sample in read_split(data, split):
+                writer.split(split).add(sample)
+    for seed, name in enumerate(("first", "second")):
+        save_run(
+            schema.TrainAloe(data=str(root / "rolled"), run=str(root / name), seed=seed, starts=4, aloe=schema.AloeConfig(**ALOE)),
+            done=name == "first",
+        )
+    return root
+
+
+def test_what_the_same_aloes_read(tmp_path):
+    """A mean over the readers that have read every world model, paired by the world models' seeds."""
+    accuracy = {
+        ("a", 0, "r0"): 0.5,
+        ("a", 0, "r1"): 0.7,
+        ("a", 1, "r0"): 0.4,
+        ("a", 1, "r1"): 0.6,
+        ("b", 0, "r0"): 0.9,
+        ("b", 0, "r1"): 0.9,
+    }
+    for (arm, seed, reader), value in {**accuracy, ("b", 1, "r0"): 0.5, ("b", 1, "r1"): 0.7, ("b", 1, "r2"): 0.0}.items():
+        path = tmp_path / arm / f"seed_{seed}" / reader / "vqa_val.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"accuracy": {"counterfactual.option": {"accuracy": value}}}))
+    text = "\n".join(report.read_by_the_same(report.Report(runs="", read=str(tmp_path), draws=50)))
+    assert "a mean over r0, r1;" in text and "| a | 2 | 55.0 ± 7.1 |" in text
+    assert "| b | 2 | 75.0 ± 21.2 | +20.0 [" in text and "(+30.0, +10.0)" in text
+    assert report.read_by_the_same(report.Report(runs="", read="")) == []
+
+
+def measure(root, name, **more):
+    assert evaluate.main(evaluate.Evaluate(run=str(root / name), draws=10, windows=64, videos=4, **more)) == 0
+
+
+def test_report_of_two_arms(runs, tmp_path, capsys):
+    measure(runs, "model", own_slot=str(runs / "own"))
+    for name in ("first", "second"):
+        measure(runs, name)
+    found = json.loads((runs / "first" / "eval" / "vqa_val.json").read_text())
+    assert found["step"] == 7 and found["start"] == 3 and found["starts"]["first_frames"] == [0, 1, 2, 3]
+    assert len(json.loads((runs / "first" / "eval" / "submission_val.json").read_text())) == 6
+    capsys.readouterr()
+
+    named = f"{runs / 'first'},{runs / 'second'}"
+    assert report.main(report.Report(runs=named, out=str(tmp_path), draws=10)) == 0
+    text = (tmp_path / "report.md").read_text()
+    wanted_lines = ("## World models", "own slot only", "## VQA", "Differences against first", "VideoSAUR, 4 hidden", "| majority |")
+    for wanted in wanted_lines:
+        assert wanted in text, wanted
+    assert "graphs_val.json is missing" in text and "second has not reached its end" in text
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("vqa.png", "world_model.png"))
+    with pytest.raises(UserError, match="incomplete"):
+        report.main(report.Report(runs=named, out=str(tmp_path), draws=10, strict=True))
+
+
+def test_what_is_missing_is_said(runs, tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    warnings: list[str] = []
+    asked = report.Report(runs="", split="test")
+    vqa, world = report.collect([runs / "own"], asked, warnings)
+    assert not vqa and [arm.path for arm in world] == [runs / "own"]
+    assert any("world_model_test.json is missing; make it with: python -m cjepa_dist.evaluate run=" in line for line in warnings)
+    assert any("graphs_test.json is missing" in line for line in warnings)
+    without: list[str] = []
+    report.collect([runs / "own"], dataclasses.replace(asked, graphs=False), without)
+    assert without == [line for line in warnings if "graphs_test.json" not in line]
+    with pytest.raises(UserError, match="not a run folder"):
+        report.collect([runs / "nowhere"], asked, warnings)
+
+
+def test_evaluate_refuses_a_control_that_sees_others(runs):
+    with pytest.raises(UserError, match="own_slot_only"):
+        measure(runs, "own", own_slot=str(runs / "model"))
+
+
+def test_differences_are_paired_by_video():
+    def arm(correct):
+        counts = {group: [[c, 4] for c in correct] for group in vqa.GROUPS}
+        accuracy = {group: {"count": 4 * len(correct)} for group in vqa.GROUPS}
+        return {"videos": {"scenes": list(range(len(correct))), "counts": counts}, "accuracy": accuracy}
+
+    base = [1, 3, 2, 0, 1, 3, 2, 2]
+    lines = tables.differences({"a": arm(base), "b": arm([c + 1 for c in base])}, draws=50, seed=0)
+    # One more right in every video: the difference is the same whichever videos are drawn.
+    assert "| overall | +25.0 [+25.0, +25.0] * |" in lines
+    assert tables.difference(arm(base), arm(base[:4]), "overall.question", 5, 0) == "other videos"
+
+
+def test_runs_in_arm_and_seed_folders_are_compared_over_seeds():
+    def run(arm, seed, right):
+        measured = {"vqa": {"accuracy": {"overall.question": {"accuracy": right}, "predictive.option": {"accuracy": None}}}}
+        return report.Arm(Path(f"/runs/aloe/{arm}/seed_{seed}"), "", schema.TrainAloe(data="", run=""), measured)
+
+    arms = [run("base", 0, 0.4), run("base", 1, 0.6), run("ctt", 1, 0.65), run("ctt", 0, 0.45)]
+    config = report.Report(runs="", draws=50)
+    text = "\n".join(report.over_seeds([*arms, run("lone", 0, 0.5)], "vqa", config))
+    assert text.startswith("## VQA over seeds") and "overall.question | difference [95 %] (by seed) |\n" in text
+    assert "| base | 2 | 50.0 ± 14.1 |" in text and "| lone | 1 | 50.0 | +10.0 |" in text
+    assert "| ctt | 2 | 55.0 ± 14.1 | +5.0 [+5.0, +5.0] (+5.0, +5.0) |" in text
+    assert not report.over_seeds(arms[:1], "vqa", config) and not report.over_seeds(arms, "world_model", config)

@@ -1,0 +1,140 @@
+"""Who owns a run folder: judged by flock, by process, by beat, by Slurm; and what two starts of one job do."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from cjepa_dist.resilience import run_lock
+from cjepa_dist.resilience.run_lock import RunLock
+from tests.fork_server import PROJECT
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from cjepa_dist.training import lock
+lock.BEAT = 0.1
+if sys.argv[2] == "alone":
+    lock.fcntl.flock = lambda *a: (_ for _ in ()).throw(OSError("no flock on this file system"))
+owner = lock.Lock(Path(sys.argv[1]))
+print(owner.take(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(run_lock, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(run_lock, "SILENCE", 0.5)
+    monkeypatch.setattr(run_lock, "HANDOVER_TIMEOUT", 20.0)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """other("flock" | "alone", VARIABLE=value) -> a process that owns tmp_path."""
+    started = []
+
+    def start(kind="flock", **environment):
+        command = [sys.executable, "-c", OWNER, str(tmp_path), kind]
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+        started.append(process)
+        assert process.stdout.readline() == "None\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def no_flock(monkeypatch):
+    def refuse(*arguments):
+        raise OSError("no flock on this file system")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def elsewhere(tmp_path, **fields):
+    me = RunLock(tmp_path).me
+    run_lock.write(tmp_path / ".lock.json", {**me, "host": "elsewhere", **fields})
+
+
+@pytest.mark.parametrize("kind", ["flock", "alone"])
+def test_killed_owner_leaves_it_free(tmp_path, other, monkeypatch, kind):
+    process = other(kind)
+    if kind == "alone":
+        no_flock(monkeypatch)
+    assert f"in use: process {process.pid} on {socket.gethostname()}" in RunLock(tmp_path).take()
+    process.kill()
+    process.wait()
+    mine = RunLock(tmp_path)
+    assert mine.take() is None and json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
+    mine.release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+
+
+def test_a_reused_pid_is_not_the_owner(tmp_path, monkeypatch):
+    no_flock(monkeypatch)
+    run_lock.write(tmp_path / ".lock.json", {**RunLock(tmp_path).me, "born": psutil.Process().create_time() - 1000})
+    mine = RunLock(tmp_path)
+    assert mine.take() is None
+    mine.release()
+
+
+def test_an_owner_on_another_host(tmp_path, monkeypatch):
+    """It lives while its file is touched; silent, if Slurm still has that start of its job running; else it is dead."""
+    no_flock(monkeypatch)
+    over = threading.Event()
+
+    def touch():
+        while not over.wait(0.1):
+            os.utime(tmp_path / ".lock.json")
+
+    elsewhere(tmp_path)
+    thread = threading.Thread(target=touch)
+    thread.start()
+    assert "on elsewhere" in RunLock(tmp_path).take()
+    over.set()
+    thread.join()
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho RUNNING 2\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    elsewhere(tmp_path, job="7", restart=2)
+    assert "on elsewhere" in RunLock(tmp_path).take()
+    elsewhere(tmp_path, job="7", restart=1)
+    mine = RunLock(tmp_path)
+    assert mine.take() is None
+    mine.release()
+
+
+def test_a_later_start_of_the_same_job_is_let_in(tmp_path, other, monkeypatch):
+    process = other(SLURM_JOB_ID="7", SLURM_RESTART_COUNT="0")
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert "in use" in RunLock(tmp_path).take()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert "in use" in RunLock(tmp_path).take()  # not later
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    mine = RunLock(tmp_path)
+    assert mine.take() is None and process.wait(10) == -signal.SIGTERM
+    mine.release()
+
+
+def test_who_lost_it_ends(tmp_path, other):
+    process = other()
+    elsewhere(tmp_path)
+    assert process.wait(10) == os.EX_SOFTWARE
+    (tmp_path / ".lock.json").unlink()
+    process = other()
+    (tmp_path / ".lock.json").unlink()
+    time.sleep(0.5)
+    assert process.poll() is None and json.loads((tmp_path / ".lock.json").read_text())["pid"] == process.pid  # removed: written again
