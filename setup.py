@@ -25,7 +25,9 @@ EXTRAS = {
     "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],
     "hdf5": ["h5py>=3.10,<4"],  # data_prep.import_arrays of .h5
     "s3": ["s3fs>=2024.6"],  # data=s3://...
-    "summary": ["gcastle>=1.0.4,<2"],  # NOTEARS and DAG-GNN, for `evaluate_graph estimators=[summary:notears]`
+    "summary": [
+        "gcastle>=1.0.4,<2"
+    ],  # NOTEARS and DAG-GNN, for `evaluate_graph estimators=[summary:notears]`
     "test": [
         "gcastle>=1.0.4,<2",  # the extra `summary`, 0.2 MB and pandas
         "h5py>=3.10,<4",
@@ -52,7 +54,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["cjepa_dist", "cjepa_dist.*", "data_prep", "data_prep.*", "slurm"]),
+    packages=find_packages(
+        include=["cjepa_dist", "cjepa_dist.*", "data_prep", "data_prep.*", "slurm"]
+    ),
     install_requires=CORE,
     extras_require=EXTRAS,
 )

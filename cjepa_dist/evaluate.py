@@ -41,9 +41,16 @@ class Evaluate:
     split: str = option("val", "split to measure on")
     data: str = option("", "folder of slot shards; empty = the run's own")
     out: str = option("", "folder for the files; empty = RUN/eval, which the report reads")
-    own_slot: str = option("", "world model: run of the control that sees only the object's own slot; empty = without it")
-    windows: int = option(8192, "world model: windows for the error of one step", unit="windows", least=1)
-    videos: int = option(200, "world model: videos for the error of rollouts; 0 = all", unit="videos", least=0)
+    own_slot: str = option(
+        "",
+        "world model: run of the control that sees only the object's own slot; empty = without it",
+    )
+    windows: int = option(
+        8192, "world model: windows for the error of one step", unit="windows", least=1
+    )
+    videos: int = option(
+        200, "world model: videos for the error of rollouts; 0 = all", unit="videos", least=0
+    )
     starts: str = option("all", "ALOE: first sampled frames to measure at", choices=("all", "main"))
     batch: int = option(64, "ALOE: questions at once", unit="questions", least=1)
     draws: int = option(1000, "draws of the bootstrap over videos", least=2)
@@ -55,12 +62,23 @@ def main(config: Evaluate) -> int:
     task, trained, step = load_task(config.run)
     task.to(default_device())
     data = config.data or trained.data
-    head = {"run": config.run, "step": step, "train_seed": trained.seed, "data": data, "split": config.split}
+    head = {
+        "run": config.run,
+        "step": step,
+        "train_seed": trained.seed,
+        "data": data,
+        "split": config.split,
+    }
     head |= {"seed": config.seed, "draws": config.draws}
     files: dict[str, Any]
     if isinstance(trained, TrainWorldModel):
         own = load_own_slot(config.own_slot) if config.own_slot else None
-        result = {"kind": "world_model", **head, "own_slot": config.own_slot or None, "own_slot_step": own[1] if own else None}
+        result = {
+            "kind": "world_model",
+            **head,
+            "own_slot": config.own_slot or None,
+            "own_slot_step": own[1] if own else None,
+        }
         result |= evaluate_world_model(
             task.predictor, trained, data, config.split,  # type: ignore[arg-type, union-attr]
             windows=config.windows, videos=config.videos, own_slot=own[0] if own else None, draws=config.draws, seed=config.seed,
@@ -68,15 +86,27 @@ def main(config: Evaluate) -> int:
         files, table = {f"world_model_{config.split}.json": result}, world_model_table(result)
     else:
         result, answers = measure_aloe(config, task, trained, data)
-        result = {"kind": "vqa", **head, "protocol": trained.protocol, "blind": trained.blind, **result}
-        files, table = {f"vqa_{config.split}.json": result, f"submission_{config.split}.json": answers}, vqa_table(result)
+        result = {
+            "kind": "vqa",
+            **head,
+            "protocol": trained.protocol,
+            "blind": trained.blind,
+            **result,
+        }
+        files, table = (
+            {f"vqa_{config.split}.json": result, f"submission_{config.split}.json": answers},
+            vqa_table(result),
+        )
     result["seconds"] = round(time.time() - began, 1)
     folder = Path(config.out) if config.out else Path(config.run) / "eval"
     for name, content in files.items():
         write_json(folder / name, content)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    console.print(f"step {step}, {result['seconds']} s; wrote {', '.join(str(folder / name) for name in files)}", highlight=False)
+    console.print(
+        f"step {step}, {result['seconds']} s; wrote {', '.join(str(folder / name) for name in files)}",
+        highlight=False,
+    )
     return 0
 
 
@@ -84,13 +114,19 @@ def load_own_slot(run: str) -> tuple[Any, int]:
     """The control's predictor and its step. UserError if the run is not one that sees only its own slot."""
     task, trained, step = load_task(run)
     if not isinstance(trained, TrainWorldModel) or not trained.predictor.own_slot_only:
-        raise UserError(f"own_slot={run} is not a world model trained with predictor.own_slot_only=true")
+        raise UserError(
+            f"own_slot={run} is not a world model trained with predictor.own_slot_only=true"
+        )
     return task.predictor.to(default_device()), step  # type: ignore[union-attr]
 
 
-def measure_aloe(config: Evaluate, task: Any, trained: TrainAloe, data: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def measure_aloe(
+    config: Evaluate, task: Any, trained: TrainAloe, data: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Accuracies at the run's eval_start (and all starts), what one gets without looking, and the submission."""
-    starts = sorted({trained.eval_start, *(range(trained.starts) if config.starts == "all" else ())})
+    starts = sorted(
+        {trained.eval_start, *(range(trained.starts) if config.starts == "all" else ())}
+    )
     # Made at the last start, so that frames past the end of the video are refused at once; the slots are read once for all starts.
     source = InMemoryQuestions(
         data, config.split, frames=trained.aloe.frames, stride=trained.stride, eval_start=starts[-1],
@@ -100,11 +136,18 @@ def measure_aloe(config: Evaluate, task: Any, trained: TrainAloe, data: str) -> 
     for start in starts:
         source.shown.eval_start = start
         by_start[start] = vqa.answer(task.aloe, source, batch=config.batch)
-    result = vqa_metrics.evaluate_vqa(by_start, trained.eval_start, draws=config.draws, seed=config.seed)
+    result = vqa_metrics.evaluate_vqa(
+        by_start, trained.eval_start, draws=config.draws, seed=config.seed
+    )
     verdicts = by_start[trained.eval_start]
     left_out = {(v.scene, v.question["question_id"]) for v in verdicts if v.left_out}
-    train, scored = vqa.read_questions(trained.data, trained.train_split), vqa.read_questions(data, config.split)
-    result["without_looking"] = vqa_metrics.majority(train, [(s, q) for s, q in scored if (s, q["question_id"]) not in left_out])
+    train, scored = (
+        vqa.read_questions(trained.data, trained.train_split),
+        vqa.read_questions(data, config.split),
+    )
+    result["without_looking"] = vqa_metrics.majority(
+        train, [(s, q) for s, q in scored if (s, q["question_id"]) not in left_out]
+    )
     return result, submission.submission(verdicts)
 
 
@@ -119,7 +162,11 @@ def world_model_table(result: dict[str, Any]) -> RichTable:
         table.add_column(f"32 frames, {name}")
     for method, cells in one.items():
         row = [shown(cells[name]["mean"]) for name in classes]
-        row += [shown(rolled[method][name]["mean"]) for name in ("colliding", "free")] if rolled else []
+        row += (
+            [shown(rolled[method][name]["mean"]) for name in ("colliding", "free")]
+            if rolled
+            else []
+        )
         table.add_row(method, *row)
     return table
 
@@ -127,7 +174,9 @@ def world_model_table(result: dict[str, Any]) -> RichTable:
 def shown(cell: dict[str, Any]) -> str:
     if cell["slot_mse"] is None:
         return "-"
-    return f"{cell['slot_mse']:.4f}" + (f" ({cell['position_rmse']:.3f})" if cell["position_rmse"] is not None else "")
+    return f"{cell['slot_mse']:.4f}" + (
+        f" ({cell['position_rmse']:.3f})" if cell["position_rmse"] is not None else ""
+    )
 
 
 if __name__ == "__main__":

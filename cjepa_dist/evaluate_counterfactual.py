@@ -32,14 +32,25 @@ class EvaluateCounterfactual:
     run: str = option(MISSING, "run folder of a world model")
     data: str = option(MISSING, "folder of slot shards with counterfactual truth")
     split: str = option("val", "split to measure on")
-    out: str = option("", "folder for the table and the picture; empty = RUN/eval, and the picture also to TensorBoard")
+    out: str = option(
+        "",
+        "folder for the table and the picture; empty = RUN/eval, and the picture also to TensorBoard",
+    )
     videos: int = option(64, "first so many videos; 0 = all", unit="videos", least=0)
     rules: list[str] = option(
-        list(counterfactual.RULES), "rows of the table; also other graph estimators, and `paired:4`: tau four times as large"
+        list(counterfactual.RULES),
+        "rows of the table; also other graph estimators, and `paired:4`: tau four times as large",
     )
-    graph: GraphConfig = option(GraphConfig, "projections and tau of graphs; the estimator comes from the list")
+    graph: GraphConfig = option(
+        GraphConfig, "projections and tau of graphs; the estimator comes from the list"
+    )
     batch: int = option(16, "videos at once", unit="videos", least=1)
-    fit_videos: int = option(200, "videos of the train split for the probe and the rule of contact", unit="videos", least=1)
+    fit_videos: int = option(
+        200,
+        "videos of the train split for the probe and the rule of contact",
+        unit="videos",
+        least=1,
+    )
     scenes: int = option(4, "worlds in the picture", unit="worlds", least=1)
     draws: int = option(1000, "draws of the bootstrap over videos", least=2)
     seed: int = option(0, "seed of the probe, of random graphs and of the bootstrap")
@@ -50,20 +61,53 @@ def main(config: EvaluateCounterfactual) -> int:
     check_names(config.rules)
     task, trained, step = load_task(config.run)
     if not isinstance(task, WorldModelTask):
-        raise UserError(f"run {config.run} holds no world model; evaluate_counterfactual measures runs of train_world_model")
+        raise UserError(
+            f"run {config.run} holds no world model; evaluate_counterfactual measures runs of train_world_model"
+        )
     size = task.config.predictor
-    Manifest.load(config.data).check_slots(size.slots, size.slot_dim, config.data, f"run {config.run}")
-    reader = fit_event_decoder(config.data, trained.train_split, videos=config.fit_videos, seed=config.seed)
-    study = counterfactual.Study(task.to("cuda" if torch.cuda.is_available() else "cpu"), reader, config.graph, config.seed)
-    result = {"kind": "counterfactual", "run": config.run, "step": step, "data": config.data, "split": config.split, "seed": config.seed}
-    result |= counterfactual.evaluate_counterfactual(
-        study, config.data, config.split, config.rules, videos=config.videos, batch=config.batch, draws=config.draws, seed=config.seed
+    Manifest.load(config.data).check_slots(
+        size.slots, size.slot_dim, config.data, f"run {config.run}"
     )
-    result |= {"probe_rmse": reader.probe.rmse, "collisions_f1_train": reader.f1, "seconds": round(time.time() - began, 1)}
+    reader = fit_event_decoder(
+        config.data, trained.train_split, videos=config.fit_videos, seed=config.seed
+    )
+    study = counterfactual.Study(
+        task.to("cuda" if torch.cuda.is_available() else "cpu"), reader, config.graph, config.seed
+    )
+    result = {
+        "kind": "counterfactual",
+        "run": config.run,
+        "step": step,
+        "data": config.data,
+        "split": config.split,
+        "seed": config.seed,
+    }
+    result |= counterfactual.evaluate_counterfactual(
+        study,
+        config.data,
+        config.split,
+        config.rules,
+        videos=config.videos,
+        batch=config.batch,
+        draws=config.draws,
+        seed=config.seed,
+    )
+    result |= {
+        "probe_rmse": reader.probe.rmse,
+        "collisions_f1_train": reader.f1,
+        "seconds": round(time.time() - began, 1),
+    }
     folder = Path(config.out) if config.out else Path(config.run) / "eval"
     path = folder / f"counterfactual_{config.split}.json"
     write_json(path, result)
-    shown = counterfactual.examples(study, config.data, config.split, videos=config.videos, batch=config.batch, count=config.scenes)
+    shown = counterfactual.examples(
+        study,
+        config.data,
+        config.split,
+        videos=config.videos,
+        batch=config.batch,
+        count=config.scenes,
+    )
     picture = figures.counterfactual(shown, path.with_suffix(".png"))
     if not config.out:
         log_image(Path(config.run), step, f"counterfactual/{config.split}", picture)
@@ -74,10 +118,16 @@ def main(config: EvaluateCounterfactual) -> int:
 
 def check_names(rules: list[str]) -> None:
     """Raises UserError for a name that is no rule."""
-    known = {*counterfactual.RULES, *GRAPH_ESTIMATORS, *(f"interventional:{how}" for how in INTERVENTIONS)}
+    known = {
+        *counterfactual.RULES,
+        *GRAPH_ESTIMATORS,
+        *(f"interventional:{how}" for how in INTERVENTIONS),
+    }
     for name in rules:
         factor = name.removeprefix("paired:")
-        if name not in known and not (factor != name and factor.replace(".", "", 1).isdigit() and float(factor) > 0):
+        if name not in known and not (
+            factor != name and factor.replace(".", "", 1).isdigit() and float(factor) > 0
+        ):
             raise UserError(f"rules: {name!r} is none of {', '.join(sorted(known))}, paired:FACTOR")
 
 

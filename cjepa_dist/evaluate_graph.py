@@ -33,26 +33,37 @@ class EvaluateGraph:
     data: str = option(MISSING, "folder of slot shards with truth")
     out: str = option("", "folder for the table and the picture; empty = RUN/eval")
     split: str = option("val", "split to measure on")
-    videos: int = option(0, "use the first so many videos of the split; 0 = all", unit="videos", least=0)
+    videos: int = option(
+        0, "use the first so many videos of the split; 0 = all", unit="videos", least=0
+    )
     seed: int = option(0, "choice of windows, bootstrap")
     windows: int = option(2048, "windows measured at most", unit="windows", least=2)
     batch: int = option(128, "windows at a time", unit="windows", least=2)
-    contact_share: float = option(0.5, "share of windows with a contact in the predicted interval that is aimed at", least=0.0)
+    contact_share: float = option(
+        0.5, "share of windows with a contact in the predicted interval that is aimed at", least=0.0
+    )
     draws: int = option(200, "bootstrap draws over videos", least=1)
     samples: int = option(6, "windows in the picture", unit="windows", least=1)
     estimators: list[str] = option(
-        list(graphs.ESTIMATORS), "rows of the table; also " + " and ".join(graphs.SUMMARY) + ": seconds a video, see videos"
+        list(graphs.ESTIMATORS),
+        "rows of the table; also " + " and ".join(graphs.SUMMARY) + ": seconds a video, see videos",
     )
-    graph: GraphConfig = option(GraphConfig, "threshold, projections and tau; estimator and intervention come from the list")
+    graph: GraphConfig = option(
+        GraphConfig, "threshold, projections and tau; estimator and intervention come from the list"
+    )
 
 
 def main(config: EvaluateGraph) -> None:
     check_names(config.estimators)
     task, _, step = load_task(config.run)
     if not isinstance(task, WorldModelTask):
-        raise UserError(f"run {config.run} holds no world model; evaluate_graph measures runs of train_world_model")
+        raise UserError(
+            f"run {config.run} holds no world model; evaluate_graph measures runs of train_world_model"
+        )
     size = task.config.predictor
-    Manifest.load(config.data).check_slots(size.slots, size.slot_dim, config.data, f"run {config.run}")
+    Manifest.load(config.data).check_slots(
+        size.slots, size.slot_dim, config.data, f"run {config.run}"
+    )
     if not task.updates:
         print(
             f"warning: run {config.run} never measured its residuals: `gradient` and `interventional` weigh all dimensions alike and take "
@@ -71,7 +82,9 @@ def main(config: EvaluateGraph) -> None:
     )
     device = default_device()
     task.to(device).eval()
-    context = dataclasses.replace(task.graph_context(torch.zeros(1, dtype=torch.int64, device=device), step), seed=config.seed)
+    context = dataclasses.replace(
+        task.graph_context(torch.zeros(1, dtype=torch.int64, device=device), step), seed=config.seed
+    )
     result = graphs.evaluate_graphs(
         task.predictor,
         source,
@@ -87,7 +100,14 @@ def main(config: EvaluateGraph) -> None:
     target = folder / f"graphs_{config.split}.json"
     result |= {"run": config.run, "data": config.data, "split": config.split, "step": step}
     target.write_text(json.dumps(result, indent=1))
-    picture = graphs.heatmaps(task.predictor, source, context, target.with_suffix(".png"), samples=config.samples, config=config.graph)
+    picture = graphs.heatmaps(
+        task.predictor,
+        source,
+        context,
+        target.with_suffix(".png"),
+        samples=config.samples,
+        config=config.graph,
+    )
     for name in result["targets"]:
         print(graphs.markdown(result, name) + "\n")
     for name, seconds in result["summary_seconds"].items():

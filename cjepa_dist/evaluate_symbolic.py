@@ -36,10 +36,14 @@ class EvaluateSymbolic:
     data: str = option(MISSING, "folder of rolled-out slot shards with worlds.npz")
     split: str = option("val", "split to answer")
     videos: int = option(0, "first so many videos of it; 0 = all", unit="videos", least=0)
-    probe_data: str = option("", "folder whose train split teaches the reader; empty = the one that was rolled out")
+    probe_data: str = option(
+        "", "folder whose train split teaches the reader; empty = the one that was rolled out"
+    )
     probe_split: str = option("train", "its split for that")
     probe_videos: int = option(400, "first so many videos of it", unit="videos", least=1)
-    out: str = option("", "folder for the result; empty = eval/ of the world model that made the rollout")
+    out: str = option(
+        "", "folder for the result; empty = eval/ of the world model that made the rollout"
+    )
     draws: int = option(1000, "draws of the bootstrap over videos", least=2)
     seed: int = option(0, "seed of the probe's features and of the bootstrap")
 
@@ -50,10 +54,21 @@ def main(config: EvaluateSymbolic) -> int:
     source = Manifest.load(config.data).source
     observed = config.probe_data or source.get("data", config.data)
     folder = Path(config.out) if config.out else model_of(source, config.data) / "eval"
-    reader = fit_event_decoder(observed, config.probe_split, videos=config.probe_videos, seed=config.seed)
-    samples = read_split(config.data, config.split, videos=min(config.videos, Manifest.load(config.data).count(config.split)))
+    reader = fit_event_decoder(
+        observed, config.probe_split, videos=config.probe_videos, seed=config.seed
+    )
+    samples = read_split(
+        config.data,
+        config.split,
+        videos=min(config.videos, Manifest.load(config.data).count(config.split)),
+    )
     verdicts, programs = symbolic.answer(reader, samples)
-    result: dict[str, Any] = {"kind": "symbolic", "run": source.get("world_model"), "step": source.get("step"), "data": config.data}
+    result: dict[str, Any] = {
+        "kind": "symbolic",
+        "run": source.get("world_model"),
+        "step": source.get("step"),
+        "data": config.data,
+    }
     result |= {
         "split": config.split,
         "protocol": "symbolic",
@@ -68,16 +83,25 @@ def main(config: EvaluateSymbolic) -> int:
     }  # fmt: skip
     result |= vqa_metrics.evaluate_vqa({0: verdicts}, 0, draws=config.draws, seed=config.seed)
     result["starts"]["groups"] = {}  # nothing is sampled, so there are no starts to spread over
-    train, scored = vqa.read_questions(observed, config.probe_split), [(v.scene, v.question) for v in verdicts if v.answerable()]
+    train, scored = (
+        vqa.read_questions(observed, config.probe_split),
+        [(v.scene, v.question) for v in verdicts if v.answerable()],
+    )
     result["without_looking"] = vqa_metrics.majority(train, scored)
     result["seconds"] = round(time.time() - began, 1)
     path = folder / f"symbolic_{name_of(source)}_{config.split}.json"
     write_json(path, result)
-    write_json(folder / f"submission_symbolic_{name_of(source)}_{config.split}.json", submission.submission(verdicts))
+    write_json(
+        folder / f"submission_symbolic_{name_of(source)}_{config.split}.json",
+        submission.submission(verdicts),
+    )
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(vqa_table(result))
     lost = ", ".join(f"{kind} {p['failed']} of {p['programs']}" for kind, p in programs.items())
-    console.print(f"collisions on train: F1 {reader.f1:.3f}; programs that did not run: {lost}", highlight=False)
+    console.print(
+        f"collisions on train: F1 {reader.f1:.3f}; programs that did not run: {lost}",
+        highlight=False,
+    )
     console.print(f"{result['seconds']} s; wrote {path}", highlight=False)
     return 0
 

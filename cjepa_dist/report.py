@@ -31,14 +31,21 @@ from cjepa_dist.reporting import figures, seeds, tables
 class Report:
     """Tables and pictures of runs, the published numbers beside them."""
 
-    runs: str = option(MISSING, "run folders of ALOE (or world models), with commas between; differences are against the first")
+    runs: str = option(
+        MISSING,
+        "run folders of ALOE (or world models), with commas between; differences are against the first",
+    )
     out: str = option("report", "folder for report.md and the pictures")
-    read: str = option("", "folder of what the same ALOEs read in the rollout of every world model; empty = none")
+    read: str = option(
+        "", "folder of what the same ALOEs read in the rollout of every world model; empty = none"
+    )
     split: str = option("val", "split whose measurements to show")
     graphs: bool = option(True, "graphs were to be measured: say where they are missing")
     draws: int = option(2000, "draws of the bootstrap over videos for differences", least=2)
     seed: int = option(0, "seed of the bootstrap")
-    strict: bool = option(False, "exit with 2 when a measurement is missing, after writing the report")
+    strict: bool = option(
+        False, "exit with 2 when a measurement is missing, after writing the report"
+    )
 
 
 @dataclass
@@ -61,12 +68,22 @@ def main(config: Report) -> int:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     measured = {arm.name: arm.measured["vqa"] for arm in vqa if "vqa" in arm.measured}
-    models = {arm.name: arm.measured["world_model"] for arm in world if "world_model" in arm.measured}
+    models = {
+        arm.name: arm.measured["world_model"] for arm in world if "world_model" in arm.measured
+    }
     graphs = {arm.name: arm.measured["graphs"] for arm in world if "graphs" in arm.measured}
-    removals = {arm.name: found for arm in world for found in extra(arm, f"counterfactual_{config.split}")}
-    symbolic = {f"{arm.name}: {found['rollout']}": found for arm in world for found in extra(arm, f"symbolic_*_{config.split}")}
+    removals = {
+        arm.name: found for arm in world for found in extra(arm, f"counterfactual_{config.split}")
+    }
+    symbolic = {
+        f"{arm.name}: {found['rollout']}": found
+        for arm in world
+        for found in extra(arm, f"symbolic_*_{config.split}")
+    }
     readers = [
-        Arm(arm.path, arm.name, arm.config, {"vqa": found[0]}) for arm in world if (found := extra(arm, f"symbolic_*_{config.split}"))
+        Arm(arm.path, arm.name, arm.config, {"vqa": found[0]})
+        for arm in world
+        if (found := extra(arm, f"symbolic_*_{config.split}"))
     ]
     sections = [
         f"# Report, split {config.split}\n",
@@ -98,7 +115,9 @@ def main(config: Report) -> int:
         print(f"warning: {line}", file=sys.stderr)
     print(f"wrote {out / 'report.md'}")
     if warnings and config.strict:
-        raise UserError(f"the report is incomplete: {len(warnings)} measurement(s) missing, see {out / 'report.md'}")
+        raise UserError(
+            f"the report is incomplete: {len(warnings)} measurement(s) missing, see {out / 'report.md'}"
+        )
     return 0
 
 
@@ -121,11 +140,18 @@ def collect(paths: list[Path], report: Report, warnings: list[str]) -> tuple[lis
     for arm, name in zip(world.values(), short_names([arm.path for arm in world.values()])):
         arm.name = name
         found = list((arm.path / "eval").glob(f"graphs_{report.split}.json"))
-        read_measured(arm, ("world_model", "graphs") if report.graphs or found else ("world_model",), report.split, warnings)
+        read_measured(
+            arm,
+            ("world_model", "graphs") if report.graphs or found else ("world_model",),
+            report.split,
+            warnings,
+        )
     for arm in [*vqa, *world.values()]:
         arm.size = data_size(arm.config.data)
         if not (arm.path / "done.json").exists():
-            warnings.append(f"run {arm.path} has not reached its end (no done.json): its numbers are those of its last checkpoint")
+            warnings.append(
+                f"run {arm.path} has not reached its end (no done.json): its numbers are those of its last checkpoint"
+            )
     return vqa, list(world.values())
 
 
@@ -137,7 +163,9 @@ def world_model_of(config: TrainAloe, name: str, warnings: list[str]) -> Path | 
         warnings.append(f"{name}: cannot look for its world model: {error}")
         return None
     if source.get("kind") != "rollout":
-        warnings.append(f"{name}: its data {config.data} are no rollout, so no world model stands behind them")
+        warnings.append(
+            f"{name}: its data {config.data} are no rollout, so no world model stands behind them"
+        )
         return None
     if "world_model" not in source:
         return None  # the simulator's own future and worlds
@@ -174,30 +202,60 @@ def over_seeds(arms: list[Arm], kind: str, config: Report, title: str = "") -> l
     named = dict(zip(short_names(list(found)), found.values()))
     named_so, what = ("VQA", "accuracy, percent") if kind == "vqa" else ("World models", "slot MSE")
     text = f"{what}; mean ± standard deviation over seeds; differences from the first arm, paired by seed, 95 % bootstrap over seeds"
-    lines = seeds.table(named, percent=kind != "vqa", draws=config.draws, seed=config.seed, digits=1 if kind == "vqa" else 4)
-    return [f"## {title or named_so} over seeds\n", f"{text[0].upper()}{text[1:]} ({seeds.MARK}).\n", *lines, ""]
+    lines = seeds.table(
+        named,
+        percent=kind != "vqa",
+        draws=config.draws,
+        seed=config.seed,
+        digits=1 if kind == "vqa" else 4,
+    )
+    return [
+        f"## {title or named_so} over seeds\n",
+        f"{text[0].upper()}{text[1:]} ({seeds.MARK}).\n",
+        *lines,
+        "",
+    ]
 
 
 def read_by_the_same(config: Report) -> list[str]:
     """World models by what the same ALOEs read in their rollouts: no training of an ALOE stands between two of them."""
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for path in sorted(Path(config.read).glob(f"*/seed_*/*/vqa_{config.split}.json")) if config.read else ():
+    for path in (
+        sorted(Path(config.read).glob(f"*/seed_*/*/vqa_{config.split}.json")) if config.read else ()
+    ):
         arm, seed, reader = path.parts[-4:-1]
-        found.setdefault(arm, {}).setdefault(seed, {})[reader] = seeds.accuracies(json.loads(path.read_text(encoding="utf-8")))
+        found.setdefault(arm, {}).setdefault(seed, {})[reader] = seeds.accuracies(
+            json.loads(path.read_text(encoding="utf-8"))
+        )
     if not found:
         return []
-    by_all = sorted(set.intersection(*(set(readers) for runs in found.values() for readers in runs.values())))
+    by_all = sorted(
+        set.intersection(*(set(readers) for runs in found.values() for readers in runs.values()))
+    )
     if not by_all:
         return ["## Read by the same ALOEs\n", "No reader has read them all.\n"]
-    means = {arm: {seed: seeds.mean([readers[name] for name in by_all]) for seed, readers in runs.items()} for arm, runs in found.items()}
+    means = {
+        arm: {
+            seed: seeds.mean([readers[name] for name in by_all]) for seed, readers in runs.items()
+        }
+        for arm, runs in found.items()
+    }
     text = f"Accuracy, percent, a mean over {', '.join(by_all)}; ± and intervals are over seeds of the world models, paired by seed"
     text += f" ({seeds.MARK}).\n"
-    return ["## Read by the same ALOEs\n", text, *seeds.table(means, percent=False, draws=config.draws, seed=config.seed, digits=1), ""]
+    return [
+        "## Read by the same ALOEs\n",
+        text,
+        *seeds.table(means, percent=False, draws=config.draws, seed=config.seed, digits=1),
+        "",
+    ]
 
 
 def extra(arm: Arm, pattern: str) -> list[dict[str, Any]]:
     """Measurements of a run that not every run has, in the order of their files' names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((arm.path / "eval").glob(f"{pattern}.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((arm.path / "eval").glob(f"{pattern}.json"))
+    ]
 
 
 def data_size(folder: str) -> str:
@@ -205,7 +263,10 @@ def data_size(folder: str) -> str:
         manifest = Manifest.load(folder)
     except UserError:
         return "not there"
-    return ", ".join(f"{name} {manifest.count(name)}" for name in manifest.splits) + f"; {manifest.slots} slots x {manifest.slot_dim}"
+    return (
+        ", ".join(f"{name} {manifest.count(name)}" for name in manifest.splits)
+        + f"; {manifest.slots} slots x {manifest.slot_dim}"
+    )
 
 
 def short_names(paths: list[Path]) -> list[str]:
@@ -228,13 +289,21 @@ def provenance(arms: list[Arm], config: Report) -> list[str]:
     for arm in arms:
         loop = arm.config.loop
         length = f"{loop.steps}" if loop.steps else f"{loop.epochs:g} epochs"
-        steps = sorted({str(content["step"]) for content in arm.measured.values() if "step" in content}) or ["-"]
-        rows.append(f"| {arm.path} | {arm.config.seed} | {length}, batch {loop.global_batch} | {arm.size} | step {', '.join(steps)} |")
+        steps = sorted(
+            {str(content["step"]) for content in arm.measured.values() if "step" in content}
+        ) or ["-"]
+        rows.append(
+            f"| {arm.path} | {arm.config.seed} | {length}, batch {loop.global_batch_size} | {arm.size} | step {', '.join(steps)} |"
+        )
     commands = []
     for arm in arms:
         module = "train_aloe" if isinstance(arm.config, TrainAloe) else "train_world_model"
-        commands.append(f"accelerate launch -m cjepa_dist.{module} {shlex.quote(str(arm.path / 'config.yaml'))}")
-        commands += [f"python -m cjepa_dist.{command}" for command in measure_commands(arm, config.split)]
+        commands.append(
+            f"accelerate launch -m cjepa_dist.{module} {shlex.quote(str(arm.path / 'config.yaml'))}"
+        )
+        commands += [
+            f"python -m cjepa_dist.{command}" for command in measure_commands(arm, config.split)
+        ]
     return [*rows, "\n```", *commands, "```\n"]
 
 
@@ -244,7 +313,10 @@ def measure_commands(arm: Arm, split: str) -> list[str]:
         return [f"evaluate run={run} split={split}"]
     graph = f"evaluate_graph run={run} data={shlex.quote(arm.config.data)} split={split}"
     own = arm.measured.get("world_model", {}).get("own_slot")
-    return [f"evaluate run={run} split={split}" + (f" own_slot={shlex.quote(own)}" if own else ""), graph]
+    return [
+        f"evaluate run={run} split={split}" + (f" own_slot={shlex.quote(own)}" if own else ""),
+        graph,
+    ]
 
 
 if __name__ == "__main__":

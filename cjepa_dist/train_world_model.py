@@ -24,19 +24,35 @@ NEEDS_TRUTH = ("oracle", "shuffled", "distance", "extrapolated_distance")
 
 def main(config: schema.TrainWorldModel) -> int:
     predictor, manifest = config.predictor, Manifest.load(config.data)
-    manifest.check_slots(predictor.slots, predictor.slot_dim, config.data, "the config (predictor.slots x predictor.slot_dim)")
+    manifest.check_slots(
+        predictor.slots,
+        predictor.slot_dim,
+        config.data,
+        "the config (predictor.slots x predictor.slot_dim)",
+    )
     shape: dict[str, Any] = {
         "history_frames": predictor.history_frames,
         "pred_frames": predictor.pred_frames,
         "frameskip": config.frameskip,
     }
     steps = config.ctt.consistency.steps
-    if config.ctt.consistency.weight and (not steps or min(steps) < 1 or max(steps) > config.horizon):
-        raise UserError(f"ctt.consistency.steps={steps}: must be from 1 to horizon={config.horizon}, what a training window has room for")
-    graph, causal = config.ctt.graph, config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0
-    interventional = causal and config.ctt.kind == "per_sample" and graph.estimator == "interventional"
+    if config.ctt.consistency.weight and (
+        not steps or min(steps) < 1 or max(steps) > config.horizon
+    ):
+        raise UserError(
+            f"ctt.consistency.steps={steps}: must be from 1 to horizon={config.horizon}, what a training window has room for"
+        )
+    graph, causal = (
+        config.ctt.graph,
+        config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0,
+    )
+    interventional = (
+        causal and config.ctt.kind == "per_sample" and graph.estimator == "interventional"
+    )
     if interventional and graph.intervention == "empty" and manifest.empty_slot is None:
-        raise UserError(f"{config.data} does not say what its empty slot is: take ctt.graph.intervention=swap or hide")
+        raise UserError(
+            f"{config.data} does not say what its empty slot is: take ctt.graph.intervention=swap or hide"
+        )
     labels = causal and graph.estimator in NEEDS_TRUTH
     source = open_source(config, labels, shape)
     validation = InMemoryWindows(config.data, config.val_split, **shape)
@@ -46,7 +62,10 @@ def main(config: schema.TrainWorldModel) -> int:
         task.empty.copy_(torch.tensor(manifest.empty_slot))
     count = min(config.val_windows, len(validation))
     val_ids = np.linspace(0, len(validation) - 1, count).astype(np.int64)
-    draw_graph, draw_rollout = graph_picture(validation, val_ids), rollout_picture(config, validation)
+    draw_graph, draw_rollout = (
+        graph_picture(validation, val_ids),
+        rollout_picture(config, validation),
+    )
 
     def pictures(telemetry: RunLogger, step: int, measured: WorldModelTask) -> None:
         draw_graph(telemetry, step, measured)
@@ -56,22 +75,43 @@ def main(config: schema.TrainWorldModel) -> int:
     return train(task, source, validation, config, val_ids=val_ids, picture=pictures)
 
 
-def open_source(config: schema.TrainWorldModel, labels: bool, shape: dict[str, Any]) -> InMemoryWindows | StreamingWindows:
+def open_source(
+    config: schema.TrainWorldModel, labels: bool, shape: dict[str, Any]
+) -> InMemoryWindows | StreamingWindows:
     """The train split as `reading` says; `labels`: the graph needs truth."""
     reading, rest = config.reading, shape | {"horizon": config.horizon, "videos": config.videos}
     if reading.kind != "streaming":
         prefetcher.check_in_memory_options(reading)
         device = gpu() if reading.kind == "device" else None
-        return InMemoryWindows(config.data, config.train_split, contact_share=config.contact_share, truth=labels, device=device, **rest)
-    for name, asked in (("contact_share", config.contact_share > 0), (f"ctt.graph.estimator={config.ctt.graph.estimator}", labels)):
+        return InMemoryWindows(
+            config.data,
+            config.train_split,
+            contact_share=config.contact_share,
+            truth=labels,
+            device=device,
+            **rest,
+        )
+    for name, asked in (
+        ("contact_share", config.contact_share > 0),
+        (f"ctt.graph.estimator={config.ctt.graph.estimator}", labels),
+    ):
         if asked:
-            raise UserError(f"{name} needs the truth of the whole split in memory: take reading.kind=resident, or leave it out")
-    return StreamingWindows(config.data, config.train_split, **rest, **prefetcher.prefetcher_options(reading, config.run))
+            raise UserError(
+                f"{name} needs the truth of the whole split in memory: take reading.kind=in_memory, or leave it out"
+            )
+    return StreamingWindows(
+        config.data,
+        config.train_split,
+        **rest,
+        **prefetcher.prefetcher_options(reading, config.run),
+    )
 
 
 def gpu() -> torch.device:
     if not torch.cuda.is_available():
-        raise UserError("reading.kind=device needs a GPU, there is none: take reading.kind=resident")
+        raise UserError(
+            "reading.kind=device needs a GPU, there is none: take reading.kind=in_memory"
+        )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 

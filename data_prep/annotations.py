@@ -45,7 +45,10 @@ class Joining:
     def report(self, scenes: Iterable[int]) -> str:
         """What was joined to the videos of `scenes` and what was not, a line each."""
         have, lines = set(scenes), []
-        for name, given in (("questions", set(self.packed)), ("annotations", set(self.annotation_files))):
+        for name, given in (
+            ("questions", set(self.packed)),
+            ("annotations", set(self.annotation_files)),
+        ):
             if given:
                 without, unused = have - given, given - have
                 lines.append(
@@ -63,7 +66,11 @@ def find_questions(path: str) -> list[Path]:
 
 
 def find_annotations(path: str) -> dict[int, Path]:
-    found = {int(match[1]): file for file in sorted(Path(path).rglob("*.json")) if (match := re.fullmatch(r"annotation_(\d+)", file.stem))}
+    found = {
+        int(match[1]): file
+        for file in sorted(Path(path).rglob("*.json"))
+        if (match := re.fullmatch(r"annotation_(\d+)", file.stem))
+    }
     if not found:
         raise UserError(f"annotations={path}: there is no annotation_NNNNN.json in it")
     return found
@@ -74,11 +81,19 @@ def read_questions(files: list[Path]) -> dict[int, bytes]:
     scenes: dict[int, bytes] = {}
     for file in files:
         for entry in entries(file):
-            if not isinstance(entry, dict) or not isinstance(entry.get("scene_index"), int) or not isinstance(entry.get("questions"), list):
+            if (
+                not isinstance(entry, dict)
+                or not isinstance(entry.get("scene_index"), int)
+                or not isinstance(entry.get("questions"), list)
+            ):
                 expected = "a list of {scene_index, video_filename, questions}, as CLEVRER's"
-                raise UserError(f"{file} must be {expected}; it has {type(entry).__name__} {str(entry)[:60]!r}")
+                raise UserError(
+                    f"{file} must be {expected}; it has {type(entry).__name__} {str(entry)[:60]!r}"
+                )
             if entry["scene_index"] in scenes:
-                raise UserError(f"{file}: the questions of scene {entry['scene_index']} are there twice")
+                raise UserError(
+                    f"{file}: the questions of scene {entry['scene_index']} are there twice"
+                )
             scenes[entry["scene_index"]] = zlib.compress(to_json(entry), 1)
     return scenes
 
@@ -96,7 +111,9 @@ def entries(path: Path) -> Iterator[Any]:
                 try:
                     start = SPACE.match(text, at).end()  # type: ignore[union-attr]
                     if text[start : start + 1] == "]":
-                        json.loads("0" + text[start + 1 :] + file.read())  # nothing but space may follow
+                        json.loads(
+                            "0" + text[start + 1 :] + file.read()
+                        )  # nothing but space may follow
                         return
                     if not first:
                         if text[start : start + 1] != ",":

@@ -22,7 +22,15 @@ import numpy as np
 from cjepa_dist.data.format.dtypes import widen
 from cjepa_dist.errors import UserError
 
-SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+SAFETENSORS = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "U8": "|u1",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,10 @@ def contents(path: Path) -> dict[str, Stored]:
     """The arrays of a file by their names within it ("" in a .npy). UserError, naming the file, for one that is damaged or unknown."""
     with errors_named(path):
         found = KINDS[path.suffix.lower()](path)
-        return {name: Stored(a.shape, a.dtype, partial(guarded, path, a.read)) for name, a in found.items()}
+        return {
+            name: Stored(a.shape, a.dtype, partial(guarded, path, a.read))
+            for name, a in found.items()
+        }
 
 
 def guarded(path: Path, read: Callable[[int | None], np.ndarray], row: int | None) -> np.ndarray:
@@ -56,7 +67,14 @@ def errors_named(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, order: Any = "C", bfloat16: bool = False) -> Stored:
+def mapped(
+    path: Path,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    offset: int,
+    order: Any = "C",
+    bfloat16: bool = False,
+) -> Stored:
     if offset + math.prod(shape) * dtype.itemsize > path.stat().st_size:
         raise ValueError("it ends early")
 
@@ -71,7 +89,11 @@ def mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, ord
 def npy_layout(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, Fortran order, dtype) of a .npy; the file then stands at its data."""
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("an array of objects; only numbers are read")
@@ -97,15 +119,26 @@ def of_npz(path: Path) -> dict[str, Stored]:
             if info.compress_type == zipfile.ZIP_STORED:
                 file.seek(info.header_offset + 26)
                 names = file.read(4)
-                skip = 30 + int.from_bytes(names[:2], "little") + int.from_bytes(names[2:], "little")
+                skip = (
+                    30 + int.from_bytes(names[:2], "little") + int.from_bytes(names[2:], "little")
+                )
                 found[name] = mapped(path, dtype, shape, info.header_offset + skip + start, order)
             else:
 
-                def read(row: int | None, info: Any = info, start: int = start, layout: Any = (shape, order, dtype)) -> np.ndarray:
+                def read(
+                    row: int | None,
+                    info: Any = info,
+                    start: int = start,
+                    layout: Any = (shape, order, dtype),
+                ) -> np.ndarray:
                     if row is not None:  # each video would unpack all of them
-                        raise UserError(f"{path}: {info.filename} holds all videos, compressed; save them one by one, or with np.savez")
+                        raise UserError(
+                            f"{path}: {info.filename} holds all videos, compressed; save them one by one, or with np.savez"
+                        )
                     shape, order, dtype = layout
-                    return np.frombuffer(archive.read(info), dtype, offset=start).reshape(shape, order=order)
+                    return np.frombuffer(archive.read(info), dtype, offset=start).reshape(
+                        shape, order=order
+                    )
 
                 found[name] = Stored(shape, str(dtype), read)
     return found
@@ -121,7 +154,11 @@ def of_safetensors(path: Path) -> dict[str, Stored]:
     header.pop("__metadata__", None)
     found = {}
     for name, entry in header.items():
-        dtype, shape, start = np.dtype(SAFETENSORS[entry["dtype"]]), tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        dtype, shape, start = (
+            np.dtype(SAFETENSORS[entry["dtype"]]),
+            tuple(entry["shape"]),
+            8 + length + entry["data_offsets"][0],
+        )
         if entry["data_offsets"][1] - entry["data_offsets"][0] != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"tensor {name} has another length than its shape says")
         found[name] = mapped(path, dtype, shape, start, bfloat16=entry["dtype"] == "BF16")
@@ -132,13 +169,17 @@ def of_hdf5(path: Path) -> dict[str, Stored]:
     try:
         import h5py
     except ImportError:
-        raise UserError(f"{path}: reading HDF5 needs h5py, which is not installed; pip install h5py") from None
+        raise UserError(
+            f"{path}: reading HDF5 needs h5py, which is not installed; pip install h5py"
+        ) from None
     file = h5py.File(path, "r")  # open as long as one of its arrays may be read
     found: dict[str, Stored] = {}
 
     def visit(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset):
-            found[name] = Stored(node.shape, str(node.dtype), lambda row: node[()] if row is None else node[row])
+            found[name] = Stored(
+                node.shape, str(node.dtype), lambda row: node[()] if row is None else node[row]
+            )
 
     file.visititems(visit)
     return found

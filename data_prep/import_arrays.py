@@ -49,10 +49,19 @@ def catalogue(folder: Path, files: list[Path]) -> Catalogue:
         arrays = contents(path)
         if KEY.fullmatch(path.stem):
             if path.parent == folder:
-                raise UserError(f"{path} is of no split: one file a video belongs into {folder}/train/, {folder}/val/, ...")
+                raise UserError(
+                    f"{path} is of no split: one file a video belongs into {folder}/train/, {folder}/val/, ..."
+                )
             if len(arrays) > 1 and "slots" not in arrays:
-                raise UserError(f"{path} holds {len(arrays)} arrays, none of them named slots: {', '.join(sorted(arrays)[:3])}")
-            add(found, path.parent.name, path.stem, arrays["slots"] if "slots" in arrays else next(iter(arrays.values())))
+                raise UserError(
+                    f"{path} holds {len(arrays)} arrays, none of them named slots: {', '.join(sorted(arrays)[:3])}"
+                )
+            add(
+                found,
+                path.parent.name,
+                path.stem,
+                arrays["slots"] if "slots" in arrays else next(iter(arrays.values())),
+            )
         elif len(arrays) == 1 and len(next(iter(arrays.values())).shape) == 4:
             rows = next(iter(arrays.values()))
             keys = keys_of(path.with_suffix(".txt"), rows.shape[0])
@@ -74,7 +83,9 @@ def keys_of(path: Path, count: int) -> list[str]:
     try:
         keys = path.read_text().split()
     except OSError as error:
-        raise UserError(f"{path} is needed, with the key of each of {count} videos on a line ({error.strerror})") from error
+        raise UserError(
+            f"{path} is needed, with the key of each of {count} videos on a line ({error.strerror})"
+        ) from error
     if len(keys) != count:
         raise UserError(f"{path} names {len(keys)} videos, the array beside it holds {count}")
     return keys

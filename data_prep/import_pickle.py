@@ -36,25 +36,40 @@ class ImportPickle(Import):
 def main(config: ImportPickle) -> None:
     """Write the data set. UserError for a pickle that holds anything else, or needs code to be run."""
     with reader.opened(config.source) as content:
-        write(config, catalogue(config.source, content), [Path(config.source)], "data_prep.import_pickle")
+        write(
+            config,
+            catalogue(config.source, content),
+            [Path(config.source)],
+            "data_prep.import_pickle",
+        )
 
 
 def catalogue(path: str, content: Any) -> Catalogue:
     """The videos of {split: {key: array}}."""
-    if not isinstance(content, dict) or not all(isinstance(videos, dict) for videos in content.values()):
-        raise UserError(f'{path} must hold {{split: {{"0_pixels.mp4": array}}}}; its content is {describe(content)}')
+    if not isinstance(content, dict) or not all(
+        isinstance(videos, dict) for videos in content.values()
+    ):
+        raise UserError(
+            f'{path} must hold {{split: {{"0_pixels.mp4": array}}}}; its content is {describe(content)}'
+        )
     found = Catalogue(path)
     for split, videos in content.items():
         for key, slots in videos.items():
             if not isinstance(slots, (Array, Tensor)):
-                raise UserError(f"{path}: {split}/{key} must be a float array (frames, slots, slot_dim); it is {describe(slots)}")
+                raise UserError(
+                    f"{path}: {split}/{key} must be a float array (frames, slots, slot_dim); it is {describe(slots)}"
+                )
             dtype = str(slots.dtype) if isinstance(slots, Array) else ""
             found.add(str(split), key, slots.shape, dtype, partial(reader.array, path, slots))
     return found
 
 
 def describe(thing: Any) -> str:
-    return f"a dict with keys {[*map(str, thing)][:3]}" if isinstance(thing, dict) else type(thing).__name__
+    return (
+        f"a dict with keys {[*map(str, thing)][:3]}"
+        if isinstance(thing, dict)
+        else type(thing).__name__
+    )
 
 
 if __name__ == "__main__":

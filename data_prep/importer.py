@@ -37,8 +37,13 @@ class Import:
 
     source: str = option(MISSING, "what to import")
     out: str = option(MISSING, "folder of slot shards to make")
-    questions: str = option("", "CLEVRER questions: a JSON file, or a folder of them (train.json, validation.json, test.json)")
-    annotations: str = option("", "folder of CLEVRER annotations: annotation_NNNNN.json at any depth")
+    questions: str = option(
+        "",
+        "CLEVRER questions: a JSON file, or a folder of them (train.json, validation.json, test.json)",
+    )
+    annotations: str = option(
+        "", "folder of CLEVRER annotations: annotation_NNNNN.json at any depth"
+    )
     dtype: str = option("float16", "type of the slots on disk", choices=tuple(DTYPES))
     encoder: str = option("imported", "name of what made the slots, for the manifest")
     shard_mb: int = option(256, "size of a shard", unit="MiB", least=1)
@@ -67,15 +72,21 @@ class Catalogue:
         self.splits: dict[str, dict[int, Video]] = {}
         self.where: dict[int, str] = {}
 
-    def add(self, split: str, key: Any, shape: Sequence[int], dtype: str, read: Callable[[], np.ndarray]) -> None:
+    def add(
+        self, split: str, key: Any, shape: Sequence[int], dtype: str, read: Callable[[], np.ndarray]
+    ) -> None:
         """`dtype` "" is not known before it is read."""
         match = KEY.fullmatch(key) if isinstance(key, str) else None
         if match is None:
-            raise UserError(f"{self.source}: key {key!r} of split {split!r} names no scene; keys are like 0_pixels.mp4 or video_00000.mp4")
+            raise UserError(
+                f"{self.source}: key {key!r} of split {split!r} names no scene; keys are like 0_pixels.mp4 or video_00000.mp4"
+            )
         scene, place = int(match[1]), f"{split}/{key}"
         if len(shape) != 3 or (dtype and "float" not in dtype):
             it_is = f"it is {dtype or 'an array'} {tuple(shape)}"
-            raise UserError(f"{self.source}: {place} must be a float array (frames, slots, slot_dim); {it_is}")
+            raise UserError(
+                f"{self.source}: {place} must be a float array (frames, slots, slot_dim); {it_is}"
+            )
         if scene in self.where:
             twice = f"scene {scene} is there twice, as {self.where[scene]} and as {place}"
             raise UserError(f"{self.source}: {twice}; a scene belongs to one split")
@@ -93,8 +104,19 @@ class Catalogue:
 def write(config: Import, catalogue: Catalogue, files: list[Path], made_by: str) -> None:
     """Import the videos (or this part of them) and print what was joined and what the conversion lost. `files` is what they come from."""
     began, videos = time.monotonic(), catalogue.videos()
-    source = {"made_by": made_by, "file": Path(config.source).name, "questions": Path(config.questions).name}
-    source = with_part({**source, "annotations": Path(config.annotations).name, "bytes": fingerprint(files)["bytes"]}, config.part)
+    source = {
+        "made_by": made_by,
+        "file": Path(config.source).name,
+        "questions": Path(config.questions).name,
+    }
+    source = with_part(
+        {
+            **source,
+            "annotations": Path(config.annotations).name,
+            "bytes": fingerprint(files)["bytes"],
+        },
+        config.part,
+    )
     if (Path(config.out) / NAME).exists() and Manifest.load(config.out).source == source:
         print(f"{config.out} already holds this import")
         return
@@ -102,7 +124,12 @@ def write(config: Import, catalogue: Catalogue, files: list[Path], made_by: str)
     chosen = share(videos, config.part)
     resume = fingerprint([*files, *joining.files])
     with DatasetWriter(
-        config.out, encoder=config.encoder, source=source, dtype=config.dtype, shard_mb=config.shard_mb, resume=resume
+        config.out,
+        encoder=config.encoder,
+        source=source,
+        dtype=config.dtype,
+        shard_mb=config.shard_mb,
+        resume=resume,
     ) as writer:
         todo = [video for video in chosen if video.key not in writer.split(video.split).known]
         if len(todo) < len(chosen):
@@ -111,15 +138,26 @@ def write(config: Import, catalogue: Catalogue, files: list[Path], made_by: str)
         for video in todo:
             slots = video.read()
             if slots.dtype.kind != "f":
-                raise UserError(f"{config.source}: {video.place} must be a float array (frames, slots, slot_dim); it is {slots.dtype}")
-            sample = Sample(video.key, slots, joining.annotation(video.scene), joining.questions(video.scene))
+                raise UserError(
+                    f"{config.source}: {video.place} must be a float array (frames, slots, slot_dim); it is {slots.dtype}"
+                )
+            sample = Sample(
+                video.key, slots, joining.annotation(video.scene), joining.questions(video.scene)
+            )
             writer.split(video.split).add(sample)
             progress.add(slots.nbytes)
     manifest = Manifest.load(config.out)
-    print(f"{config.out}: " + ", ".join(f"{split} {manifest.count(split)}" for split in manifest.splits) + " videos")
+    print(
+        f"{config.out}: "
+        + ", ".join(f"{split} {manifest.count(split)}" for split in manifest.splits)
+        + " videos"
+    )
     if joined := joining.report(catalogue.where):
         print(joined)
-    lost = merge_shard_statistics((entry for entries in manifest.splits.values() for entry in entries), manifest.frames * manifest.slots)
+    lost = merge_shard_statistics(
+        (entry for entries in manifest.splits.values() for entry in entries),
+        manifest.frames * manifest.slots,
+    )
     print(f"conversion to {config.dtype}: {lost.conversion() if lost else 'unknown'}")
     print(f"{len(todo)} videos in {time.monotonic() - began:.1f} s")
 
@@ -130,4 +168,8 @@ def fingerprint(files: Iterable[Path]) -> dict[str, int]:
         found = [file.stat() for file in files]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
-    return {"files": len(found), "bytes": sum(s.st_size for s in found), "changed": max((s.st_mtime_ns for s in found), default=0)}
+    return {
+        "files": len(found),
+        "bytes": sum(s.st_size for s in found),
+        "changed": max((s.st_mtime_ns for s in found), default=0),
+    }

@@ -34,17 +34,30 @@ class Match:
 
     data: str = option(MISSING, "folder of slot shards")
     out: str = option(MISSING, "folder to write")
-    fit_videos: int = option(300, "videos that the probe is fitted on, the first of the train split", unit="videos", least=2)
-    every: int = option(8, "frames between those that the probe is fitted on", unit="frames", least=1)
+    fit_videos: int = option(
+        300,
+        "videos that the probe is fitted on, the first of the train split",
+        unit="videos",
+        least=2,
+    )
+    every: int = option(
+        8, "frames between those that the probe is fitted on", unit="frames", least=1
+    )
     splits: list[str] = option([], "splits to write; none named = all")
-    videos: int = option(0, "only the first so many videos of a split; 0 = all", unit="videos", least=0)
+    videos: int = option(
+        0, "only the first so many videos of a split; 0 = all", unit="videos", least=0
+    )
     shard_mb: int = option(256, "size of a shard", unit="MiB", least=1)
 
 
 def main(config: Match) -> None:
     """Fit, write, and print what was found. UserError for annotations that are not of the slots' scenes."""
     manifest = Manifest.load(config.data)
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("data", "out", "shard_mb")}
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("data", "out", "shard_mb")
+    }
     source = {"made_by": "data_prep.match", **settings, "of": manifest.source}
     if (Path(config.out) / NAME).exists() and Manifest.load(config.out).source == source:
         print(f"{config.out} already holds these matches")
@@ -77,12 +90,19 @@ def learn(config: Match, manifest: Manifest) -> tuple[Presence, Probe | None]:
     split = "train" if "train" in manifest.splits else next(iter(manifest.splits))
     frames = np.arange(0, manifest.frames, config.every)
     slots, known = [], []
-    for sample in read_split(config.data, split, (SLOTS, ANNOTATION), videos=min(config.fit_videos, manifest.count(split))):
+    for sample in read_split(
+        config.data,
+        split,
+        (SLOTS, ANNOTATION),
+        videos=min(config.fit_videos, manifest.count(split)),
+    ):
         slots.append(widen(sample.slots)[frames])  # type: ignore[arg-type]
         if (scene := Scene.of(sample.annotation or {})) is not None:
             known.append((slots[-1][frames < len(scene.seen)], scene.at(frames)))
     presence = Presence(np.stack(slots))
-    print(f"presence: {len(presence.blanks)} vectors of slots without an object, from {len(slots)} videos of {split}")
+    print(
+        f"presence: {len(presence.blanks)} vectors of slots without an object, from {len(slots)} videos of {split}"
+    )
     if not known:
         print("no annotations: slots are not matched with objects")
         return presence, None
@@ -127,7 +147,10 @@ class Tally:
         self.matched += int((match["slot_object"] >= 0).sum())
         if sample.truth is None or "slot_object" not in sample.truth:
             return
-        true, present = sample.truth["slot_object"], sample.truth["present"][: len(match["present"])]
+        true, present = (
+            sample.truth["slot_object"],
+            sample.truth["present"][: len(match["present"])],
+        )
         visible = (true >= 0) & present.any(0)
         same = match["slot_object"] == true
         self.judged += 1

@@ -36,12 +36,20 @@ class Scene:
     @classmethod
     def of(cls, annotation: dict[str, Any]) -> Scene | None:
         """From CLEVRER's JSON; None if it has no objects or no trajectory."""
-        objects, frames = annotation.get("object_property") or [], annotation.get("motion_trajectory") or []
+        objects, frames = (
+            annotation.get("object_property") or [],
+            annotation.get("motion_trajectory") or [],
+        )
         if not objects or not frames:
             return None
         identity = np.array([o["object_id"] for o in objects])
         place = {int(o): k for k, o in enumerate(identity)}
-        one_hot = [np.concatenate([np.eye(len(values))[values.index(o[name])] for name, values in ATTRIBUTES]) for o in objects]
+        one_hot = [
+            np.concatenate(
+                [np.eye(len(values))[values.index(o[name])] for name, values in ATTRIBUTES]
+            )
+            for o in objects
+        ]
         targets = np.zeros((len(frames), len(objects), TARGETS), np.float32)
         targets[:, :, 2:] = one_hot
         seen = np.zeros(targets.shape[:2], bool)
@@ -78,7 +86,12 @@ class Probe:
         errors = (self.read(slots)[:, :, None] - scene.targets[:, None]) ** 2  # (F, S, K, TARGETS)
         visible = np.flatnonzero(scene.seen.any(0))
         cost, share = (
-            np.stack([np.median((errors[scene.seen[:, k], :, k] / unit).mean(-1), axis=0) for k in visible])
+            np.stack(
+                [
+                    np.median((errors[scene.seen[:, k], :, k] / unit).mean(-1), axis=0)
+                    for k in visible
+                ]
+            )
             for unit in (self.variance, self.spread)
         )
         rows, columns = linear_sum_assignment(cost)
@@ -101,11 +114,20 @@ def fit(videos: list[tuple[np.ndarray, Scene]]) -> tuple[Probe, int]:
             if before is not None and np.array_equal(chosen, before):
                 break
             before = chosen
-            pairs = [(slots, scene, k, slot[k]) for (slots, scene), slot in zip(videos, found) for k in np.flatnonzero(slot >= 0)]
+            pairs = [
+                (slots, scene, k, slot[k])
+                for (slots, scene), slot in zip(videos, found)
+                for k in np.flatnonzero(slot >= 0)
+            ]
             if not pairs:
-                raise UserError("no slot reads as an object of the annotations: are they of the same scenes as the slots?")
+                raise UserError(
+                    "no slot reads as an object of the annotations: are they of the same scenes as the slots?"
+                )
             inputs = np.concatenate([slots[scene.seen[:, k], s] for slots, scene, k, s in pairs])
-            probe = regress(inputs, np.concatenate([scene.targets[scene.seen[:, k], k] for _, scene, k, _ in pairs]))
+            probe = regress(
+                inputs,
+                np.concatenate([scene.targets[scene.seen[:, k], k] for _, scene, k, _ in pairs]),
+            )
     return probe, rounds
 
 
@@ -114,7 +136,9 @@ def start(videos: list[tuple[np.ndarray, Scene]]) -> Probe:
     inputs, means, single = [], [], []
     for slots, scene in videos:
         frames = scene.seen.any(1)
-        mean = (scene.targets * scene.seen[:, :, None]).sum(1)[frames] / scene.seen.sum(1)[frames, None]
+        mean = (scene.targets * scene.seen[:, :, None]).sum(1)[frames] / scene.seen.sum(1)[
+            frames, None
+        ]
         inputs.append(slots[frames].reshape(-1, slots.shape[-1]))
         means.append(np.repeat(mean, slots.shape[1], axis=0))
         single.append(scene.targets[scene.seen])

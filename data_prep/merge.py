@@ -23,7 +23,7 @@ from cjepa_dist.data.format.manifest import NAME, Manifest, partial
 from cjepa_dist.data.format.statistics import set_statistics
 from cjepa_dist.data.format.writer import publish
 from cjepa_dist.errors import UserError
-from cjepa_dist.runtime.files import file_checksum, fsync_directory
+from cjepa_dist.runtime.files import file_checksum, fsync_path
 
 
 @dataclass
@@ -39,7 +39,9 @@ def main(config: Merge) -> int:
     parts = in_order(find(config.parts))
     merged = combine(parts)
     out = Path(config.out).absolute()
-    if (out / NAME).exists() and dataclasses.asdict(Manifest.load(out)) == dataclasses.asdict(merged):
+    if (out / NAME).exists() and dataclasses.asdict(Manifest.load(out)) == dataclasses.asdict(
+        merged
+    ):
         print(f"{out} already holds these parts")
         return 0
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -51,14 +53,22 @@ def main(config: Merge) -> int:
         journal.clear(folder, set())
         for split, entries in merged.splits.items():
             (folder / split).mkdir()
-            sources = [(part / split / entry.name) for part, manifest in parts for entry in manifest.splits.get(split, [])]
+            sources = [
+                (part / split / entry.name)
+                for part, manifest in parts
+                for entry in manifest.splits.get(split, [])
+            ]
             for entry, source in zip(entries, sources, strict=True):
                 link(source, folder / split / entry.name, entry.bytes, entry.xxh3)
-            fsync_directory(folder / split)
+            fsync_path(folder / split)
         publish(merged, folder, out)
     finally:
         os.close(lock)
-    print(f"{out}: {len(parts)} parts; " + ", ".join(f"{split} {merged.count(split)}" for split in merged.splits) + " videos")
+    print(
+        f"{out}: {len(parts)} parts; "
+        + ", ".join(f"{split} {merged.count(split)}" for split in merged.splits)
+        + " videos"
+    )
     return 0
 
 
@@ -69,7 +79,9 @@ def find(parts: Any) -> list[Path]:
     folder = Path(str(parts))
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not found:
-        raise UserError(f"parts={folder}: there is no part in it; make some with part=i/n out={folder}/i")
+        raise UserError(
+            f"parts={folder}: there is no part in it; make some with part=i/n out={folder}/i"
+        )
     for path in found:
         if path.name.endswith(".partial"):
             raise UserError(f"part {path} is not finished; run its command again, or remove it")
@@ -87,12 +99,23 @@ def in_order(folders: list[Path]) -> list[tuple[Path, Manifest]]:
             raise UserError(f"{folder} is no part of a data set: it was not made with part=i/n")
         i, n = map(int, which.split("/"))
         if i in found:
-            raise UserError(f"{folder} and {found[i][0]} overlap: both are part {i}; remove one of them")
-        about = n, common(manifest), manifest.encoder, manifest.shape, manifest.dtype, manifest.empty_slot
+            raise UserError(
+                f"{folder} and {found[i][0]} overlap: both are part {i}; remove one of them"
+            )
+        about = (
+            n,
+            common(manifest),
+            manifest.encoder,
+            manifest.shape,
+            manifest.dtype,
+            manifest.empty_slot,
+        )
         if expected is not None and about != expected:
             names = ("number of parts", "settings", "encoder", "shape", "dtype", "empty slot")
             differ = next(name for name, a, b in zip(names, about, expected) if a != b)
-            raise UserError(f"{folder} does not belong to {next(iter(found.values()))[0]}: they differ in {differ}")
+            raise UserError(
+                f"{folder} does not belong to {next(iter(found.values()))[0]}: they differ in {differ}"
+            )
         expected, found[i] = about, (folder, manifest)
     if missing := [i for i in range(expected[0]) if i not in found]:
         raise UserError(
@@ -127,9 +150,13 @@ def link(source: Path, target: Path, size: int, xxh3: str) -> None:
     """A second name for a shard, or a copy on another file system. UserError if the shard is not there whole."""
     try:
         if source.stat().st_size != size:
-            raise UserError(f"shard {source} has {source.stat().st_size} bytes, its manifest says {size}; make this part again")
+            raise UserError(
+                f"shard {source} has {source.stat().st_size} bytes, its manifest says {size}; make this part again"
+            )
     except OSError as error:
-        raise UserError(f"shard {source} cannot be read: {error.strerror}; make this part again") from error
+        raise UserError(
+            f"shard {source} cannot be read: {error.strerror}; make this part again"
+        ) from error
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
@@ -137,7 +164,9 @@ def link(source: Path, target: Path, size: int, xxh3: str) -> None:
         with open(target, "rb") as file:
             os.fsync(file.fileno())
         if file_checksum(target) != xxh3:
-            raise UserError(f"shard {source} has changed since it was written; make this part again") from None
+            raise UserError(
+                f"shard {source} has changed since it was written; make this part again"
+            ) from None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ Item = TypeVar("Item")
 
 def part_option() -> Any:
     """The config field `part`."""
-    return option("", "make only share i of n, as i/n with i from 0; data_prep.merge puts the n data sets together; empty = all")
+    return option(
+        "",
+        "make only share i of n, as i/n with i from 0; data_prep.merge puts the n data sets together; empty = all",
+    )
 
 
 def share(items: list[Item], part: str) -> list[Item]:
@@ -28,7 +31,9 @@ def share(items: list[Item], part: str) -> list[Item]:
         raise UserError(f"config field part={part!r}: must be i/n with 0 <= i < n, like 0/8")
     i, n = int(match[1]), int(match[2])
     if n > len(items):
-        raise UserError(f"config field part={part!r}: there are only {len(items)} videos to share out")
+        raise UserError(
+            f"config field part={part!r}: there are only {len(items)} videos to share out"
+        )
     return items[i * len(items) // n : (i + 1) * len(items) // n]
 
 

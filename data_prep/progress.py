@@ -24,7 +24,12 @@ class Progress:
         if now - self.shown >= (0.5 if self.terminal else 10.0) or last:
             self.shown = now
             end = "\n" if last or not self.terminal else ""
-            print(("\r\x1b[K" if self.terminal else "") + self.line(now - self.began), end=end, file=sys.stderr, flush=True)
+            print(
+                ("\r\x1b[K" if self.terminal else "") + self.line(now - self.began),
+                end=end,
+                file=sys.stderr,
+                flush=True,
+            )
 
     def line(self, seconds: float) -> str:
         rate = self.done / max(seconds, 1e-9)

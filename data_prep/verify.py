@@ -33,7 +33,9 @@ class Verify:
 
     data: str = option(MISSING, "folder of slot shards")
     processes: int = option(0, "processes; 0 = one a core this process may use", least=0)
-    repair: bool = option(False, "move what is damaged to DATA.bad and leave a data set of what is good")
+    repair: bool = option(
+        False, "move what is damaged to DATA.bad and leave a data set of what is good"
+    )
 
 
 def main(config: Verify) -> int:
@@ -49,8 +51,12 @@ def main(config: Verify) -> int:
     size = sum(entry.bytes for entries in manifest.splits.values() for entry in entries)
     shards = sum(len(entries) for entries in manifest.splits.values())
     videos = ", ".join(f"{name} {manifest.count(name)}" for name in manifest.splits)
-    verdict = f"{len(faults)} faults" + (", repaired" if config.repair else "") if faults else "whole"
-    print(f"{config.data}: {verdict}; videos: {videos}; {shards} shards, {size / 1e6:.1f} MB, slots {manifest.shape} {manifest.dtype}")
+    verdict = (
+        f"{len(faults)} faults" + (", repaired" if config.repair else "") if faults else "whole"
+    )
+    print(
+        f"{config.data}: {verdict}; videos: {videos}; {shards} shards, {size / 1e6:.1f} MB, slots {manifest.shape} {manifest.dtype}"
+    )
     return 1 if faults and not config.repair else 0
 
 
@@ -65,10 +71,14 @@ def repair(folder: Path, faults: list[Fault]) -> str:
         good = [entry for entry in entries if folder / split / entry.name not in bad]
         if good:
             splits[split] = [with_moments(folder, split, entry, manifest) for entry in good]
-        if dropped := {entry.name: entry.keys for entry in entries if folder / split / entry.name in bad}:
+        if dropped := {
+            entry.name: entry.keys for entry in entries if folder / split / entry.name in bad
+        }:
             lost[split] = dropped
     if not splits:
-        raise UserError(f"{folder}: no shard is whole, so nothing was changed; restore the data set or make it again")
+        raise UserError(
+            f"{folder}: no shard is whole, so nothing was changed; restore the data set or make it again"
+        )
     aside = unused(folder.with_name(f"{folder.name}.bad"))
     aside.mkdir()
     shutil.copy2(folder / NAME, aside / NAME)
@@ -87,14 +97,19 @@ def repair(folder: Path, faults: list[Fault]) -> str:
     for split in manifest.splits.keys() - splits.keys():
         if (folder / split).is_dir():
             (folder / split).rmdir()
-    told = [f"{counts[split]} of {manifest.count(split)} samples of {split}{names(shards)}" for split, shards in lost.items()]
+    told = [
+        f"{counts[split]} of {manifest.count(split)} samples of {split}{names(shards)}"
+        for split, shards in lost.items()
+    ]
     where = f"{sum(map(len, lost.values()))} shards moved to {aside}"
     return f"{where}; lost: {'; '.join(told) or 'no sample'}; lost.json there names all keys"
 
 
 def unused(path: Path) -> Path:
     """`path`, or the first of path1, path2, ... that does not exist."""
-    return next(p for i in itertools.count() if not (p := path.with_name(f"{path.name}{i or ''}")).exists())
+    return next(
+        p for i in itertools.count() if not (p := path.with_name(f"{path.name}{i or ''}")).exists()
+    )
 
 
 def with_moments(folder: Path, split: str, entry: ShardEntry, manifest: Manifest) -> ShardEntry:
@@ -105,7 +120,9 @@ def with_moments(folder: Path, split: str, entry: ShardEntry, manifest: Manifest
     with ShardReader(folder, split, entry) as shard:
         for key in entry.keys:
             moments.merge(slot_statistics(shard.slots(key, manifest)))
-    return dataclasses.replace(entry, mean=moments.mean.tolist(), squares=moments.squares.tolist(), lost=[0.0, 0.0])
+    return dataclasses.replace(
+        entry, mean=moments.mean.tolist(), squares=moments.squares.tolist(), lost=[0.0, 0.0]
+    )
 
 
 def names(shards: dict[str, list[str]], count: int = 5) -> str:

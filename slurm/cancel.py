@@ -19,15 +19,24 @@ def main(arguments: list[str]) -> int:
     record = records.need(arguments)
     if owner := records.runner(record):
         if owner["host"] != socket.gethostname():
-            raise UserError(f"these jobs run on {owner['host']}: cancel them there, or kill {owner['pid']} there")
+            raise UserError(
+                f"these jobs run on {owner['host']}: cancel them there, or kill {owner['pid']} there"
+            )
         os.kill(owner["pid"], signal.SIGTERM)
         print(f"process {owner['pid']}, which runs the jobs on this machine, was asked to stop")
         return 0
-    active = {name for name, (state, _, _) in records.states(record).items() if state in records.ACTIVE}
+    active = {
+        name for name, (state, _, _) in records.states(record).items() if state in records.ACTIVE
+    }
     if not active:
         print("no job of this experiment is in the queue")
         return 0
-    done = subprocess.run(["scancel", *(record.ids[name] for name in active)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["scancel", *(record.ids[name] for name in active)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise UserError(f"scancel: {done.stderr}")
     print(f"{len(active)} jobs cancelled: {', '.join(sorted(active))}")

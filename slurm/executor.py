@@ -59,14 +59,26 @@ def open_jobs(jobs: list[Job], stage: str, record: Record, busy: set[str]) -> li
             wanted += [job] if job.name not in busy else []
             continue
         old = record.jobs.get(job.name)
-        if old and old.key != job.key and (job.name in busy or job.done() or (job.trains and job.folder.exists())):
+        if (
+            old
+            and old.key != job.key
+            and (job.name in busy or job.done() or (job.trains and job.folder.exists()))
+        ):
             where = Path(job.outputs[0]).parent
-            raise UserError(f"{job.name} was made with other settings than today's: take another runs=, or remove {where}")
+            raise UserError(
+                f"{job.name} was made with other settings than today's: take another runs=, or remove {where}"
+            )
         if job.name in busy or (job.done() and not names & {*job.needs, *job.after}):
             continue
-        lost = [name for name in job.needs if name not in names | busy and not whole[name].done() and whole[name] not in wanted]
+        lost = [
+            name
+            for name in job.needs
+            if name not in names | busy and not whole[name].done() and whole[name] not in wanted
+        ]
         if lost:
-            raise UserError(f"{job.name} needs {lost[0]}, which is not there: submit stage={whole[lost[0]].stage} too")
+            raise UserError(
+                f"{job.name} needs {lost[0]}, which is not there: submit stage={whole[lost[0]].stage} too"
+            )
         wanted.append(job)
         names.add(job.name)
     return wanted if names or stage == "preflight" else []
@@ -80,28 +92,47 @@ def writable(record: Record) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to {record.runs}: {error.strerror}; set runs= to a folder that all nodes can write to") from error
+        raise UserError(
+            f"cannot write to {record.runs}: {error.strerror}; set runs= to a folder that all nodes can write to"
+        ) from error
 
 
-def to_slurm(experiment: Experiment, cluster: Cluster, record: Record, jobs: list[Job], busy: set[str]) -> int:
+def to_slurm(
+    experiment: Experiment, cluster: Cluster, record: Record, jobs: list[Job], busy: set[str]
+) -> int:
     try:
         from slurm import sbatch
     except ImportError as error:
-        raise UserError(f"submitit is not installed ({error}): pip install submitit, use slurm/train.sbatch, or executor=local") from error
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S_%f")  # a folder of its own: submitit would take old results for new ones
+        raise UserError(
+            f"submitit is not installed ({error}): pip install submitit, use slurm/train.sbatch, or executor=local"
+        ) from error
+    stamp = datetime.now(timezone.utc).strftime(
+        "%Y%m%d_%H%M%S_%f"
+    )  # a folder of its own: submitit would take old results for new ones
     folder = record.home / "submitit" / stamp
     ids = {name: record.ids[name] for name in busy}
 
     def settings(job: Job, numbers: dict[str, str]) -> dict:
-        needs, after = ([numbers[name] for name in group if name in numbers] for group in (job.needs, job.after))
+        needs, after = (
+            [numbers[name] for name in group if name in numbers] for group in (job.needs, job.after)
+        )
         return sbatch.options(job, cluster, record.runs, needs, after)
 
-    shared = [record.runs, *([Path(experiment.data).resolve()] if experiment.data and not is_remote(experiment.data) else [])]
+    shared = [
+        record.runs,
+        *(
+            [Path(experiment.data).resolve()]
+            if experiment.data and not is_remote(experiment.data)
+            else []
+        ),
+    ]
     if experiment.dry_run:
         names = {job.name: f"<{job.name}>" for job in jobs}
         sheets = {job.name: settings(job, {**ids, **names}) for job in jobs}
         for job in jobs:
-            print(f"# --- {job.name}\n{sbatch.text(folder, sheets[job.name], 'python -u -m submitit.core._submit ' + str(folder))}")
+            print(
+                f"# --- {job.name}\n{sbatch.text(folder, sheets[job.name], 'python -u -m submitit.core._submit ' + str(folder))}"
+            )
         try:
             said = sbatch.check(cluster, sheets, folder, shared)
         except UserError as error:
@@ -118,13 +149,17 @@ def to_slurm(experiment: Experiment, cluster: Cluster, record: Record, jobs: lis
     try:
         for _, group in itertools.groupby(jobs, key=lambda job: job.array or job.name):
             tasks = list(group)
-            for job, number in zip(tasks, sbatch.submit(tasks, cluster, record.home, folder, settings(tasks[0], ids))):
+            for job, number in zip(
+                tasks, sbatch.submit(tasks, cluster, record.home, folder, settings(tasks[0], ids))
+            ):
                 fresh.append(number)
                 ids[job.name] = record.ids[job.name] = number
                 record.jobs[job.name] = job
             record.write()
     except BaseException:
-        subprocess.run(["scancel", *fresh], check=False) if fresh else None  # half a graph is of no use to anybody
+        subprocess.run(
+            ["scancel", *fresh], check=False
+        ) if fresh else None  # half a graph is of no use to anybody
         raise
     print(shown(jobs, {job.name: f"job {ids[job.name]}" for job in jobs}))
     print(f"{len(jobs)} jobs submitted; look at them with: python -m slurm.status {record.runs}")
@@ -137,7 +172,9 @@ def here(record: Record, cluster: Cluster, jobs: list[Job], at_once: int) -> int
     if refusal := owner.take():
         raise UserError(refusal)
     try:
-        cluster = dataclasses.replace(cluster, gpus_per_node=min(cluster.gpus_per_node, gpus_here()))
+        cluster = dataclasses.replace(
+            cluster, gpus_per_node=min(cluster.gpus_per_node, gpus_here())
+        )
         for job in jobs:
             record.jobs[job.name], record.ids[job.name] = job, ""
             record.write()
@@ -156,7 +193,9 @@ class Local:
         self.names = {job.name for job in jobs}
         self.running: dict[BaseProcess, tuple[Job, float, set[int]]] = {}
         cores = sorted(os.sched_getaffinity(0))
-        every = 1 if cluster.gpus_per_node else at_once  # side by side on CPUs each takes its share, or all would take all
+        every = (
+            1 if cluster.gpus_per_node else at_once
+        )  # side by side on CPUs each takes its share, or all would take all
         self.free = [set(cores[index % every :: every]) or set(cores) for index in range(at_once)]
         self.ended: set[str] = set()
         self.failed: set[str] = set()
@@ -176,7 +215,10 @@ class Local:
         if self.signal:
             return STOPPED
         if self.failed:
-            print(f"error: {len(self.failed)} of {len(self.names)} jobs failed: {', '.join(sorted(self.failed))}", file=sys.stderr)
+            print(
+                f"error: {len(self.failed)} of {len(self.names)} jobs failed: {', '.join(sorted(self.failed))}",
+                file=sys.stderr,
+            )
         return 1 if self.failed else 0
 
     def stop(self, number: int, frame: Any) -> None:
@@ -199,7 +241,9 @@ class Local:
                 return self.begin()
             print(f"{job.name} ...", flush=True)
             cores = self.free.pop()
-            process = get_context("fork").Process(target=one, args=(spec(job, self.cluster, self.record.home), cores))
+            process = get_context("fork").Process(
+                target=one, args=(spec(job, self.cluster, self.record.home), cores)
+            )
             process.start()
             self.running[process] = job, time.monotonic(), cores
             if self.signal:  # it came while the process started
@@ -218,7 +262,10 @@ class Local:
             return
         if process.exitcode:
             self.failed.add(job.name)
-        print(f"{job.name}: {'failed' if process.exitcode else 'done'} after {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"{job.name}: {'failed' if process.exitcode else 'done'} after {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
 
 
 def one(todo: Spec, cores: set[int]) -> None:
@@ -232,7 +279,14 @@ def shown(jobs: list[Job], notes: dict[str, str]) -> str:
     lines = []
     for job in jobs:
         waits = [*job.needs, *(f"({name})" for name in job.after)]
-        lines.append("  ".join(filter(None, [job.name, f"<- {', '.join(waits)}" if waits else "", notes.get(job.name, "")])))
+        lines.append(
+            "  ".join(
+                filter(
+                    None,
+                    [job.name, f"<- {', '.join(waits)}" if waits else "", notes.get(job.name, "")],
+                )
+            )
+        )
     return "\n".join([*lines, f"{len(jobs)} jobs; in brackets: need only have ended"])
 
 

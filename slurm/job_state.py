@@ -57,11 +57,22 @@ def outcomes(record: Record) -> dict[str, Outcome]:
             if state == "RUNNING" and not here:
                 state, reason = "KILLED", "what ran it on this machine is gone"
         elif state == "COMPLETED":
-            state, reason = "FAILED", f"it ended without an error, but {next(p for p in job.outputs if not Path(p).exists())} is not there"
+            state, reason = (
+                "FAILED",
+                f"it ended without an error, but {next(p for p in job.outputs if not Path(p).exists())} is not there",
+            )
         starts = [line for line in said if line["event"] == "start"]
-        outcome = Outcome(job, state, nodes or (starts[-1].get("host", "") if starts else ""), max(0, len(starts) - 1), reason)
+        outcome = Outcome(
+            job,
+            state,
+            nodes or (starts[-1].get("host", "") if starts else ""),
+            max(0, len(starts) - 1),
+            reason,
+        )
         if last.get("event") == "failed" and outcome.state == "RUNNING" and not outcome.reason:
-            outcome.reason = "its processes have ended, and Slurm has not ended the job: does it miss a node?"
+            outcome.reason = (
+                "its processes have ended, and Slurm has not ended the job: does it miss a node?"
+            )
         if outcome.bad:
             explain(outcome, record, cause(said), found)
         if job.trains:
@@ -73,10 +84,14 @@ def outcomes(record: Record) -> dict[str, Outcome]:
 def cause(said: list[dict[str, Any]]) -> dict[str, Any]:
     """Of what the nodes said since the last start, the first failure: the others follow from it. Else the last word."""
     begin = max((index for index, line in enumerate(said) if line["event"] == "start"), default=0)
-    return next((line for line in said[begin:] if line["event"] == "failed"), said[-1] if said else {})
+    return next(
+        (line for line in said[begin:] if line["event"] == "failed"), said[-1] if said else {}
+    )
 
 
-def explain(outcome: Outcome, record: Record, last: dict[str, Any], before: dict[str, Outcome]) -> None:
+def explain(
+    outcome: Outcome, record: Record, last: dict[str, Any], before: dict[str, Outcome]
+) -> None:
     """Why it is not done, and the last lines of its log."""
     lost = [name for name in outcome.job.needs if name in before and before[name].bad]
     if last.get("event") == "failed" and outcome.state != "CANCELLED":
@@ -85,26 +100,41 @@ def explain(outcome: Outcome, record: Record, last: dict[str, Any], before: dict
     if lost:
         outcome.reason = f"never started: it needs {lost[0]} ({before[lost[0]].state.lower()})"
         return
-    outcome.reason = outcome.reason or {"CANCELLED": "cancelled", "INTERRUPTED": f"stopped by {last.get('reason')}"}.get(
-        outcome.state, f"ended by Slurm: {outcome.state}"
-    )
+    outcome.reason = outcome.reason or {
+        "CANCELLED": "cancelled",
+        "INTERRUPTED": f"stopped by {last.get('reason')}",
+    }.get(outcome.state, f"ended by Slurm: {outcome.state}")
     outcome.lines = tail(log_of(record, outcome.job.name))
     if not last and outcome.state not in ("CANCELLED", "DEADLINE"):
-        outcome.reason += f"; it wrote nothing: do its nodes see {record.runs}? slurm.preflight finds out"
+        outcome.reason += (
+            f"; it wrote nothing: do its nodes see {record.runs}? slurm.preflight finds out"
+        )
 
 
 def progress(outcome: Outcome, record: Record) -> None:
     run = outcome.job.folder
     try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[-20:] if line.endswith("}")]
-        batch = read_yaml(run / "config.yaml")["loop"]["global_batch"]
+        lines = [
+            json.loads(line)
+            for line in (run / "metrics.jsonl").read_text().splitlines()[-20:]
+            if line.endswith("}")
+        ]
+        batch = read_yaml(run / "config.yaml")["loop"]["global_batch_size"]
     except (OSError, UserError, ValueError):
         return
     train = [line for line in lines if line["kind"] == "train"]
     if not train:
         return
-    outcome.step, outcome.rate, outcome.loss = train[-1]["step"], train[-1].get("samples_per_second"), train[-1].get("loss")
-    totals = re.findall(r"^(?:train|val) \d+/(\d+)", "\n".join(tail(log_of(record, outcome.job.name), 200)), re.MULTILINE)
+    outcome.step, outcome.rate, outcome.loss = (
+        train[-1]["step"],
+        train[-1].get("samples_per_second"),
+        train[-1].get("loss"),
+    )
+    totals = re.findall(
+        r"^(?:train|val) \d+/(\d+)",
+        "\n".join(tail(log_of(record, outcome.job.name), 200)),
+        re.MULTILINE,
+    )
     if totals:
         outcome.steps = int(totals[-1])
         if outcome.rate and outcome.step is not None:

@@ -74,7 +74,9 @@ class Job:
 def plan(experiment: Experiment) -> list[Job]:
     """All jobs of the experiment, in an order that they may run in. Raises UserError for a field or arm that makes no sense."""
     if not experiment.arms:
-        raise UserError("config field arms: name at least one world model, such as arms.baseline.config=configs/world_model/full.yaml")
+        raise UserError(
+            "config field arms: name at least one world model, such as arms.baseline.config=configs/world_model/full.yaml"
+        )
     if not experiment.seed:
         raise UserError("config field seed: name at least one")
     runs = Path(experiment.runs).resolve()
@@ -86,7 +88,9 @@ def plan(experiment: Experiment) -> list[Job]:
     for seed in experiment.seed:
         control = None
         if experiment.control:
-            control = model_job(experiment, runs, "own_slot", {"config": experiment.control}, seed, data, source)
+            control = model_job(
+                experiment, runs, "own_slot", {"config": experiment.control}, seed, data, source
+            )
             jobs.append(control)
         for arm, fields in arms(experiment):
             model = model_job(experiment, runs, arm, fields, seed, data, source)
@@ -96,27 +100,71 @@ def plan(experiment: Experiment) -> list[Job]:
     if experiment.aloe_config or experiment.rollout:
         for index, (arm, seed, model) in enumerate(models):
             rolled = runs / "rollout" / arm / f"seed_{seed}"
-            command = ["cjepa_dist.rollout", f"world_model={model.folder}", f"data={data}", f"out={rolled}", *pairs(experiment.rollout)]
-            rollout = Job(f"rollout/{arm}/seed_{seed}", "rollout", [command], [str(rolled / "manifest.json")], [model.name], [])
+            command = [
+                "cjepa_dist.rollout",
+                f"world_model={model.folder}",
+                f"data={data}",
+                f"out={rolled}",
+                *pairs(experiment.rollout),
+            ]
+            rollout = Job(
+                f"rollout/{arm}/seed_{seed}",
+                "rollout",
+                [command],
+                [str(rolled / "manifest.json")],
+                [model.name],
+                [],
+            )
             jobs.append(rollout)
             if experiment.rollout.get("mode") == "counterfactual":
                 last.append(measure_worlds(experiment, rollout, rolled, model, data))
             if not experiment.aloe_config:
                 continue
-            blind = [("blind", {"blind": True})] if experiment.blind and index % (len(models) // len(experiment.seed)) == 0 else []
+            blind = (
+                [("blind", {"blind": True})]
+                if experiment.blind and index % (len(models) // len(experiment.seed)) == 0
+                else []
+            )
             for name, extra in [(arm, {}), *blind]:
                 for suffix, fields in combined(experiment.aloe, TrainAloe, experiment.sweep):
                     for number in experiment.aloe_seed or [seed]:
-                        aloe = aloe_job(experiment, runs, name + suffix, {**fields, **extra}, seed, number, rolled, [rollout.name])
+                        aloe = aloe_job(
+                            experiment,
+                            runs,
+                            name + suffix,
+                            {**fields, **extra},
+                            seed,
+                            number,
+                            rolled,
+                            [rollout.name],
+                        )
                         jobs += [aloe, measure_aloe(experiment, aloe)]
                         scored.append(jobs[-1].name)
-    extra_jobs = [*reader_jobs(experiment, runs, models, data, source), *observed_jobs(experiment, runs, data, source)]
+    extra_jobs = [
+        *reader_jobs(experiment, runs, models, data, source),
+        *observed_jobs(experiment, runs, data, source),
+    ]
     scored += [job.name for job in [*extra_jobs, *last] if job.stage == "evaluate"]
     jobs += [*extra_jobs, *last]
-    jobs.append(Job("report", "report", [["slurm.report", str(runs)]], [str(runs / "report" / "report.md")], [], scored))
+    jobs.append(
+        Job(
+            "report",
+            "report",
+            [["slurm.report", str(runs)]],
+            [str(runs / "report" / "report.md")],
+            [],
+            scored,
+        )
+    )
     if experiment.preflight:
         first = preflight_job(read_cluster(experiment.cluster), runs)
-        jobs = [first, *(replace(job, needs=job.needs or [first.name]) if job.stage != "report" else job for job in jobs)]
+        jobs = [
+            first,
+            *(
+                replace(job, needs=job.needs or [first.name]) if job.stage != "report" else job
+                for job in jobs
+            ),
+        ]
     return [with_key(job) for job in jobs]
 
 
@@ -131,17 +179,39 @@ def data_job(experiment: Experiment, runs: Path, jobs: list[Job]) -> tuple[str |
         return experiment.data, []
     if experiment.data:
         if not (Path(experiment.data) / "manifest.json").is_file():
-            raise UserError(f"config field data={experiment.data}: no data set is there (no manifest.json)")
+            raise UserError(
+                f"config field data={experiment.data}: no data set is there (no manifest.json)"
+            )
         return Path(experiment.data).resolve(), []
     out = runs / "data"
     config = [experiment.prepare_config] if experiment.prepare_config else []
     command = [f"data_prep.{experiment.prepare}", *config, *pairs(experiment.prepare_fields)]
-    parts = [runs / "data.parts" / str(index) for index in range(experiment.parts)] if experiment.parts > 1 else []
+    parts = (
+        [runs / "data.parts" / str(index) for index in range(experiment.parts)]
+        if experiment.parts > 1
+        else []
+    )
     for index, part in enumerate(parts):
         line = [*command, f"out={part}", f"part={index}/{len(parts)}"]
-        jobs.append(Job(f"data/part_{index}", "data", [line], [str(part / "manifest.json")], [], [], array="data/part"))
-    last = ["data_prep.merge", f"out={out}", f"parts={runs / 'data.parts'}"] if parts else [*command, f"out={out}"]
-    jobs.append(Job("data", "data", [last], [str(out / "manifest.json")], [job.name for job in jobs], []))
+        jobs.append(
+            Job(
+                f"data/part_{index}",
+                "data",
+                [line],
+                [str(part / "manifest.json")],
+                [],
+                [],
+                array="data/part",
+            )
+        )
+    last = (
+        ["data_prep.merge", f"out={out}", f"parts={runs / 'data.parts'}"]
+        if parts
+        else [*command, f"out={out}"]
+    )
+    jobs.append(
+        Job("data", "data", [last], [str(out / "manifest.json")], [job.name for job in jobs], [])
+    )
     return out, ["data"]
 
 
@@ -149,24 +219,60 @@ def arms(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
     """Arms with one value a field; names of swept ones say which."""
     for name, fields in experiment.arms.items():
         if not isinstance(fields, dict) or not isinstance(fields.get("config"), str):
-            raise UserError(f"config field arms.{name}: needs config=FILE, and may have fields of train_world_model beside it")
+            raise UserError(
+                f"config field arms.{name}: needs config=FILE, and may have fields of train_world_model beside it"
+            )
         own = {key: value for key, value in flatten(fields) if key != "config"}
-        for suffix, values in combined({**dict(flatten(experiment.world_model)), **own}, TrainWorldModel, experiment.sweep):
+        for suffix, values in combined(
+            {**dict(flatten(experiment.world_model)), **own}, TrainWorldModel, experiment.sweep
+        ):
             yield name + suffix, {"config": fields["config"], **values}
 
 
-def model_job(experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, data: str | Path, source: list[str]) -> Job:
-    if arm == "own_slot":  # compared with all arms, so it takes their common fields, without the sweeps
-        fields = {**{key: value for key, value in flatten(experiment.world_model) if not swept(key, value, TrainWorldModel)}, **fields}
+def model_job(
+    experiment: Experiment,
+    runs: Path,
+    arm: str,
+    fields: dict[str, Any],
+    seed: int,
+    data: str | Path,
+    source: list[str],
+) -> Job:
+    if (
+        arm == "own_slot"
+    ):  # compared with all arms, so it takes their common fields, without the sweeps
+        fields = {
+            **{
+                key: value
+                for key, value in flatten(experiment.world_model)
+                if not swept(key, value, TrainWorldModel)
+            },
+            **fields,
+        }
     values = {key: value for key, value in fields.items() if key != "config"}
     name = f"world_model/{arm}/seed_{seed}"
-    command = ["cjepa_dist.train_world_model", fields["config"], *pairs(values), f"seed={seed}", f"data={data}", f"run={runs / name}"]
+    command = [
+        "cjepa_dist.train_world_model",
+        fields["config"],
+        *pairs(values),
+        f"seed={seed}",
+        f"data={data}",
+        f"run={runs / name}",
+    ]
     return Job(name, "world_model", [command], [str(runs / name / "done.json")], list(source), [])
 
 
 def measure_model(experiment: Experiment, model: Job, control: Job | None, data: str | Path) -> Job:
     own = [f"own_slot={control.folder}"] if control else []
-    commands = [["cjepa_dist.evaluate", f"run={model.folder}", f"split={experiment.split}", *own, *pairs(experiment.evaluate)]]
+    commands = [
+        [
+            "cjepa_dist.evaluate",
+            f"run={model.folder}",
+            f"split={experiment.split}",
+            *own,
+            *pairs(experiment.evaluate),
+        ]
+    ]
     outputs = [str(model.folder / "eval" / f"world_model_{experiment.split}.json")]
     if experiment.graphs:
         fields = [f"data={data}", f"split={experiment.split}", *pairs(experiment.evaluate_graph)]
@@ -176,61 +282,129 @@ def measure_model(experiment: Experiment, model: Job, control: Job | None, data:
     return Job(f"evaluate/{model.name}", "evaluate", commands, outputs, needs, [])
 
 
-def measure_worlds(experiment: Experiment, rollout: Job, rolled: Path, model: Job, data: str | Path) -> Job:
+def measure_worlds(
+    experiment: Experiment, rollout: Job, rolled: Path, model: Job, data: str | Path
+) -> Job:
     """What the world model says would have happened: by question programs, and against re-simulation where there is truth."""
     split, folder = experiment.split, model.folder / "eval"
-    commands = [["cjepa_dist.evaluate_symbolic", f"data={rolled}", f"split={split}", f"probe_data={data}"]]
-    outputs = [str(folder / f"symbolic_{experiment.rollout.get('divergence', 'paired')}_{split}.json")]
+    commands = [
+        ["cjepa_dist.evaluate_symbolic", f"data={rolled}", f"split={split}", f"probe_data={data}"]
+    ]
+    outputs = [
+        str(folder / f"symbolic_{experiment.rollout.get('divergence', 'paired')}_{split}.json")
+    ]
     if experiment.graphs:
-        commands.append(["cjepa_dist.evaluate_counterfactual", f"run={model.folder}", f"data={data}", f"split={split}"])
+        commands.append(
+            [
+                "cjepa_dist.evaluate_counterfactual",
+                f"run={model.folder}",
+                f"data={data}",
+                f"split={split}",
+            ]
+        )
         outputs.append(str(folder / f"counterfactual_{split}.json"))
     return Job(f"evaluate/{rollout.name}", "evaluate", commands, outputs, [rollout.name], [])
 
 
 def aloe_job(
-    experiment: Experiment, runs: Path, arm: str, fields: dict[str, Any], seed: int, number: int, rolled: Path, needs: list[str]
+    experiment: Experiment,
+    runs: Path,
+    arm: str,
+    fields: dict[str, Any],
+    seed: int,
+    number: int,
+    rolled: Path,
+    needs: list[str],
 ) -> Job:
-    name = f"aloe/{arm}/seed_{seed}" + (f"_aloe_{number}" if number != seed or len(experiment.aloe_seed) > 1 else "")
-    command = ["cjepa_dist.train_aloe", experiment.aloe_config, *pairs(fields), f"seed={number}", f"data={rolled}", f"run={runs / name}"]
+    name = f"aloe/{arm}/seed_{seed}" + (
+        f"_aloe_{number}" if number != seed or len(experiment.aloe_seed) > 1 else ""
+    )
+    command = [
+        "cjepa_dist.train_aloe",
+        experiment.aloe_config,
+        *pairs(fields),
+        f"seed={number}",
+        f"data={rolled}",
+        f"run={runs / name}",
+    ]
     return Job(name, "aloe", [command], [str(runs / name / "done.json")], list(needs), [])
 
 
 def measure_aloe(experiment: Experiment, aloe: Job) -> Job:
-    command = ["cjepa_dist.evaluate", f"run={aloe.folder}", f"split={experiment.split}", *pairs(experiment.evaluate)]
+    command = [
+        "cjepa_dist.evaluate",
+        f"run={aloe.folder}",
+        f"split={experiment.split}",
+        *pairs(experiment.evaluate),
+    ]
     output = str(aloe.folder / "eval" / f"vqa_{experiment.split}.json")
     return Job(f"evaluate/{aloe.name}", "evaluate", [command], [output], [aloe.name], [])
 
 
-def reader_jobs(experiment: Experiment, runs: Path, models: list[tuple[str, int, Job]], data: str | Path, source: list[str]) -> list[Job]:
+def reader_jobs(
+    experiment: Experiment,
+    runs: Path,
+    models: list[tuple[str, int, Job]],
+    data: str | Path,
+    source: list[str],
+) -> list[Job]:
     """ALOEs trained on what the simulator says, and what each of them reads in the rollout of every world model: the same reader for all,
     so that no noise between trainings stands between world models. RUNS/read/<arm>/seed_<n>/reader_<k>/vqa_<split>.json."""
     if not experiment.readers:
         return []
     if not experiment.aloe_config or experiment.rollout.get("mode") != "counterfactual":
-        raise UserError("config field readers: they read what would have happened; set aloe_config and rollout.mode=counterfactual")
+        raise UserError(
+            "config field readers: they read what would have happened; set aloe_config and rollout.mode=counterfactual"
+        )
     rolled = runs / "rollout" / "truth"
-    shared = {key: value for key, value in experiment.rollout.items() if key in ("videos", "splits", "count", "shard_mb")}
+    shared = {
+        key: value
+        for key, value in experiment.rollout.items()
+        if key in ("videos", "splits", "count", "shard_mb")
+    }
     command = ["cjepa_dist.rollout", "mode=truth", f"data={data}", f"out={rolled}", *pairs(shared)]
     jobs = [Job("rollout/truth", "rollout", [command], [str(rolled / "manifest.json")], source, [])]
-    fields = {key: value for key, value in experiment.aloe.items() if not swept(key, value, TrainAloe)} | {"protocol": "counterfactual"}
+    fields = {
+        key: value for key, value in experiment.aloe.items() if not swept(key, value, TrainAloe)
+    } | {"protocol": "counterfactual"}
     for number in experiment.readers:
-        reader = aloe_job(experiment, runs, "reader", fields, number, number, rolled, [jobs[0].name])
+        reader = aloe_job(
+            experiment, runs, "reader", fields, number, number, rolled, [jobs[0].name]
+        )
         jobs += [reader, measure_aloe(experiment, reader)]
         for arm, seed, _ in models:
             out = runs / "read" / arm / f"seed_{seed}" / f"reader_{number}"
-            command = ["cjepa_dist.evaluate", f"run={reader.folder}", f"data={runs / 'rollout' / arm / f'seed_{seed}'}", f"out={out}"]
+            command = [
+                "cjepa_dist.evaluate",
+                f"run={reader.folder}",
+                f"data={runs / 'rollout' / arm / f'seed_{seed}'}",
+                f"out={out}",
+            ]
             command += [f"split={experiment.split}", *pairs(experiment.evaluate)]
             needs = [reader.name, f"rollout/{arm}/seed_{seed}"]
             name = f"evaluate/read/{arm}/seed_{seed}/reader_{number}"
-            jobs.append(Job(name, "evaluate", [command], [str(out / f"vqa_{experiment.split}.json")], needs, []))
+            jobs.append(
+                Job(
+                    name,
+                    "evaluate",
+                    [command],
+                    [str(out / f"vqa_{experiment.split}.json")],
+                    needs,
+                    [],
+                )
+            )
     return jobs
 
 
-def observed_jobs(experiment: Experiment, runs: Path, data: str | Path, source: list[str]) -> list[Job]:
+def observed_jobs(
+    experiment: Experiment, runs: Path, data: str | Path, source: list[str]
+) -> list[Job]:
     """An ALOE that sees the videos as they are, and nothing predicted."""
     if not (experiment.observed and experiment.aloe_config):
         return []
-    fields = {key: value for key, value in experiment.aloe.items() if not swept(key, value, TrainAloe)} | {"protocol": "published"}
+    fields = {
+        key: value for key, value in experiment.aloe.items() if not swept(key, value, TrainAloe)
+    } | {"protocol": "published"}
     seed = experiment.seed[0]
     aloe = aloe_job(experiment, runs, "observed", fields, seed, seed, Path(data), source)
     return [aloe, measure_aloe(experiment, aloe)]
@@ -275,7 +449,9 @@ def chosen(jobs: list[Job], stage: str) -> list[Job]:
         return jobs
     names = [name.strip() for name in stage.split(",")]
     if unknown := [name for name in names if name not in STAGES]:
-        raise UserError(f"config field stage={stage}: {unknown[0]!r} is none of all, {', '.join(STAGES)}")
+        raise UserError(
+            f"config field stage={stage}: {unknown[0]!r} is none of all, {', '.join(STAGES)}"
+        )
     return [job for job in jobs if job.stage in (*names, "preflight")]
 
 

@@ -24,7 +24,18 @@ from cjepa_dist.resilience import run_lock
 from slurm.jobs.run import events_path
 from slurm.plan import Job
 
-ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "STOPPED")
+ACTIVE = (
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "SUSPENDED",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "RESIZING",
+    "STOPPED",
+)
 
 
 @dataclass
@@ -44,7 +55,10 @@ class Record:
         """Whole or not at all."""
         content = {
             "experiment": self.experiment,
-            "jobs": [{**dataclasses.asdict(job), "id": self.ids.get(name, "")} for name, job in self.jobs.items()],
+            "jobs": [
+                {**dataclasses.asdict(job), "id": self.ids.get(name, "")}
+                for name, job in self.jobs.items()
+            ],
         }
         temporary = self.home / "experiment.partial"
         temporary.write_text(json.dumps(content, indent=1))
@@ -71,7 +85,9 @@ def need(arguments: list[str]) -> Record:
         raise UserError("the argument is one folder, the runs= of slurm.submit")
     record = read(arguments[0])
     if record is None:
-        raise UserError(f"{arguments[0]} holds no experiment (no .slurm/experiment.json): slurm.submit makes one")
+        raise UserError(
+            f"{arguments[0]} holds no experiment (no .slurm/experiment.json): slurm.submit makes one"
+        )
     return record
 
 

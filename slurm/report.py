@@ -17,8 +17,17 @@ from slurm.job_state import Outcome, outcomes
 def main(arguments: list[str]) -> int:
     record = records.need(arguments)
     found = outcomes(record)
-    runs = [outcome.job.folder for outcome in found.values() if outcome.job.trains and "world_model/own_slot/" not in outcome.job.name]
-    there = [run for run in runs if (run / "config.yaml").is_file() and list((run / "checkpoints").glob("step_????????/checksums.json"))]
+    runs = [
+        outcome.job.folder
+        for outcome in found.values()
+        if outcome.job.trains and "world_model/own_slot/" not in outcome.job.name
+    ]
+    there = [
+        run
+        for run in runs
+        if (run / "config.yaml").is_file()
+        and list((run / "checkpoints").glob("step_????????/checksums.json"))
+    ]
     named = sorted(
         there, key=lambda run: run.relative_to(record.runs).parts[0] != "aloe"
     )  # the world models of an ALOE follow by themselves
@@ -27,13 +36,24 @@ def main(arguments: list[str]) -> int:
     page = out / "report.md"
     if named:
         split = record.experiment.get("split", "val")
-        line = [sys.executable, "-m", "cjepa_dist.report", f"runs={','.join(map(str, named))}", f"out={out}", f"split={split}"]
+        line = [
+            sys.executable,
+            "-m",
+            "cjepa_dist.report",
+            f"runs={','.join(map(str, named))}",
+            f"out={out}",
+            f"split={split}",
+        ]
         line += [] if record.experiment.get("graphs", True) else ["graphs=false"]
         if (read := record.runs / "read").is_dir():
             line.append(f"read={read}")
         if subprocess.run(line, check=False).returncode:
             raise UserError("the report could not be made; its own message stands above")
-    missing = [outcome for outcome in found.values() if outcome.state != "DONE" and outcome.job.stage != "report"]
+    missing = [
+        outcome
+        for outcome in found.values()
+        if outcome.state != "DONE" and outcome.job.stage != "report"
+    ]
     text = page.read_text(encoding="utf-8") if named else "# Report\n\nNo run has a checkpoint.\n"
     temporary = page.with_suffix(".partial")
     temporary.write_text(lacking(missing, len(found) - 1) + text, encoding="utf-8")
@@ -50,8 +70,14 @@ def lacking(missing: list[Outcome], total: int) -> str:
     rows = []
     for outcome in missing:
         last = outcome.lines[-1] if outcome.lines else ""
-        rows.append(f"| {outcome.job.name} | {outcome.state} | {cell(outcome.reason)} | {cell(last)} |")
-    return head + "\n".join(["| job | state | why | last line of its log |", "|---|---|---|---|", *rows]) + "\n\n"
+        rows.append(
+            f"| {outcome.job.name} | {outcome.state} | {cell(outcome.reason)} | {cell(last)} |"
+        )
+    return (
+        head
+        + "\n".join(["| job | state | why | last line of its log |", "|---|---|---|---|", *rows])
+        + "\n\n"
+    )
 
 
 def cell(text: str) -> str:

@@ -33,24 +33,46 @@ class Cluster:
     """Facts of one Slurm cluster: the one file that a user edits."""
 
     partition: str = option("", "partition; empty = the cluster's default")
-    cpu_partition: str = option("", "partition of jobs without GPUs (data, report); empty = the same")
+    cpu_partition: str = option(
+        "", "partition of jobs without GPUs (data, report); empty = the same"
+    )
     account: str = option("", "account to charge; empty = the user's default")
     qos: str = option("", "quality of service; empty = the default")
     constraint: str = option("", "features that nodes must have, as sbatch's --constraint")
     nodes: int = option(1, "nodes of a job that trains", unit="nodes", least=1)
-    gpus_per_node: int = option(0, "GPUs taken on each node by a job that trains; 0 = CPUs only", unit="GPUs", least=0)
-    processes_per_node: int = option(0, "training processes on a node; 0 = one a GPU, or 1", least=0)
-    cpus_per_gpu: int = option(8, "CPUs for each GPU (for each process where there are none)", unit="CPUs", least=1)
+    gpus_per_node: int = option(
+        0, "GPUs taken on each node by a job that trains; 0 = CPUs only", unit="GPUs", least=0
+    )
+    processes_per_node: int = option(
+        0, "training processes on a node; 0 = one a GPU, or 1", least=0
+    )
+    cpus_per_gpu: int = option(
+        8, "CPUs for each GPU (for each process where there are none)", unit="CPUs", least=1
+    )
     data_cpus: int = option(16, "CPUs of the job that makes data", unit="CPUs", least=1)
-    memory_gb: int = option(0, "memory of a job on each node; 0 = the partition's default", unit="GB", least=0)
+    memory_gb: int = option(
+        0, "memory of a job on each node; 0 = the partition's default", unit="GB", least=0
+    )
     minutes: Minutes = option(Minutes, "time limits")
     signal: str = option("USR2", "signal before the time limit", choices=("USR1", "USR2", "TERM"))
-    signal_delay: int = option(180, "the signal comes so long before the limit (Slurm: up to 60 s more)", unit="seconds", least=10)
-    max_restarts: int = option(100, "times that a training goes back into the queue before it counts as failed", least=0)
+    signal_delay: int = option(
+        180,
+        "the signal comes so long before the limit (Slurm: up to 60 s more)",
+        unit="seconds",
+        least=10,
+    )
+    max_restarts: int = option(
+        100, "times that a training goes back into the queue before it counts as failed", least=0
+    )
     modules: list[str] = option([], "environment modules to load")
     setup: list[str] = option([], "further shell lines at the start of a job")
-    environment: dict[str, str] = option({}, "environment variables of a job, such as NCCL_SOCKET_IFNAME")
-    scratch: str = option("", "folder on every node's own disk, for temporary files (TMPDIR); may hold $VARIABLES; empty = as it is")
+    environment: dict[str, str] = option(
+        {}, "environment variables of a job, such as NCCL_SOCKET_IFNAME"
+    )
+    scratch: str = option(
+        "",
+        "folder on every node's own disk, for temporary files (TMPDIR); may hold $VARIABLES; empty = as it is",
+    )
     stage_data: bool = option(False, "copy the data of a training to scratch first, once a node")
     options: dict[str, str] = option({}, "further options of sbatch, name: value")
 
@@ -62,30 +84,67 @@ class Experiment:
     A field of an arm may be a list: `arms.ctt.ctt.invariance.weight=[0,0.01]` makes an arm for each value; see `sweep`.
     """
 
-    runs: str = option(MISSING, "folder for everything that the experiment makes; on a file system that all nodes see")
+    runs: str = option(
+        MISSING,
+        "folder for everything that the experiment makes; on a file system that all nodes see",
+    )
     cluster: str = option("configs/slurm/h100_1node.yaml", "facts of the cluster")
-    executor: str = option("slurm", "where jobs run; local = on this machine", choices=("slurm", "local"))
-    at_once: int = option(1, "executor=local: jobs side by side, each with its share of the cores; they share what GPU there is", least=1)
+    executor: str = option(
+        "slurm", "where jobs run; local = on this machine", choices=("slurm", "local")
+    )
+    at_once: int = option(
+        1,
+        "executor=local: jobs side by side, each with its share of the cores; they share what GPU there is",
+        least=1,
+    )
     stage: str = option("all", "all, or some of " + ", ".join(STAGES) + ", with commas between")
-    dry_run: bool = option(False, "show the jobs, their sbatch files and what Slurm says of them; queue nothing")
-    preflight: bool = option(False, "first a job that looks at GPUs, shared folder and all-reduce from inside; all others wait for it")
-    data: str = option("", "folder of slot shards that are there, or their URL; empty = make them in RUNS/data")
-    parts: int = option(1, "tasks of an array that make the data side by side, a part each", least=1)
+    dry_run: bool = option(
+        False, "show the jobs, their sbatch files and what Slurm says of them; queue nothing"
+    )
+    preflight: bool = option(
+        False,
+        "first a job that looks at GPUs, shared folder and all-reduce from inside; all others wait for it",
+    )
+    data: str = option(
+        "", "folder of slot shards that are there, or their URL; empty = make them in RUNS/data"
+    )
+    parts: int = option(
+        1, "tasks of an array that make the data side by side, a part each", least=1
+    )
     prepare: str = option("simulate", "what makes the data", choices=("simulate", "import_pickle"))
     prepare_config: str = option("", "its config")
     prepare_fields: dict[str, Any] = option({}, "its fields")
-    arms: dict[str, Any] = option({}, "world models to compare, the first is the reference: name -> {config: FILE, field: value or list}")
-    sweep: str = option("cross", "several lists: every combination, or the first of each, the second of each ...", choices=("cross", "zip"))
-    control: str = option("", "config of the world model that sees only the object's own slot; empty = none")
+    arms: dict[str, Any] = option(
+        {},
+        "world models to compare, the first is the reference: name -> {config: FILE, field: value or list}",
+    )
+    sweep: str = option(
+        "cross",
+        "several lists: every combination, or the first of each, the second of each ...",
+        choices=("cross", "zip"),
+    )
+    control: str = option(
+        "", "config of the world model that sees only the object's own slot; empty = none"
+    )
     world_model: dict[str, Any] = option({}, "fields of every world model, values or lists")
-    rollout: dict[str, Any] = option({}, "fields of cjepa_dist.rollout; mode=counterfactual also measures the worlds without an object")
+    rollout: dict[str, Any] = option(
+        {},
+        "fields of cjepa_dist.rollout; mode=counterfactual also measures the worlds without an object",
+    )
     aloe_config: str = option("", "config of ALOE; empty = no ALOE")
     aloe: dict[str, Any] = option({}, "fields of every ALOE, values or lists")
     blind: bool = option(True, "also an ALOE that sees the slots of other videos, on the first arm")
-    observed: bool = option(False, "also an ALOE that sees the observed slots alone, for predictive questions too")
-    readers: list[int] = option([], "seeds of ALOEs trained on the simulator's own futures and worlds; they then read every rollout")
+    observed: bool = option(
+        False, "also an ALOE that sees the observed slots alone, for predictive questions too"
+    )
+    readers: list[int] = option(
+        [],
+        "seeds of ALOEs trained on the simulator's own futures and worlds; they then read every rollout",
+    )
     seed: list[int] = option([0], "seeds of the world models")
-    aloe_seed: list[int] = option([], "seeds of the ALOEs on each rollout; empty = the seed of its world model")
+    aloe_seed: list[int] = option(
+        [], "seeds of the ALOEs on each rollout; empty = the seed of its world model"
+    )
     split: str = option("val", "split to measure on")
     graphs: bool = option(True, "measure graphs too (needs the simulator's truth)")
     evaluate: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate")

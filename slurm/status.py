@@ -35,7 +35,9 @@ class Status:
 
 def main(arguments: list[str]) -> int:
     record = records.need([part for part in arguments if "=" not in part])
-    config = merge.build(Status, OmegaConf.from_dotlist([part for part in arguments if "=" in part]))
+    config = merge.build(
+        Status, OmegaConf.from_dotlist([part for part in arguments if "=" in part])
+    )
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     while True:
         found = outcomes(record)
@@ -60,9 +62,19 @@ def show(console: Console, record: Record, found: dict[str, Outcome]) -> None:
         for line in outcome.lines:
             console.print(f"    {line}", markup=False, soft_wrap=True)
         if outcome.lines:
-            console.print(f"    (from {log_of(record, outcome.job.name)})", markup=False, soft_wrap=True)
-    done, active = (sum(test) for test in ([o.state == "DONE" for o in found.values()], [o.active for o in found.values()]))
-    console.print(f"{done} of {len(found)} jobs done, {active} in the queue or running, {len(bad)} failed or cancelled")
+            console.print(
+                f"    (from {log_of(record, outcome.job.name)})", markup=False, soft_wrap=True
+            )
+    done, active = (
+        sum(test)
+        for test in (
+            [o.state == "DONE" for o in found.values()],
+            [o.active for o in found.values()],
+        )
+    )
+    console.print(
+        f"{done} of {len(found)} jobs done, {active} in the queue or running, {len(bad)} failed or cancelled"
+    )
     if bad and not active:
         console.print(f"submit those again: python -m slurm.resume {record.runs}", soft_wrap=True)
 
@@ -80,7 +92,13 @@ def row(outcome: Outcome) -> tuple[str, ...]:
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds >= 5400
+        else f"{seconds / 60:.0f} min"
+        if seconds >= 90
+        else f"{seconds:.0f} s"
+    )
 
 
 if __name__ == "__main__":

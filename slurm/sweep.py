@@ -19,24 +19,42 @@ def combined(fields: dict[str, Any], kind: type, sweep: str) -> list[tuple[str, 
         raise UserError(f"config field {empty[0]}: a sweep needs at least one value")
     if sweep == "zip" and len({len(values) for values in sweeps.values()}) > 1:
         lengths = ", ".join(f"{key} {len(values)}" for key, values in sweeps.items())
-        raise UserError(f"sweep=zip needs lists of one length: {lengths}; sweep=cross takes every combination")
-    combinations = zip(*sweeps.values()) if sweep == "zip" and sweeps else itertools.product(*sweeps.values())
+        raise UserError(
+            f"sweep=zip needs lists of one length: {lengths}; sweep=cross takes every combination"
+        )
+    combinations = (
+        zip(*sweeps.values()) if sweep == "zip" and sweeps else itertools.product(*sweeps.values())
+    )
     chosen = [dict(zip(sweeps, values)) for values in combinations]
-    return [("".join(f"+{key}_{word(value)}" for key, value in one.items()), {**whole, **one}) for one in chosen]
+    return [
+        ("".join(f"+{key}_{word(value)}" for key, value in one.items()), {**whole, **one})
+        for one in chosen
+    ]
 
 
 def swept(key: str, value: Any, kind: type) -> bool:
     """Whether a list is several values of a field, and not one value of a field that takes a list."""
     if not isinstance(value, list):
         return False
-    takes_list = any(name == key and isinstance(fields.default_of(field), list) for name, field in fields.leaf_fields(kind))
+    takes_list = any(
+        name == key and isinstance(fields.default_of(field), list)
+        for name, field in fields.leaf_fields(kind)
+    )
     return not takes_list or any(isinstance(each, list) for each in value)
 
 
 def word(value: Any) -> str:
     """A value as a part of a folder's name: commas part the runs of a report, and `/` folders."""
-    return (json.dumps(value) if isinstance(value, (bool, list)) else str(value)).replace("/", "-").replace(",", "-").replace(" ", "")
+    return (
+        (json.dumps(value) if isinstance(value, (bool, list)) else str(value))
+        .replace("/", "-")
+        .replace(",", "-")
+        .replace(" ", "")
+    )
 
 
 def pairs(fields: dict[str, Any]) -> list[str]:
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flatten(fields)]
+    return [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in flatten(fields)
+    ]

@@ -37,15 +37,22 @@ def starter() -> Iterator[Starter]:
 def command(starter: Starter) -> Callable[..., subprocess.CompletedProcess[str]]:
     """command("module", "key=value", ..., processes=1) runs an entry point as a user would; the result has returncode, stdout, stderr."""
 
-    def run(module: str, *arguments: str, processes: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        module: str, *arguments: str, processes: int = 0, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "0"}
-        return starter.run(module, *arguments, environment=environment, timeout=timeout, processes=processes)
+        return starter.run(
+            module, *arguments, environment=environment, timeout=timeout, processes=processes
+        )
 
     return run
 
 
 @pytest.fixture(scope="session")
-def small_data(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+def small_data(
+    tmp_path_factory: pytest.TempPathFactory,
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> Path:
     """A simulated data set of 16 + 8 + 8 videos with questions and truth; read-only."""
     out = tmp_path_factory.mktemp("data") / "world"
     done = command("data_prep.simulate", f"out={out}", "train=16", "val=8", "test=8", "seed=0")

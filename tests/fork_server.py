@@ -36,16 +36,29 @@ class Starter:
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(
-        self, module: str, *arguments: str, environment: dict[str, str], timeout: float, processes: int = 0
+        self,
+        module: str,
+        *arguments: str,
+        environment: dict[str, str],
+        timeout: float,
+        processes: int = 0,
     ) -> subprocess.CompletedProcess[str]:
         """As subprocess.run of `python -m module arguments` with its output captured; with `processes`, of torchrun with so many."""
         if self.process is None:
             own = [sys.executable, "-m", "tests.fork_server"]
-            self.process = subprocess.Popen(own, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+            self.process = subprocess.Popen(
+                own, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            )
         store, environments = ranks(processes, environment) if processes else (None, [environment])
         with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
             files, cores = {"out": out.name, "err": err.name}, list(os.sched_getaffinity(0))
-            ask = {"module": module, "arguments": arguments, "environments": environments, "cores": cores, **files}
+            ask = {
+                "module": module,
+                "arguments": arguments,
+                "environments": environments,
+                "cores": cores,
+                **files,
+            }
             self.process.stdin.write(json.dumps(ask).encode() + b"\n")
             pids = self.answer(120)
             try:
@@ -54,7 +67,9 @@ class Starter:
                 for pid in pids:
                     os.kill(pid, signal.SIGKILL)
                 self.answer(60)
-                raise subprocess.TimeoutExpired([module, *arguments], timeout, out.read(), err.read()) from None
+                raise subprocess.TimeoutExpired(
+                    [module, *arguments], timeout, out.read(), err.read()
+                ) from None
             said = [stream.read().decode() for stream in (out, err)]
         del store
         return subprocess.CompletedProcess([module, *arguments], code, *said)
@@ -81,7 +96,10 @@ def ranks(processes: int, environment: dict[str, str]) -> tuple[Any, list[dict[s
         "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    return store, [{**environment, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return store, [
+        {**environment, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for rank in range(processes)
+    ]
 
 
 def serve() -> dict[str, Any] | None:
@@ -124,7 +142,14 @@ def outcome(pids: list[int]) -> int:
     return codes[0] if len(pids) == 1 else int(any(codes))
 
 
-def become(module: str, arguments: list[str], environment: dict[str, str], cores: list[int], out: str, err: str) -> None:
+def become(
+    module: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    cores: list[int],
+    out: str,
+    err: str,
+) -> None:
     os.sched_setaffinity(0, cores)
     for number, path in enumerate((os.devnull, out, err)):
         handle = os.open(path, os.O_RDWR | os.O_APPEND)

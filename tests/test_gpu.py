@@ -12,12 +12,18 @@ from cjepa_dist.config import command_line, schema
 from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.optim.optimizers import build_optimizers
-from cjepa_dist.resilience.nonfinite import count_steps_on_device, propagate_nonfinite, update_if_finite
+from cjepa_dist.resilience.nonfinite import (
+    count_steps_on_device,
+    propagate_nonfinite,
+    update_if_finite,
+)
 from cjepa_dist.tasks.vqa import VqaTask
 from tests.test_no_device_sync import ARMS, make
 from tests.training.test_resume import ALOE, CASES, WORLD, losses, same, weights
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: these tests show what only a GPU can")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU here: these tests show what only a GPU can"
+)
 SHAPE = {"history_frames": 3, "pred_frames": 1, "frameskip": 5}
 
 
@@ -34,15 +40,29 @@ def plain_float32():
 
 
 def questions(small_data, **fields):
-    model = ("aloe.frames=6", "aloe.width=32", "aloe.depth=2", "aloe.heads=2", "aloe.mlp_dim=64", "aloe.dropout=0")
-    config = command_line.parse(schema.TrainAloe, [f"data={small_data}", "run=r", *model, *(f"{k}={v}" for k, v in fields.items())])
+    model = (
+        "aloe.frames=6",
+        "aloe.width=32",
+        "aloe.depth=2",
+        "aloe.heads=2",
+        "aloe.mlp_dim=64",
+        "aloe.dropout=0",
+    )
+    config = command_line.parse(
+        schema.TrainAloe,
+        [f"data={small_data}", "run=r", *model, *(f"{k}={v}" for k, v in fields.items())],
+    )
     torch.manual_seed(0)
     source = InMemoryQuestions(small_data, "train", frames=6, stride=20, eval_start=3)
     return VqaTask(config), VideoQuestions(source).gather([0, 3, 5], [0, 1, 2])
 
 
 def tasks(arm, small_data):
-    return questions(small_data, **{"aloe.shared_vision": arm == "shared"}) if arm in ("aloe", "shared") else make(arm, 0.0, depth=2)
+    return (
+        questions(small_data, **{"aloe.shared_vision": arm == "shared"})
+        if arm in ("aloe", "shared")
+        else make(arm, 0.0, depth=2)
+    )
 
 
 @pytest.mark.parametrize("arm", [*ARMS, "aloe", "shared"])
@@ -98,43 +118,67 @@ def test_stopped_and_resumed_is_bit_identical(module, kind, command, small_data,
     """Also what a checkpoint in the background holds: it is copied while the next step runs."""
     if module == ALOE and kind == "from the device":
         pytest.skip("ALOE reads from host memory")
-    extra = {"recorded": "loop.capture=true", "as it is": "loop.capture=false", "from the device": "reading.kind=device"}[kind]
+    extra = {
+        "recorded": "loop.cuda_graph=true",
+        "as it is": "loop.cuda_graph=false",
+        "from the device": "reading.kind=device",
+    }[kind]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for run, *more in ((whole,), (broken, "loop.stop_at=5"), (broken,)):
+    for run, *more in ((whole,), (broken, "loop.stop_at_step=5"), (broken,)):
         done = command(module, f"run={run}", f"data={small_data}", *CASES[module], extra, *more)
         assert done.returncode == 0, done.stderr
     assert "device: cuda" in done.stdout and "resumed from" in done.stdout
     last = max(step for step, _, _ in losses(whole))
     assert same(weights(whole, last), weights(broken, last))
     line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
-    assert line["memory_gb"] > 0 and ("H100" not in torch.cuda.get_device_name() or 0 < line["mfu"] < 1)
+    assert line["memory_gb"] > 0 and (
+        "H100" not in torch.cuda.get_device_name() or 0 < line["mfu"] < 1
+    )
 
 
 @pytest.mark.parametrize("module", CASES)
 def test_recorded_equals_as_it_is(module, command, small_data, tmp_path):
     """Without dropout, in float32 and with AdamW: losses of every line. All kinds of batches and of loss terms come up."""
     dropout = "predictor.dropout=0" if module == WORLD else "aloe.dropout=0"
-    plain = (f"data={small_data}", *CASES[module], dropout, "loop.precision=fp32", "optimizer.name=adamw", "loop.log_every=1")
+    plain = (
+        f"data={small_data}",
+        *CASES[module],
+        dropout,
+        "loop.precision=fp32",
+        "optimizer.name=adamw",
+        "loop.log_every=1",
+    )
     for run in ("true", "false"):
-        done = command(module, f"run={tmp_path / run}", *plain, f"loop.capture={run}")
+        done = command(module, f"run={tmp_path / run}", *plain, f"loop.cuda_graph={run}")
         assert done.returncode == 0, done.stderr
     for (step, kind, a), (_, _, b) in zip(losses(tmp_path / "true"), losses(tmp_path / "false")):
         assert a == pytest.approx(b, rel=1e-3), (step, kind)
 
 
 def test_windows_on_the_device_are_those_in_host_memory(small_data):
-    here, there = (InMemoryWindows(small_data, "train", **SHAPE, device=device) for device in (None, torch.device("cuda")))
+    here, there = (
+        InMemoryWindows(small_data, "train", **SHAPE, device=device)
+        for device in (None, torch.device("cuda"))
+    )
     ids = here.order(0, 0, 64)
-    for (name, a), (other, b) in zip(sorted(here.gather(ids, ids).items()), sorted(there.gather(ids, ids).items())):
+    for (name, a), (other, b) in zip(
+        sorted(here.gather(ids, ids).items()), sorted(there.gather(ids, ids).items())
+    ):
         assert name == other and torch.equal(a, b.cpu()), name
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
 def test_engines_over_nccl(engine, command, small_data, tmp_path):
     """One process: the collectives, the checkpoints and the precision of each engine, not its speed-up."""
-    arguments = [*CASES[WORLD], f"data={small_data}", "optimizer.name=adamw", f"loop.engine={engine}", "predictor.dropout=0"]
+    arguments = [
+        *CASES[WORLD],
+        f"data={small_data}",
+        "optimizer.name=adamw",
+        f"loop.engine={engine}",
+        "predictor.dropout=0",
+    ]
     whole, broken, plain = tmp_path / "whole", tmp_path / "broken", tmp_path / "plain"
-    for run, *extra in ((whole,), (broken, "loop.stop_at=5"), (broken,)):
+    for run, *extra in ((whole,), (broken, "loop.stop_at_step=5"), (broken,)):
         done = command(WORLD, f"run={run}", *arguments, *extra, processes=1)
         assert done.returncode == 0, done.stderr
     assert "device: cuda" in done.stdout
@@ -148,7 +192,14 @@ def test_engines_over_nccl(engine, command, small_data, tmp_path):
 def test_a_loss_that_is_not_finite_changes_nothing(command, small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("CJEPA_FAULT", "nan@3")
     run = tmp_path / "run"
-    done = command(WORLD, f"data={small_data}", f"run={run}", *CASES[WORLD], "loop.stop_at=5", "loop.checkpoint_every=1")
+    done = command(
+        WORLD,
+        f"data={small_data}",
+        f"run={run}",
+        *CASES[WORLD],
+        "loop.stop_at_step=5",
+        "loop.checkpoint_every=1",
+    )
     assert done.returncode == 0, done.stderr
     assert same(weights(run, 3), weights(run, 4)) and not same(weights(run, 4), weights(run, 5))
     assert json.loads((run / "skipped.jsonl").read_text())["step"] == 4

@@ -15,16 +15,40 @@ ARMS = {
 }
 
 
-def make(arm: str, dropout: float, depth: int = 1) -> tuple[WorldModelTask, dict[str, torch.Tensor]]:
+def make(
+    arm: str, dropout: float, depth: int = 1
+) -> tuple[WorldModelTask, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
-    weights = [f"ctt.{term}.weight=0.1" for term in ("invariance", "sufficiency")] if arm != "baseline" else []
-    sizes = [f"predictor.{name}" for name in ("slot_dim=8", "heads=2", "mlp_dim=16", f"depth={depth}", f"dropout={dropout}")]
-    options = ["data=d", "run=r", "loop.global_batch=4", "mask.counts=[0,0,1]", *sizes, *weights, *ARMS[arm]]
-    batch = {"slots": torch.randn(4, 4, 7, 8), "present": torch.ones(4, 4, 7, dtype=torch.bool), "sample": torch.arange(4)}
+    weights = (
+        [f"ctt.{term}.weight=0.1" for term in ("invariance", "sufficiency")]
+        if arm != "baseline"
+        else []
+    )
+    sizes = [
+        f"predictor.{name}"
+        for name in ("slot_dim=8", "heads=2", "mlp_dim=16", f"depth={depth}", f"dropout={dropout}")
+    ]
+    options = [
+        "data=d",
+        "run=r",
+        "loop.global_batch_size=4",
+        "mask.probs=[0,0,1]",
+        *sizes,
+        *weights,
+        *ARMS[arm],
+    ]
+    batch = {
+        "slots": torch.randn(4, 4, 7, 8),
+        "present": torch.ones(4, 4, 7, dtype=torch.bool),
+        "sample": torch.arange(4),
+    }
     return WorldModelTask(command_line.parse(schema.TrainWorldModel, options)), batch
 
 
-@pytest.mark.parametrize(("arm", "dropout"), [("baseline", 0.1), ("published", 0.1), ("attention", 0.1), ("interventional", 0.0)])
+@pytest.mark.parametrize(
+    ("arm", "dropout"),
+    [("baseline", 0.1), ("published", 0.1), ("attention", 0.1), ("interventional", 0.0)],
+)
 def test_forward_with_all_losses_compiles_as_one_graph(arm, dropout):
     torch._dynamo.reset()
     task, batch = make(arm, dropout)
@@ -62,5 +86,7 @@ def test_attention_weights_are_stored_for_who_asks(monkeypatch, need, stored):
     task, batch = make("baseline", dropout=0.0, depth=3)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
     with Softmaxes() as softmaxes:
-        task.predictor(batch["slots"][:, :3], torch.zeros(4, 7, dtype=torch.bool), need_attention=need)
+        task.predictor(
+            batch["slots"][:, :3], torch.zeros(4, 7, dtype=torch.bool), need_attention=need
+        )
     assert softmaxes.count == stored

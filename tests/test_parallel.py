@@ -17,27 +17,43 @@ from cjepa_dist.tasks.world_model import WorldModelTask
 B, S, D, HORIZON = 16, 7, 8, 3
 TINY = [
     "data=d", "run=r", "predictor.width=32", "predictor.depth=2", "predictor.heads=2", "predictor.mlp_dim=32", f"predictor.slot_dim={D}",
-    "predictor.dropout=0", f"loop.global_batch={B}", f"horizon={HORIZON}", "ctt.invariance.ramp=0", "ctt.sufficiency.ramp=0",
+    "predictor.dropout=0", f"loop.global_batch_size={B}", f"horizon={HORIZON}", "ctt.invariance.ramp=0", "ctt.sufficiency.ramp=0",
     "ctt.consistency.ramp=0", "ctt.consistency.steps=[1,2,3]",
 ]  # fmt: skip
 GRAPH = ["ctt.invariance.weight=0.7", "ctt.sufficiency.weight=1.3"]
 LOSSES = {
     "baseline": [],
     "published": [*GRAPH, "ctt.kind=published", "ctt.graph.threshold=0.05", "mask.mode=batch"],
-    "published, masks of each sample": [*GRAPH, "ctt.kind=published", "ctt.graph.threshold=0.035", "mask.mode=sample"],
+    "published, masks of each sample": [
+        *GRAPH,
+        "ctt.kind=published",
+        "ctt.graph.threshold=0.035",
+        "mask.mode=sample",
+    ],
     "attention": [*GRAPH, "ctt.graph.estimator=attention"],
     "interventional": [*GRAPH, "ctt.graph.estimator=interventional", "ctt.graph.tau=0.001"],
     "oracle, a half of the batch": [*GRAPH, "ctt.graph.estimator=oracle", "ctt.fraction=0.5"],
     "consistency": ["ctt.consistency.weight=0.9"],
-    "all": [*GRAPH, "ctt.graph.estimator=attention", "ctt.consistency.weight=0.9", "ctt.fraction=0.5"],
+    "all": [
+        *GRAPH,
+        "ctt.graph.estimator=attention",
+        "ctt.consistency.weight=0.9",
+        "ctt.fraction=0.5",
+    ],
 }
 STEP, PROGRESS = 5, 0.5
 
 
-def gradients(loss: str, rank: int, world: int, passes: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+def gradients(
+    loss: str, rank: int, world: int, passes: int
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     """What a rank holds after its passes, as `training/loop.py` makes it; and the counts of both terms."""
     torch.manual_seed(0)
-    task = WorldModelTask(command_line.parse(schema.TrainWorldModel, [*TINY, *LOSSES[loss], f"loop.accumulation={passes}"])).train()
+    task = WorldModelTask(
+        command_line.parse(
+            schema.TrainWorldModel, [*TINY, *LOSSES[loss], f"loop.gradient_accumulation={passes}"]
+        )
+    ).train()
     generator = torch.Generator().manual_seed(1)
     frames, contact = 3 + HORIZON, torch.rand(B, S, S, generator=generator) < 0.3
     whole = {
@@ -48,14 +64,25 @@ def gradients(loss: str, rank: int, world: int, passes: int) -> tuple[dict[str, 
     }
     share = B // world
     mine = {name: value[rank * share : (rank + 1) * share] for name, value in whole.items()}
-    batches = [dict(zip(mine, values)) for values in zip(*(value.chunk(passes) for value in mine.values()))]
+    batches = [
+        dict(zip(mine, values)) for values in zip(*(value.chunk(passes) for value in mine.values()))
+    ]
     survey = task.survey(batches, STEP, PROGRESS)
     counts = torch.zeros(2)
     for batch in batches:
         outcome = task(batch, STEP, PROGRESS, survey)
         (outcome.loss / passes).backward()
-        counts += torch.stack([outcome.metrics.get(f"loss_{name}", (0, torch.zeros(())))[1] for name in ("invariance", "sufficiency")])
-    grads = {name: all_reduce(p.grad) / world for name, p in task.named_parameters() if p.grad is not None}
+        counts += torch.stack(
+            [
+                outcome.metrics.get(f"loss_{name}", (0, torch.zeros(())))[1]
+                for name in ("invariance", "sufficiency")
+            ]
+        )
+    grads = {
+        name: all_reduce(p.grad) / world
+        for name, p in task.named_parameters()
+        if p.grad is not None
+    }
     return grads, all_reduce(counts).tolist()
 
 
@@ -75,7 +102,14 @@ def parts(request, tmp_path_factory) -> tuple[int, Path]:
         "tests.test_parallel",
         str(out),
     ]
-    done = subprocess.run(start, cwd=root, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        start,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return world, out
 
@@ -86,14 +120,22 @@ def test_ranks_and_passes_have_the_gradient_of_the_whole(loss, passes, parts):
     world, out = parts
     expected, counts = gradients(loss, 0, 1, 1)
     got = torch.load(out / f"{list(LOSSES).index(loss)}_{passes}.pt", weights_only=True)
-    assert json.loads((out / f"{list(LOSSES).index(loss)}_{passes}.json").read_text()) == pytest.approx(counts)
+    assert json.loads(
+        (out / f"{list(LOSSES).index(loss)}_{passes}.json").read_text()
+    ) == pytest.approx(counts)
     if loss not in ("baseline", "consistency"):
-        assert all(count > 0 for count in counts), "the terms must be at work, or this proves nothing"
+        assert all(count > 0 for count in counts), (
+            "the terms must be at work, or this proves nothing"
+        )
     assert got.keys() == expected.keys()
     largest = max(value.abs().max().item() for value in expected.values())
     for name, value in expected.items():
         torch.testing.assert_close(
-            got[name], value, rtol=1e-4, atol=2e-6 * largest, msg=lambda m, n=name: f"{loss}, {world} ranks, {n}: {m}"
+            got[name],
+            value,
+            rtol=1e-4,
+            atol=2e-6 * largest,
+            msg=lambda m, n=name: f"{loss}, {world} ranks, {n}: {m}",
         )
 
 

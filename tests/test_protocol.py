@@ -30,12 +30,19 @@ SHOWN, VIDEOS = {"frames": 9, "stride": 14}, 14
 
 def rolled(folder, out, change=lambda sample: sample, videos=0):
     """A rollout that is the truth: the future appended, the worlds as the simulator says; `videos` > 0: so many a shard."""
-    with DatasetWriter(out, encoder="test", source={"kind": "rollout"}, empty_slot=Manifest.load(folder).empty_slot) as writer:
+    with DatasetWriter(
+        out, encoder="test", source={"kind": "rollout"}, empty_slot=Manifest.load(folder).empty_slot
+    ) as writer:
         for split in ("train", "val"):
             for index, sample in enumerate(read_split(folder, split), 1):
                 truth = sample.truth
-                worlds = {"removed": truth["counterfactual_removed"], "slots": truth["counterfactual_slots"]}
-                worlds["diverged"] = np.zeros((len(worlds["removed"]), sample.slots.shape[1]), np.int16)
+                worlds = {
+                    "removed": truth["counterfactual_removed"],
+                    "slots": truth["counterfactual_slots"],
+                }
+                worlds["diverged"] = np.zeros(
+                    (len(worlds["removed"]), sample.slots.shape[1]), np.int16
+                )
                 slots = np.concatenate([sample.slots, truth["future_slots"]])
                 writer.split(split).add(change(replace(sample, slots=slots, worlds=worlds)))
                 if videos and index % videos == 0:
@@ -46,12 +53,24 @@ def rolled(folder, out, change=lambda sample: sample, videos=0):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("protocol")
-    simulate(Simulate(out=str(root / "plain"), train=4, val=VIDEOS, test=0, counterfactual_splits="train,val", influence="none", workers=1))
+    simulate(
+        Simulate(
+            out=str(root / "plain"),
+            train=4,
+            val=VIDEOS,
+            test=0,
+            counterfactual_splits="train,val",
+            influence="none",
+            workers=1,
+        )
+    )
     return rolled(root / "plain", root / "rolled")
 
 
 def source(data, **more):
-    return InMemoryQuestions(data, "val", **{**SHOWN, "eval_start": 3, "protocol": "counterfactual", **more})
+    return InMemoryQuestions(
+        data, "val", **{**SHOWN, "eval_start": 3, "protocol": "counterfactual", **more}
+    )
 
 
 def per_question(questions, ids, sample):
@@ -71,23 +90,35 @@ def test_each_question_sees_its_own_world(data):
         for q in sample.questions["questions"]:
             if q["question_type"] == "counterfactual":
                 tokens = parse(q["question"])[1]
-                (removed,) = described(tokens[: tokens.index("get_counterfact")], objects(sample.annotation))
+                (removed,) = described(
+                    tokens[: tokens.index("get_counterfact")], objects(sample.annotation)
+                )
                 slot = sample.truth["slot_object"].tolist().index(removed)
                 world = sample.truth["counterfactual_removed"].tolist().index(slot)
                 assert (seen[i] == sample.truth["counterfactual_slots"][world, frames]).all()
                 differ += bool((seen[i, :, slot] != before[i, :, slot]).any())
             else:
                 shift = 32 if q["question_type"] == "predictive" else 0
-                assert (seen[i] == sample.slots[frames + shift]).all() and (seen[i] == before[i]).all()
+                assert (seen[i] == sample.slots[frames + shift]).all() and (
+                    seen[i] == before[i]
+                ).all()
             i += 1
     asked = (questions.type == "counterfactual").sum()
-    assert i == len(questions) and asked > VIDEOS and differ > 0.8 * asked  # some objects are in view at none of the frames
+    assert (
+        i == len(questions) and asked > VIDEOS and differ > 0.8 * asked
+    )  # some objects are in view at none of the frames
 
 
 def test_only_worlds_that_are_asked_about_are_kept_and_each_once(data):
     questions = source(data)
-    asked = {(v, s) for v, s, kind in zip(questions.video, questions.scenes, questions.type) if kind == "counterfactual"}
-    assert questions.worlds.shape == (len(asked), 128, 7, 128) and questions.worlds.dtype == np.float16
+    asked = {
+        (v, s)
+        for v, s, kind in zip(questions.video, questions.scenes, questions.type)
+        if kind == "counterfactual"
+    }
+    assert (
+        questions.worlds.shape == (len(asked), 128, 7, 128) and questions.worlds.dtype == np.float16
+    )
     batch = questions.gather(np.arange(len(questions)), np.zeros(len(questions), np.int64))
     predicted = len(set(questions.video[questions.type == "predictive"]))
     assert len(batch["slots"]) == VIDEOS + predicted + len(asked)
@@ -115,7 +146,9 @@ def test_blind_shows_worlds_of_other_videos(data):
     for i, video in enumerate(sighted.video[counterfactual]):
         of.setdefault(video, []).append(a[i])
     for shown, video in zip(b, sighted.video[counterfactual]):
-        (other,) = [v for v, worlds in of.items() if any((shown == world).all() for world in worlds)]
+        (other,) = [
+            v for v, worlds in of.items() if any((shown == world).all() for world in worlds)
+        ]
         assert other != video
 
 
@@ -146,21 +179,29 @@ def test_questions_whose_object_no_slot_holds_are_left_out(data, tmp_path):
     )
     ids = np.arange(len(whole))
     out = known.left_out
-    assert 0 < out.sum() < (known.type == "counterfactual").sum() and (known.type[out] == "counterfactual").all()
+    assert (
+        0 < out.sum() < (known.type == "counterfactual").sum()
+        and (known.type[out] == "counterfactual").all()
+    )
     seen = per_question(known, ids, ids)
-    assert (seen[~out] == per_question(whole, ids, ids)[~out]).all() and (seen[out] == per_question(published, ids, ids)[out]).all()
+    assert (seen[~out] == per_question(whole, ids, ids)[~out]).all() and (
+        seen[out] == per_question(published, ids, ids)[out]
+    ).all()
     rows = out[known.row_question]
     assert (known.label[rows] == -1).all() and (known.label[~rows] == whole.label[~rows]).all()
     torch.manual_seed(0)
     aloe = Aloe(AloeConfig(frames=9, width=16, depth=1, heads=2, mlp_dim=16, head_dim=8))
     verdicts = vqa.answer(aloe, known)
     result = vqa_metrics.evaluate_vqa({3: verdicts}, 3, draws=2)
-    assert result["left_out"] == out.sum() and result["accuracy"]["overall.question"]["count"] == (~out).sum()
+    assert (
+        result["left_out"] == out.sum()
+        and result["accuracy"]["overall.question"]["count"] == (~out).sum()
+    )
     sent = submission.submission(verdicts)
     assert sum(len(scene["questions"]) for scene in sent) == len(whole)
-    assert [len(q["choices"]) for scene in sent for q in scene["questions"] if "choices" in q] == np.diff(known.first_row)[
-        known.is_choice
-    ].tolist()
+    assert [
+        len(q["choices"]) for scene in sent for q in scene["questions"] if "choices" in q
+    ] == np.diff(known.first_row)[known.is_choice].tolist()
 
 
 def test_videos_without_an_annotation_are_left_out_whole(data, tmp_path):
@@ -168,15 +209,27 @@ def test_videos_without_an_annotation_are_left_out_whole(data, tmp_path):
 
     def bare(sample):
         nothing = {"slot_object": np.full(7, -1, np.int8)}
-        return replace(sample, annotation={"scene_index": sample.annotation["scene_index"]}, truth=None, match=nothing, worlds=None)
+        return replace(
+            sample,
+            annotation={"scene_index": sample.annotation["scene_index"]},
+            truth=None,
+            match=nothing,
+            worlds=None,
+        )
 
     questions = source(rolled(data.parent / "plain", tmp_path / "bare", bare))
-    assert (questions.left_out == (questions.type == "counterfactual")).all() and not len(questions.worlds)
+    assert (questions.left_out == (questions.type == "counterfactual")).all() and not len(
+        questions.worlds
+    )
 
 
 def test_left_out_questions_change_no_gradient():
     """The loss of a batch is that of its other questions."""
-    task = VqaTask(command_line.parse(schema.TrainAloe, ["data=d", "run=r", "aloe.frames=2", "aloe.depth=1", "aloe.dropout=0"]))
+    task = VqaTask(
+        command_line.parse(
+            schema.TrainAloe, ["data=d", "run=r", "aloe.frames=2", "aloe.depth=1", "aloe.dropout=0"]
+        )
+    )
     generator = torch.Generator().manual_seed(0)
     is_choice = torch.tensor([False, True, True, True])
     batch = {
@@ -187,13 +240,18 @@ def test_left_out_questions_change_no_gradient():
     fewer = {name: value if name == "slots" else value[:2] for name, value in batch.items()}
     losses = [task(part, 0, 0.0, task.survey([part], 0, 0.0)).loss for part in (batch, fewer)]
     torch.testing.assert_close(*losses)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, task.aloe.parameters(), allow_unused=True) for loss in losses))
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, task.aloe.parameters(), allow_unused=True) for loss in losses)
+    )
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: replace(s, worlds=None), r"no worlds.npz.*cjepa_dist.rollout mode=counterfactual"),
+        (
+            lambda s: replace(s, worlds=None),
+            r"no worlds.npz.*cjepa_dist.rollout mode=counterfactual",
+        ),
         (
             lambda s: replace(s, worlds={k: v[:0] for k, v in s.worlds.items()}),
             r"question \d+ of scene 10\d+ removes slot \d.*without \[\]",
@@ -214,17 +272,55 @@ def test_what_is_missing_is_said_in_a_line(data, tmp_path, change, message):
 
 def test_trained_and_measured(data, tmp_path, capsys):
     run = tmp_path / "run"
-    size = ["aloe.frames=9", "stride=14", "aloe.width=16", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=16", "aloe.head_dim=8"]
-    loop = ["loop.steps=2", "loop.global_batch=2", "by_video=true", "aloe.shared_vision=true", "protocol=counterfactual"]
-    command = [sys.executable, "-m", "cjepa_dist.train_aloe", f"data={data}", f"run={run}", *size, *loop]
+    size = [
+        "aloe.frames=9",
+        "stride=14",
+        "aloe.width=16",
+        "aloe.depth=1",
+        "aloe.heads=2",
+        "aloe.mlp_dim=16",
+        "aloe.head_dim=8",
+    ]
+    loop = [
+        "loop.steps=2",
+        "loop.global_batch_size=2",
+        "by_video=true",
+        "aloe.shared_vision=true",
+        "protocol=counterfactual",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "cjepa_dist.train_aloe",
+        f"data={data}",
+        f"run={run}",
+        *size,
+        *loop,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert evaluate.main(evaluate.Evaluate(run=str(run), draws=2, starts="main")) == 0
     assert "counterfactual protocol" in capsys.readouterr().out
-    other = rolled(data.parent / "plain", tmp_path / "other", lambda s: replace(s, slots=0 * s.slots) if s.key != "video_00000" else s)
-    assert evaluate.main(evaluate.Evaluate(run=str(run), data=str(other), out=str(tmp_path / "eval"), draws=2, starts="main")) == 0
+    other = rolled(
+        data.parent / "plain",
+        tmp_path / "other",
+        lambda s: replace(s, slots=0 * s.slots) if s.key != "video_00000" else s,
+    )
+    assert (
+        evaluate.main(
+            evaluate.Evaluate(
+                run=str(run), data=str(other), out=str(tmp_path / "eval"), draws=2, starts="main"
+            )
+        )
+        == 0
+    )
     measured = json.loads((tmp_path / "eval" / "vqa_val.json").read_text())
-    assert measured["data"] == str(other) and measured["accuracy"]["descriptive.question"]["count"] > 0
+    assert (
+        measured["data"] == str(other) and measured["accuracy"]["descriptive.question"]["count"] > 0
+    )
     result = json.loads((run / "eval" / "vqa_val.json").read_text())
     assert result["data"] == str(data) and result["without_looking"] == measured["without_looking"]
-    assert result["protocol"] == "counterfactual" and result["accuracy"]["counterfactual.option"]["count"] > VIDEOS
+    assert (
+        result["protocol"] == "counterfactual"
+        and result["accuracy"]["counterfactual.option"]["count"] > VIDEOS
+    )

@@ -13,20 +13,30 @@ def test_map_has_one_line_a_file():
         for path in sorted((PROJECT / package).rglob("*.py")):
             if path.name != "__init__.py":
                 name = str(path.relative_to(PROJECT / package))
-                assert re.search(rf"^  {re.escape(name)} ", block, re.MULTILINE), f"{package}/{name} is not in the README's map"
+                assert re.search(rf"^  {re.escape(name)} ", block, re.MULTILINE), (
+                    f"{package}/{name} is not in the README's map"
+                )
     section = ""
     for line in block.splitlines():
         if match := re.match(r"^(\w+)/$", line):
             section = match[1]
         elif match := re.match(r"^  ([\w/.]+\.py) ", line):
-            assert (PROJECT / section / match[1]).is_file(), f"the README's map names {section}/{match[1]}, which is not there"
+            assert (PROJECT / section / match[1]).is_file(), (
+                f"the README's map names {section}/{match[1]}, which is not there"
+            )
 
 
 def test_named_files_and_modules_exist():
-    for page in (PROJECT / "README.md", PROJECT / "docs" / "clevrer.md", PROJECT / "docs" / "slurm.md"):
+    for page in (
+        PROJECT / "README.md",
+        PROJECT / "docs" / "clevrer.md",
+        PROJECT / "docs" / "slurm.md",
+    ):
         text = page.read_text()
         for path in re.findall(r"configs/[\w/]+\.yaml", text):
             assert (PROJECT / path).is_file(), f"{page.name} names {path}"
         for module in re.findall(r"-m ((?:cjepa_dist|data_prep|slurm)\.\w+)", text):
             folder = PROJECT / module.replace(".", "/")
-            assert folder.with_suffix(".py").is_file() or (folder / "__main__.py").is_file(), f"{page.name} names {module}"
+            assert folder.with_suffix(".py").is_file() or (folder / "__main__.py").is_file(), (
+                f"{page.name} names {module}"
+            )

@@ -42,13 +42,19 @@ def main(config: ExportCheckpoint) -> int:
     if out.exists():
         raise UserError(f"out={out} exists already: choose another file or remove it")
     task, trained, step = load_task(config.run)
-    name, model = ("aloe", task.aloe) if isinstance(task, VqaTask) else ("predictor", task.predictor)
+    name, model = (
+        ("aloe", task.aloe) if isinstance(task, VqaTask) else ("predictor", task.predictor)
+    )
     released = type(model.config)()
     added = [
-        f"{name}.{key}={value}" for key, value in vars(model.config).items() if key not in SIZES[name] and value != getattr(released, key)
+        f"{name}.{key}={value}"
+        for key, value in vars(model.config).items()
+        if key not in SIZES[name] and value != getattr(released, key)
     ]
     if added:
-        raise UserError(f"{config.run} cannot be exported: the released layout has no {', '.join(added)}")
+        raise UserError(
+            f"{config.run} cannot be exported: the released layout has no {', '.join(added)}"
+        )
     state = {key: value.contiguous() for key, value in model.to_reference().items()}
     temporary = partial(out)
     try:
@@ -60,12 +66,24 @@ def main(config: ExportCheckpoint) -> int:
     finally:
         temporary.unlink(missing_ok=True)
     if isinstance(trained, TrainAloe):
-        sizes = {"heads": trained.aloe.heads, "frames": trained.aloe.frames, "slots": trained.aloe.slots, "stride": trained.stride}
+        sizes = {
+            "heads": trained.aloe.heads,
+            "frames": trained.aloe.frames,
+            "slots": trained.aloe.slots,
+            "stride": trained.stride,
+        }
     else:
         size = trained.predictor
-        sizes = {"heads": size.heads, "slots": size.slots, "history_frames": size.history_frames, "frameskip": trained.frameskip}
+        sizes = {
+            "heads": size.heads,
+            "slots": size.slots,
+            "history_frames": size.history_frames,
+            "frameskip": trained.frameskip,
+        }
     unseen = " ".join(f"{key}={value}" for key, value in sizes.items())
-    print(f"{out}: {len(state)} tensors of {config.run}, step {step}; import_checkpoint cannot read off them: {unseen}")
+    print(
+        f"{out}: {len(state)} tensors of {config.run}, step {step}; import_checkpoint cannot read off them: {unseen}"
+    )
     return 0
 
 

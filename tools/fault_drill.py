@@ -34,7 +34,7 @@ from cjepa_dist.errors import UserError
 STEPS, LIMIT = 16, 900  # seconds for a run of a second or two: the machine may be busy
 SMALL = (
     "predictor.width=64", "predictor.depth=2", "predictor.heads=2", "predictor.mlp_dim=256", "predictor.dropout=0.1", f"loop.steps={STEPS}",
-    "loop.global_batch=8", "loop.checkpoint_every=4", "loop.log_every=1", "val_windows=32", "optimizer.name=muon",
+    "loop.global_batch_size=8", "loop.checkpoint_every=4", "loop.log_every=1", "val_windows=32", "optimizer.name=muon",
 )  # fmt: skip
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -45,8 +45,16 @@ class Drill:
 
     data: str = option(MISSING, "folder of slot shards, 7 slots x 128")
     out: str = option(MISSING, "folder for the runs and table.md")
-    only: list[str] = option([], "faults to try, as in the table's first column and its number of processes: `hang@2`; none = all")
-    hang_minutes: float = option(0.2, "loop.hang_minutes of the run that hangs; more on a busy machine", unit="minutes", least=0.01)
+    only: list[str] = option(
+        [],
+        "faults to try, as in the table's first column and its number of processes: `hang@2`; none = all",
+    )
+    hang_timeout_minutes: float = option(
+        0.2,
+        "loop.hang_timeout_minutes of the run that hangs; more on a busy machine",
+        unit="minutes",
+        least=0.01,
+    )
 
 
 @dataclass
@@ -75,18 +83,45 @@ class Run:
         self.log.write_text("")
 
     def start(self, *extra: str, fault: str = "") -> subprocess.Popen[bytes]:
-        many = ["--nproc_per_node" if self.launcher == "torchrun" else "--num_processes", str(self.processes)]
-        accelerate = ["accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", *many]
+        many = [
+            "--nproc_per_node" if self.launcher == "torchrun" else "--num_processes",
+            str(self.processes),
+        ]
+        accelerate = [
+            "accelerate.commands.launch",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            *many,
+        ]
         start = {
             "python": [],
             "torchrun": ["torch.distributed.run", "--standalone", *many, "-m"],
-            "accelerate": [*accelerate, *(["--cpu"] if self.processes == 1 else ["--multi_gpu", "--main_process_port", "0"]), "-m"],
+            "accelerate": [
+                *accelerate,
+                *(
+                    ["--cpu"]
+                    if self.processes == 1
+                    else ["--multi_gpu", "--main_process_port", "0"]
+                ),
+                "-m",
+            ],
         }[self.launcher]
         arguments = [*SMALL, f"data={self.config.data}", f"run={self.folder}", *extra]
         command = [sys.executable, "-m", *start, "cjepa_dist.train_world_model", *arguments]
         with self.log.open("a") as log:
             environment = {**os.environ, "CJEPA_FAULT": fault, "PYTHONUNBUFFERED": "1"}
-            return subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+            return subprocess.Popen(
+                command,
+                cwd=PROJECT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
 
     def finish(self, *extra: str, fault: str = "") -> int:
         return wait(self.start(*extra, fault=fault))
@@ -106,14 +141,20 @@ class Run:
         """Processes that train, in the order of their ranks."""
         if self.launcher == "python":
             return [psutil.Process(process.pid)]
-        found = [p for p in psutil.Process(process.pid).children(recursive=True) if "cjepa_dist.train_world_model" in p.cmdline()]
+        found = [
+            p
+            for p in psutil.Process(process.pid).children(recursive=True)
+            if "cjepa_dist.train_world_model" in p.cmdline()
+        ]
         return sorted(found, key=lambda p: int(p.environ().get("RANK", "0")))
 
     def weights(self) -> dict[str, torch.Tensor]:
         return load_file(self.folder / "checkpoints" / f"step_{STEPS:08d}" / "model.safetensors")
 
     def skipped(self) -> int:
-        return json.loads((self.folder / "checkpoints" / f"step_{STEPS:08d}" / "meta.json").read_text())["skipped"]
+        return json.loads(
+            (self.folder / "checkpoints" / f"step_{STEPS:08d}" / "meta.json").read_text()
+        )["skipped"]
 
 
 def wait(process: subprocess.Popen[bytes]) -> int:
@@ -153,7 +194,11 @@ def signalled(number: signal.Signals, rank: int, *, times: int = 1) -> Fault:
         code = wait(process)
         gone(workers)
         need(code == (75 if run.launcher == "python" else 1), f"exit code {code}")
-        codes = f", workers' {', '.join(re.findall(r'exitcode +: (-?[0-9]+)', run.text()))}" if run.launcher != "python" else ""
+        codes = (
+            f", workers' {', '.join(re.findall(r'exitcode +: (-?[0-9]+)', run.text()))}"
+            if run.launcher != "python"
+            else ""
+        )
         return f"all ranks stop after one step more{codes}; {marker(run)}", code
 
     return fault
@@ -167,7 +212,11 @@ def launcher_signalled(number: signal.Signals) -> Fault:
         process.send_signal(number)
         code = wait(process)
         gone(workers)
-        how = "dies, its workers take that as a SIGTERM" if code < 0 else "passes it on, the workers stop"
+        how = (
+            "dies, its workers take that as a SIGTERM"
+            if code < 0
+            else "passes it on, the workers stop"
+        )
         return f"the launcher {how}; {marker(run)}", code
 
     return fault
@@ -196,21 +245,33 @@ def killed(*ranks: int) -> Fault:
 
 def killed_in_checkpoint(run: Run) -> tuple[str, int]:
     code = run.finish(fault="kill-in-checkpoint@8:rank0")
-    need((run.folder / "checkpoints" / "step_00000008.partial").is_dir(), "no half-written checkpoint")
+    need(
+        (run.folder / "checkpoints" / "step_00000008.partial").is_dir(),
+        "no half-written checkpoint",
+    )
     return "a .partial folder is left, and not read", code
 
 
 def nan_and_killed(run: Run) -> tuple[str, int]:
     code = run.finish(fault=f"nan@3:rank{run.processes - 1},kill@10")
     lines = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
-    need([line["step"] for line in lines] == [4] and len(lines[0]["samples"]) == 8, f"skipped.jsonl: {lines}")
+    need(
+        [line["step"] for line in lines] == [4] and len(lines[0]["samples"]) == 8,
+        f"skipped.jsonl: {lines}",
+    )
     return "step skipped on all ranks, its 8 samples named; killed later", code
 
 
 def budget_spent(run: Run) -> tuple[str, int]:
-    code = run.finish("loop.skip_budget=0", fault=f"nan@3:rank{run.processes - 1}")
-    need("more than loop.skip_budget=0" in run.text() and "Traceback" not in first_part(run), "no clear message")
-    need((run.folder / "checkpoints" / "step_00000004").is_dir(), "no checkpoint of the last good state")
+    code = run.finish("loop.max_skipped_steps=0", fault=f"nan@3:rank{run.processes - 1}")
+    need(
+        "more than loop.max_skipped_steps=0" in run.text() and "Traceback" not in first_part(run),
+        "no clear message",
+    )
+    need(
+        (run.folder / "checkpoints" / "step_00000004").is_dir(),
+        "no checkpoint of the last good state",
+    )
     return "one line, a checkpoint of the last good state", code
 
 
@@ -220,7 +281,10 @@ def first_part(run: Run) -> str:
 
 
 def hung(run: Run) -> tuple[str, int]:
-    process = run.start(f"loop.hang_minutes={run.config.hang_minutes}", fault=f"hang@5:rank{run.processes - 1}")
+    process = run.start(
+        f"loop.hang_timeout_minutes={run.config.hang_timeout_minutes}",
+        fault=f"hang@5:rank{run.processes - 1}",
+    )
     run.wait_for(process, 5)
     began, workers = time.monotonic(), run.workers(process)
     code = wait(process)
@@ -229,7 +293,10 @@ def hung(run: Run) -> tuple[str, int]:
     for rank in range(run.processes):
         path = run.folder / f"hang_rank{rank}.txt"
         need(path.exists() and "loop.py" in path.read_text(), f"no stack of rank {rank}")
-    return f"stacks of all {run.processes} ranks written, ended {spent:.0f} s after the last step", code
+    return (
+        f"stacks of all {run.processes} ranks written, ended {spent:.0f} s after the last step",
+        code,
+    )
 
 
 def second_run(run: Run) -> tuple[str, int]:
@@ -248,12 +315,17 @@ def second_run(run: Run) -> tuple[str, int]:
     pid = re.search(r"is in use: process (\d+) on \S+", other.stderr)
     need(pid, f"no clear refusal: {other.stderr[-300:]}")
     need(first == 0, "the first run did not finish")
-    return "the second is refused in one line with host and pid; the first runs on", other.returncode
+    return (
+        "the second is refused in one line with host and pid; the first runs on",
+        other.returncode,
+    )
 
 
 def disk_full(run: Run, *, linger: bool = False) -> tuple[str, int]:
     """`linger`: a checkpoint keeps the disk full for a while, so that a line of metrics finds no room either."""
-    reference = run.folder.parent / f"undisturbed_{run.processes}" / "checkpoints" / f"step_{STEPS:08d}"
+    reference = (
+        run.folder.parent / f"undisturbed_{run.processes}" / "checkpoints" / f"step_{STEPS:08d}"
+    )
     size = sum(path.stat().st_size for path in reference.iterdir())
     run.folder.mkdir(parents=True)
     mount("-t", "tmpfs", "-o", f"size={int(1.5 * size)}", "tmpfs", run.folder)
@@ -261,7 +333,12 @@ def disk_full(run: Run, *, linger: bool = False) -> tuple[str, int]:
         code = run.finish(fault="linger@8" if linger else "")
         text = first_part(run)
         message = re.search(r"error: .*", text)
-        clear = message and "no room for a checkpoint" in message[0] and str(run.folder) in message[0] and "Traceback" not in text
+        clear = (
+            message
+            and "no room for a checkpoint" in message[0]
+            and str(run.folder) in message[0]
+            and "Traceback" not in text
+        )
         need(clear, f"no clear message; see {run.log}")
         left = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
         need(left == ["step_00000004"], f"checkpoints: {left}")
@@ -274,7 +351,10 @@ def disk_full(run: Run, *, linger: bool = False) -> tuple[str, int]:
         subprocess.run(["umount", run.folder], check=True)
     run.folder.rmdir()
     kept.rename(run.folder)
-    return "one line with the bytes needed and free; the checkpoint before is whole, no rest of the new one", code
+    return (
+        "one line with the bytes needed and free; the checkpoint before is whole, no rest of the new one",
+        code,
+    )
 
 
 def mount(*arguments: str | Path) -> None:
@@ -282,7 +362,7 @@ def mount(*arguments: str | Path) -> None:
 
 
 def damaged(run: Run) -> tuple[str, int]:
-    code = run.finish("loop.stop_at=12")
+    code = run.finish("loop.stop_at_step=12")
     need(code == 0, f"exit code {code}")
     path = next((run.folder / "checkpoints" / "step_00000012").glob("*.distcp"))
     content = bytearray(path.read_bytes())
@@ -298,7 +378,12 @@ FAULTS: dict[str, tuple[Fault, tuple[int, ...], str, tuple[int, ...]]] = {
     "SIGUSR2 twice to rank 0": (signalled(signal.SIGUSR2, 0, times=2), (1, 2), "", (75, 1)),
     "SIGTERM to torchrun": (launcher_signalled(signal.SIGTERM), (1, 2), "torchrun", (1, -15)),
     "SIGKILL to torchrun": (launcher_signalled(signal.SIGKILL), (1, 2), "torchrun", (-9,)),
-    "SIGTERM to accelerate launch": (launcher_signalled(signal.SIGTERM), (1, 2), "accelerate", (1, -15)),
+    "SIGTERM to accelerate launch": (
+        launcher_signalled(signal.SIGTERM),
+        (1, 2),
+        "accelerate",
+        (1, -15),
+    ),
     "kill -9 of rank 0": (killed(0), (2,), "", (1,)),
     "kill -9 of the last rank": (killed(-1), (2,), "", (1,)),
     "kill -9 of all": (killed(0, -1), (1, 2), "", (1, -9)),
@@ -314,12 +399,19 @@ FAULTS: dict[str, tuple[Fault, tuple[int, ...], str, tuple[int, ...]]] = {
 
 
 def main(config: Drill) -> int:
-    wanted = [(name, n) for n in (1, 2) for name, (_, counts, _, _) in FAULTS.items() if n in counts]
+    wanted = [
+        (name, n) for n in (1, 2) for name, (_, counts, _, _) in FAULTS.items() if n in counts
+    ]
     if config.only:
         if unknown := set(config.only) - {f"{name}@{n}" for name, n in wanted}:
-            raise UserError(f"only: unknown {', '.join(sorted(unknown))}; there are {', '.join(f'{name}@{n}' for name, n in wanted)}")
+            raise UserError(
+                f"only: unknown {', '.join(sorted(unknown))}; there are {', '.join(f'{name}@{n}' for name, n in wanted)}"
+            )
         wanted = [(name, n) for name, n in wanted if f"{name}@{n}" in config.only]
-    rows = ["| fault | processes | what happened | exit code | resumed from | final weights equal |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| fault | processes | what happened | exit code | resumed from | final weights equal |",
+        "|---|---|---|---|---|---|",
+    ]
     bad, references = 0, References(config)
     for name, n in wanted:
         began = time.monotonic()
@@ -329,7 +421,9 @@ def main(config: Drill) -> int:
             result = Result(f"FAILED: {error}", -1, "", False)
         bad += not result.equal
         equal = result.skipped or ("yes" if result.equal else "NO")
-        rows.append(f"| {name} | {n} | {result.what} | {result.code} | {result.resumed} | {equal} |")
+        rows.append(
+            f"| {name} | {n} | {result.what} | {result.code} | {result.resumed} | {equal} |"
+        )
         print(f"{rows[-1]}  {time.monotonic() - began:.0f} s", flush=True)
         (Path(config.out) / "table.md").write_text("\n".join([*rows, ""]))
     print("\n" + "\n".join(rows))
@@ -367,7 +461,9 @@ def drill(config: Drill, name: str, processes: int, references: References) -> R
         need(run.finish() == 0, f"not resumed; see {run.log}")
     found = re.findall(r"resumed from \S*step_0*(\d+)", run.text())
     equal, other = run.weights(), reference.weights()
-    same = equal.keys() == other.keys() and all(torch.equal(equal[key], other[key]) for key in equal)
+    same = equal.keys() == other.keys() and all(
+        torch.equal(equal[key], other[key]) for key in equal
+    )
     need(run.skipped() == int("nan" in name), f"{run.skipped()} skipped steps counted")
     return Result(what, code, f"step {found[-1]}" if found else "not needed", same)
 

@@ -31,7 +31,11 @@ from cjepa_dist.tasks.build import build_task
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 MB = 2**20
 LATE = 0.99  # part of the run behind us: every term of the loss is on
-STATES = {"adam": 2, "adamw": 2, "muon": 1}  # copies of a weight that an update rule keeps; muon's are of matrices, the rest has adamw's
+STATES = {
+    "adam": 2,
+    "adamw": 2,
+    "muon": 1,
+}  # copies of a weight that an update rule keeps; muon's are of matrices, the rest has adamw's
 
 
 @dataclass
@@ -43,7 +47,9 @@ class Memory:
     engine: str = option("ddp", "how processes share the work", choices=ENGINES)
     processes: int = option(1, "processes", least=1)
     rows: int = option(24, "ALOE: rows of words (questions and options) a sample", least=1)
-    data: str = option("", "folder of slot shards, whose train split is held, once a node; empty = not counted")
+    data: str = option(
+        "", "folder of slot shards, whose train split is held, once a node; empty = not counted"
+    )
 
 
 class Live(TorchDispatchMode):
@@ -76,8 +82,16 @@ class Live(TorchDispatchMode):
 
 def main(config: Memory) -> None:
     trained = read(config)
-    found = estimate(trained, engine=config.engine, processes=config.processes, rows=config.rows, data=config.data)
-    samples = trained.loop.global_batch // (config.processes * trained.loop.accumulation)
+    found = estimate(
+        trained,
+        engine=config.engine,
+        processes=config.processes,
+        rows=config.rows,
+        data=config.data,
+    )
+    samples = trained.loop.global_batch_size // (
+        config.processes * trained.loop.gradient_accumulation
+    )
     of = f"{config.engine}, {config.processes} processes, {samples} samples a pass, {trained.loop.precision}"
     print(f"{config.config}, {of}: MB a process\n")
     for name, size in found.items():
@@ -89,30 +103,46 @@ def read(config: Memory) -> TrainWorldModel | TrainAloe:
     """The training config. Raises UserError where it is none, or the batch does not divide."""
     content = merge.read_yaml(config.config)
     arguments = [config.config, *config.set, "data=none", "run=none"]
-    trained = command_line.parse(TrainAloe, arguments) if "aloe" in content else command_line.parse(TrainWorldModel, arguments)
+    trained = (
+        command_line.parse(TrainAloe, arguments)
+        if "aloe" in content
+        else command_line.parse(TrainWorldModel, arguments)
+    )
     assert trained is not None
     if trained.loop.precision == "auto":
         trained.loop.precision = "bf16"  # what a GPU takes
-    parts = config.processes * trained.loop.accumulation
-    if trained.loop.global_batch % parts:
-        raise UserError(f"loop.global_batch={trained.loop.global_batch} is not divisible by {parts} (processes x loop.accumulation)")
+    parts = config.processes * trained.loop.gradient_accumulation
+    if trained.loop.global_batch_size % parts:
+        raise UserError(
+            f"loop.global_batch_size={trained.loop.global_batch_size} is not divisible by {parts} (processes x loop.gradient_accumulation)"
+        )
     return trained
 
 
 def estimate(
-    config: TrainWorldModel | TrainAloe, *, engine: str = "ddp", processes: int = 1, rows: int = 24, data: str = ""
+    config: TrainWorldModel | TrainAloe,
+    *,
+    engine: str = "ddp",
+    processes: int = 1,
+    rows: int = 24,
+    data: str = "",
 ) -> Mapping[str, int]:
     """Bytes of one process, by what holds them."""
     with torch.device("meta"):
         task = build_task(config)
-    size = config.loop.global_batch // (processes * config.loop.accumulation)
+    size = config.loop.global_batch_size // (processes * config.loop.gradient_accumulation)
     weights = sum(p.nbytes for p in task.parameters())
     optimizer = states(task, config.optimizer.name)
-    sharded = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}[engine] if processes > 1 else 0
+    sharded = (
+        {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}[engine] if processes > 1 else 0
+    )
     content, precision = batch(config, size, rows), config.loop.precision
     step = peak(task, content, precision, keep_gradients=True) - weights
     if sharded >= 2:  # gradients go to their owners as they come
-        step = min(step, peak(task, content, precision, keep_gradients=False) - weights + weights // processes)
+        step = min(
+            step,
+            peak(task, content, precision, keep_gradients=False) - weights + weights // processes,
+        )
     found = {
         "weights": weights // processes if sharded == 3 else weights,
         "optimizer": optimizer // processes if sharded else optimizer,
@@ -127,9 +157,13 @@ def estimate(
         videos = manifest.count(config.train_split)
         if config.reading.kind == "streaming":
             shard = max(entry.samples for entry in manifest.shards(config.train_split))
-            videos = min(videos, 2 * config.reading.shards * config.reading.lanes * shard)
+            videos = min(
+                videos, 2 * config.reading.shuffle_shards * config.reading.shard_groups * shard
+            )
         numbers = manifest.frames * manifest.slots * manifest.slot_dim * videos
-        found["slots of the train split"] = numbers * torch.empty(0, dtype=getattr(torch, manifest.dtype)).element_size()
+        found["slots of the train split"] = (
+            numbers * torch.empty(0, dtype=getattr(torch, manifest.dtype)).element_size()
+        )
     return found
 
 
@@ -138,7 +172,10 @@ def batch(config: TrainWorldModel | TrainAloe, size: int, rows: int) -> dict[str
     with torch.device("meta"):
         if isinstance(config, TrainAloe):
             model, count = config.aloe, size * rows
-            integers = {name: torch.zeros(count, dtype=torch.int64) for name in ("kind", "row_view", "label")}
+            integers = {
+                name: torch.zeros(count, dtype=torch.int64)
+                for name in ("kind", "row_view", "label")
+            }
             return {
                 "slots": torch.zeros(size, model.frames, model.slots, model.slot_dim),
                 "tokens": torch.zeros(count, ROW_WORDS, dtype=torch.int64),
@@ -146,8 +183,14 @@ def batch(config: TrainWorldModel | TrainAloe, size: int, rows: int) -> dict[str
                 "is_choice": torch.zeros(count, dtype=torch.bool),
                 **integers,
             }
-        sizes, frames = config.predictor, config.predictor.history_frames + config.horizon * config.predictor.pred_frames
-        pairs = {name: torch.zeros(size, sizes.slots, sizes.slots, dtype=torch.bool) for name in ("contact", "influence")}
+        sizes, frames = (
+            config.predictor,
+            config.predictor.history_frames + config.horizon * config.predictor.pred_frames,
+        )
+        pairs = {
+            name: torch.zeros(size, sizes.slots, sizes.slots, dtype=torch.bool)
+            for name in ("contact", "influence")
+        }
         return {
             "slots": torch.zeros(size, frames, sizes.slots, sizes.slot_dim),
             "present": torch.ones(size, frames, sizes.slots, dtype=torch.bool),
@@ -174,12 +217,17 @@ def peak(task: Any, content: dict[str, Tensor], precision: str, *, keep_gradient
 
 def states(task: nn.Module, name: str) -> int:
     """Bytes that the update rule keeps for all weights."""
-    return sum(p.nbytes * (STATES[name] if name != "muon" or p.ndim == 2 else STATES["adamw"]) for p in task.parameters())
+    return sum(
+        p.nbytes * (STATES[name] if name != "muon" or p.ndim == 2 else STATES["adamw"])
+        for p in task.parameters()
+    )
 
 
 def largest_block(task: nn.Module) -> int:
     """Bytes of the largest transformer block: what is gathered at a time."""
-    blocks = [block for module in task.modules() if isinstance(module, nn.ModuleList) for block in module]
+    blocks = [
+        block for module in task.modules() if isinstance(module, nn.ModuleList) for block in module
+    ]
     return max((sum(p.nbytes for p in block.parameters()) for block in blocks), default=0)
 
 

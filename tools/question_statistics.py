@@ -27,7 +27,11 @@ from cjepa_dist.errors import UserError
 Table = dict[str, dict[str, float]]  # section -> row -> a mean a video, or a share of the section
 
 QUESTIONS, OPTIONS, ANSWERS = "questions a video", "options a video", "descriptive answers a video"
-NEGATED, OPTION_KINDS, NAMES = "negated", "options of explanatory questions", "how these options name objects"
+NEGATED, OPTION_KINDS, NAMES = (
+    "negated",
+    "options of explanatory questions",
+    "how these options name objects",
+)
 TEXT = "right by the best guess from the text"  # kind of question and option, "not", an object that both name alike
 CORRECT = "correct options of {} questions"
 COLOUR = "a colour"  # the published count is of all eight: about 2,300 each
@@ -73,7 +77,10 @@ def main(config: QuestionStatistics) -> None:
     Manifest.load(config.data)
     columns = {"real": REAL}
     for split in (name.strip() for name in config.splits.split(",")):
-        videos = (sample.questions for sample in read_split(config.data, split, members=("questions.json",)))
+        videos = (
+            sample.questions
+            for sample in read_split(config.data, split, members=("questions.json",))
+        )
         columns[split] = statistics(content["questions"] for content in videos if content)
         if not columns[split]:
             raise UserError(f"split {split!r} of {config.data} has no questions")
@@ -103,18 +110,32 @@ def statistics(videos: Iterable[list[dict[str, Any]]]) -> Table:
             for choice in question["choices"]:
                 form, program = parse(choice["choice"])
                 named = descriptions(program)
-                right[about, form.family, negated, bool(asked & set(named))].append(choice.get("answer") == "correct")
+                right[about, form.family, negated, bool(asked & set(named))].append(
+                    choice.get("answer") == "correct"
+                )
                 if kind == "explanatory":
                     count[OPTION_KINDS][form.family] += 1
-                    count[NAMES].update(" ".join(name for name in ATTRIBUTES if f"filter_{name}" in words) for words in named)
+                    count[NAMES].update(
+                        " ".join(name for name in ATTRIBUTES if f"filter_{name}" in words)
+                        for words in named
+                    )
     if total == 0 or not count:
         return {}
     count[ANSWERS][COLOUR] /= len(ATTRIBUTES["color"])  # type: ignore[assignment]
-    table = {section: {row: n / total for row, n in count[section].items()} for section in (QUESTIONS, OPTIONS, ANSWERS)}
+    table = {
+        section: {row: n / total for row, n in count[section].items()}
+        for section in (QUESTIONS, OPTIONS, ANSWERS)
+    }
     for section in (*map(CORRECT.format, TYPES[1:]), OPTION_KINDS, NAMES):
         table[section] = {row: n / count[section].total() for row, n in count[section].items()}
-    table[NEGATED] = {kind: count[NEGATED][kind] / max(1, count[QUESTIONS][kind]) for kind in ("explanatory", "counterfactual")}
-    table[TEXT] = {kind: _majority([values for ((of, _), *_), values in right.items() if of == kind]) for kind in TYPES[1:]}
+    table[NEGATED] = {
+        kind: count[NEGATED][kind] / max(1, count[QUESTIONS][kind])
+        for kind in ("explanatory", "counterfactual")
+    }
+    table[TEXT] = {
+        kind: _majority([values for ((of, _), *_), values in right.items() if of == kind])
+        for kind in TYPES[1:]
+    }
     return table
 
 
@@ -125,7 +146,9 @@ def descriptions(program: list[str]) -> list[tuple[str, ...]]:
     for token in program:
         if token == "unique" and piece:
             found.append(tuple(piece))
-        piece = [*piece, token] if token in WORDS or token.removeprefix("filter_") in ATTRIBUTES else []
+        piece = (
+            [*piece, token] if token in WORDS or token.removeprefix("filter_") in ATTRIBUTES else []
+        )
     return found
 
 

@@ -59,7 +59,7 @@ stage() {
 # The loop checks that so many processes run: some launchers start one, whatever they were told, in silence.
 launch() {
     accelerate launch --config_file "$ACCELERATE" --num_cpu_threads_per_process "$(((CORES + PROCESSES - 1) / PROCESSES))" \
-        -m "$@" loop.processes="$PROCESSES"
+        -m "$@" loop.num_processes="$PROCESSES"
 }
 
 stage "simulate" "$RUNS/data/manifest.json" python -m data_prep.simulate "configs/simulate/$SIZE.yaml" out="$RUNS/data"

@@ -4,7 +4,7 @@
     show       one run: how it was started, its config, newest metrics, checkpoints (good or damaged), skipped steps
     compare    the fields in which runs differ, and their last metrics side by side
 
-Reads and changes nothing. States: complete; running (its lock is held); stopped (with a checkpoint, by a signal or loop.stop_at: the same
+Reads and changes nothing. States: complete; running (its lock is held); stopped (with a checkpoint, by a signal or loop.stop_at_step: the same
 command goes on); broken off (neither: look at its log; the same command goes on from its last checkpoint).
 """
 
@@ -52,7 +52,9 @@ class Run:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{self.path / name} cannot be read: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"{self.path / name} cannot be read: {' '.join(str(error).split())}"
+            ) from error
 
     @property
     def kind(self) -> str:
@@ -62,14 +64,20 @@ class Run:
     def step(self) -> int:
         """The newest known to be done."""
         done = self.read("done.json", json.loads) or {}
-        return max([0, done.get("step", 0), *self.saved[-1:], *(line["step"] for line in self.lines[-1:])])
+        return max(
+            [0, done.get("step", 0), *self.saved[-1:], *(line["step"] for line in self.lines[-1:])]
+        )
 
     @property
     def steps(self) -> int | None:
         """Of the whole run; a length in epochs is known from the first checkpoint on."""
         if done := self.read("done.json", json.loads):
             return done["step"]
-        meta = self.read(f"checkpoints/step_{self.saved[-1]:08d}/meta.json", json.loads) if self.saved else None
+        meta = (
+            self.read(f"checkpoints/step_{self.saved[-1]:08d}/meta.json", json.loads)
+            if self.saved
+            else None
+        )
         return (self.config.get("loop") or {}).get("steps") or (meta or {}).get("steps")
 
     @property
@@ -78,7 +86,7 @@ class Run:
             return "running"
         if (self.path / "done.json").exists():
             return "complete"
-        stop = (self.config.get("loop") or {}).get("stop_at")
+        stop = (self.config.get("loop") or {}).get("stop_at_step")
         if (self.path / "resume.json").exists() or (stop and self.saved and self.saved[-1] == stop):
             return "stopped"
         return "broken off"
@@ -134,7 +142,16 @@ def ls(folder: Path) -> str:
             run = Run(path)
             train = run.last("train")
             numbers = (shown(train.get("loss")), shown(train.get("samples_per_second")))
-            rows.append((name, run.kind, f"{run.step}/{run.steps or '?'}", run.state, *numbers, run.environment.get("time", "-")))
+            rows.append(
+                (
+                    name,
+                    run.kind,
+                    f"{run.step}/{run.steps or '?'}",
+                    run.state,
+                    *numbers,
+                    run.environment.get("time", "-"),
+                )
+            )
         except UserError as error:
             rows.append((name, f"error: {error}", *[""] * 5))
     return columns(rows) if len(rows) > 1 else f"no run under {folder}"
@@ -150,19 +167,32 @@ def show(path: Path) -> str:
     if text := run.read("command.txt", str):
         parts += ["", "started by", indent(text)]
     machine = ("commit", "device", "engine", "processes", "threads", "python")
-    parts += ["", *(f"{name}: {run.environment[name]}" for name in machine if name in run.environment)]
+    parts += [
+        "",
+        *(f"{name}: {run.environment[name]}" for name in machine if name in run.environment),
+    ]
     for kind in ("train", "val"):
         if line := run.last(kind):
-            parts += ["", f"{kind}, step {line['step']}", columns([(f"  {k}", shown(v)) for k, v in measured(line).items()])]
+            parts += [
+                "",
+                f"{kind}, step {line['step']}",
+                columns([(f"  {k}", shown(v)) for k, v in measured(line).items()]),
+            ]
     parts += ["", "checkpoints"]
     best = (run.read("checkpoints/best.json", json.loads) or {}).get("step")
     for step in run.saved:
         fault = verify_checkpoint(path / "checkpoints" / f"step_{step:08d}")
-        parts.append(f"  step {step}: {'good' if fault is None else f'DAMAGED ({fault})'}{', the best' if step == best else ''}")
+        parts.append(
+            f"  step {step}: {'good' if fault is None else f'DAMAGED ({fault})'}{', the best' if step == best else ''}"
+        )
     if not run.saved:
         parts.append("  none")
     skipped = run.read("skipped.jsonl", json_lines) or []
-    parts += ["", f"skipped steps: {len(skipped)}", *(f"  step {line['step']}, loss {line['loss']}" for line in skipped[-5:])]
+    parts += [
+        "",
+        f"skipped steps: {len(skipped)}",
+        *(f"  step {line['step']}, loss {line['loss']}" for line in skipped[-5:]),
+    ]
     return "\n".join([*parts, "", "config", indent((path / "config.yaml").read_text())])
 
 
@@ -172,8 +202,15 @@ def compare(paths: list[Path]) -> str:
     names = [str(path) for path in paths]
     fields = [run.fields() for run in runs]
     keys = sorted({key for found in fields for key in found} - {"run"})
-    differ = [key for key in keys if len({json.dumps(found.get(key), default=str) for found in fields}) > 1]
-    rows = [("field", *names), *((key, *(shown(found.get(key)) for found in fields)) for key in differ)]
+    differ = [
+        key
+        for key in keys
+        if len({json.dumps(found.get(key), default=str) for found in fields}) > 1
+    ]
+    rows = [
+        ("field", *names),
+        *((key, *(shown(found.get(key)) for found in fields)) for key in differ),
+    ]
     parts = ["no field differs" if not differ else columns(rows)]
     rows = [("last metrics", *names), ("state", *(run.state for run in runs))]
     for kind in ("train", "val"):
@@ -196,7 +233,9 @@ def shown(value: Any) -> str:
 def columns(rows: Sequence[tuple[str, ...]]) -> str:
     """Left-aligned; as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )
 
 
 def indent(text: str) -> str:

@@ -29,7 +29,9 @@ class Study:
     data: str = option(MISSING, "folder of slot shards with truth")
     out: str = option(MISSING, "folder for the runs and table.md")
     base: str = option(MISSING, "config of train_world_model that all arms share")
-    arms: dict[str, list[str]] = option({}, "name of an arm: its key=value, the first arm is the reference")
+    arms: dict[str, list[str]] = option(
+        {}, "name of an arm: its key=value, the first arm is the reference"
+    )
     seeds: list[int] = option([0, 1, 2], "seeds of each arm")
     windows: int = option(8192, "windows for the error of one step", unit="windows", least=1)
 
@@ -37,7 +39,9 @@ class Study:
 def main(config: Study) -> int:
     if not config.arms or not config.seeds:
         raise UserError("a study needs arms and seeds")
-    for settings in config.arms.values():  # a mistake shows before the first run, not after the tenth
+    for (
+        settings
+    ) in config.arms.values():  # a mistake shows before the first run, not after the tenth
         command_line.parse(schema.TrainWorldModel, [config.base, *settings, "data=d", "run=r"])
     out = Path(config.out)
     found: seeds.Found = {}
@@ -45,12 +49,26 @@ def main(config: Study) -> int:
         for arm, settings in config.arms.items():
             run = out / arm / f"seed_{seed}"
             if not (run / "done.json").exists():
-                call("cjepa_dist.train_world_model", config.base, *settings, f"seed={seed}", f"data={config.data}", f"run={run}")
+                call(
+                    "cjepa_dist.train_world_model",
+                    config.base,
+                    *settings,
+                    f"seed={seed}",
+                    f"data={config.data}",
+                    f"run={run}",
+                )
             result = run / "eval" / "world_model_val.json"
             if not result.exists():
                 call("cjepa_dist.evaluate", f"run={run}", "split=val", f"windows={config.windows}")
             found.setdefault(arm, {})[run.name] = seeds.errors(json.loads(result.read_text()))
-            text = "\n".join([*seeds.table(found, percent=True, draws=DRAWS), "", "slot mean squared error on validation", ""])
+            text = "\n".join(
+                [
+                    *seeds.table(found, percent=True, draws=DRAWS),
+                    "",
+                    "slot mean squared error on validation",
+                    "",
+                ]
+            )
             (out / "table.md").write_text(text)
     print((out / "table.md").read_text())
     return 0

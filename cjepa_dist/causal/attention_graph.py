@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def attention_maps(predictor: nn.Module, history: Tensor, hidden: Tensor, *, last: bool = False) -> list[Tensor]:
+def attention_maps(
+    predictor: nn.Module, history: Tensor, hidden: Tensor, *, last: bool = False
+) -> list[Tensor]:
     """Attention weights of each layer, (B, heads, N, N) with rows that sum to 1, for `history` (B, T_h, S, D) and `hidden` (B, S) bool.
 
     `last`: of the last layer alone, and its rows are those of the future, (B, heads, T_p * S, N): an eighth less work at depth 6.
@@ -46,7 +48,9 @@ def attention_scores(last: Tensor, history_frames: int, slots: int, present: Ten
     return rows / rows.sum(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
-def rollout_scores(maps: Sequence[Tensor], history_frames: int, slots: int, present: Tensor) -> Tensor:
+def rollout_scores(
+    maps: Sequence[Tensor], history_frames: int, slots: int, present: Tensor
+) -> Tensor:
     """Attention rollout (Abnar and Zuidema 2020), (B, S, S): the product over layers of (I + attention) / 2, future i to all frames of j.
 
     The residual connection is the identity's half. Mean over future frames; rows are NOT normalised: how much leaves i at all is
@@ -82,4 +86,6 @@ def pairs(present: Tensor) -> Tensor:
 def future_rows(maps: Tensor, history_frames: int, slots: int) -> Tensor:
     """(B, heads, N or T_p * S, N) -> mean over heads as (B, T_p, S, T, S), float32."""
     future = maps.shape[-1] - history_frames * slots
-    return maps[:, :, -future:].float().mean(dim=1).unflatten(2, (-1, slots)).unflatten(1, (-1, slots))
+    return (
+        maps[:, :, -future:].float().mean(dim=1).unflatten(2, (-1, slots)).unflatten(1, (-1, slots))
+    )

@@ -12,7 +12,9 @@ from cjepa_dist.causal.interventional_graph import partners
 from cjepa_dist.errors import UserError
 
 
-def distance_scores(truth: Mapping[str, Tensor] | None, history_frames: int, present: Tensor) -> Tensor:
+def distance_scores(
+    truth: Mapping[str, Tensor] | None, history_frames: int, present: Tensor
+) -> Tensor:
     """1 / distance of centres at the last history frame, (B, S, S), from truth["position"] (B, T, S, 2) in units of the world."""
     position = member(truth, "position", "distance").float()
     here = position[:, history_frames - 1]
@@ -20,15 +22,22 @@ def distance_scores(truth: Mapping[str, Tensor] | None, history_frames: int, pre
     return pairs(present) / gap.clamp_min(1e-6)
 
 
-def extrapolated_scores(truth: Mapping[str, Tensor] | None, history_frames: int, present: Tensor) -> Tensor:
+def extrapolated_scores(
+    truth: Mapping[str, Tensor] | None, history_frames: int, present: Tensor
+) -> Tensor:
     """1 / smallest distance of centres over the predicted interval if all went on straight at their last velocity, (B, S, S).
 
     The velocity is the last step of the history. Walls, entries and earlier collisions are not foreseen: it is a baseline, not a simulator.
     """
     position = member(truth, "position", "extrapolated_distance").float()
     if history_frames < 2:
-        raise UserError("graph estimator 'extrapolated_distance' needs a velocity: at least 2 history frames; take 'distance'")
-    here, velocity = position[:, history_frames - 1], position[:, history_frames - 1] - position[:, history_frames - 2]
+        raise UserError(
+            "graph estimator 'extrapolated_distance' needs a velocity: at least 2 history frames; take 'distance'"
+        )
+    here, velocity = (
+        position[:, history_frames - 1],
+        position[:, history_frames - 1] - position[:, history_frames - 2],
+    )
     apart, closing = here[:, :, None] - here[:, None], velocity[:, :, None] - velocity[:, None]
     # |apart + t closing| is smallest at t = - apart . closing / |closing|^2, cut to the interval that is predicted.
     when = -(apart * closing).sum(dim=-1) / closing.square().sum(dim=-1).clamp_min(1e-12)
@@ -37,7 +46,9 @@ def extrapolated_scores(truth: Mapping[str, Tensor] | None, history_frames: int,
     return pairs(present) / gap.clamp_min(1e-6)
 
 
-def distance_tau(truth: Mapping[str, Tensor] | None, history_frames: int, present: Tensor) -> Tensor:
+def distance_tau(
+    truth: Mapping[str, Tensor] | None, history_frames: int, present: Tensor
+) -> Tensor:
     """Half-way score of the distance graphs, (B, 1, 1): 1 / (half the sample's mean distance between present slots at the last history
     frame).
 
@@ -56,7 +67,13 @@ def oracle_scores(truth: Mapping[str, Tensor] | None, present: Tensor) -> Tensor
     return (member(truth, "contact", "oracle") & pairs(present)).float()
 
 
-def shuffled_scores(truth: Mapping[str, Tensor] | None, present: Tensor, seed: int, step: int | Tensor, sample: Tensor) -> Tensor:
+def shuffled_scores(
+    truth: Mapping[str, Tensor] | None,
+    present: Tensor,
+    seed: int,
+    step: int | Tensor,
+    sample: Tensor,
+) -> Tensor:
     """The contacts of another sample of the batch, (B, S, S): the right number of edges in the wrong places."""
     contact = member(truth, "contact", "shuffled")
     other = partners(contact.shape[0], seed, step, sample)

@@ -38,7 +38,9 @@ class Block:
     factual: Tensor  # (W, K, H, S, D) with r
     predicted: Tensor  # (W, F, S, D) from `history`
     expected: Tensor  # (W, F, S, D) from `factual`
-    held: Tensor  # (W, K, S) bool: the factual slot holds something in the last frame of each history
+    held: (
+        Tensor  # (W, K, S) bool: the factual slot holds something in the last frame of each history
+    )
     diverged: Tensor  # (W, S) bool: reached before this block
 
     def present(self) -> Tensor:
@@ -48,10 +50,14 @@ class Block:
 
 
 FACTOR = 2.0  # see `Paired`
-Reached = Callable[[Block], Tensor]  # -> (W, F, S) bool: reached at a frame of the block; frames after it are reached as well
+Reached = Callable[
+    [Block], Tensor
+]  # -> (W, F, S) bool: reached at a frame of the block; frames after it are reached as well
 
 
-def expected(predictor: SlotPredictor, slots: Tensor, frameskip: int, *, windows: int = 512) -> Tensor:
+def expected(
+    predictor: SlotPredictor, slots: Tensor, frameskip: int, *, windows: int = 512
+) -> Tensor:
     """What the predictor says at every frame of the factual worlds (V, T, S, D), given what came before it: (V, T, S, D).
 
     The first T_h x frameskip frames, which nothing predicts, are as in `slots`. `windows` at once: more do not fit into a CPU's cache.
@@ -61,7 +67,9 @@ def expected(predictor: SlotPredictor, slots: Tensor, frameskip: int, *, windows
     at_once = max(1, windows // (len(slots) * frameskip))
     for group in (starts[i : i + at_once] for i in range(0, len(starts), at_once)):
         past = torch.cat([slots[:, start - span : start] for start in group])
-        for start, future in zip(group, ahead(predictor, interleaved(past, frameskip)).split(len(slots))):
+        for start, future in zip(
+            group, ahead(predictor, interleaved(past, frameskip)).split(len(slots))
+        ):
             stop = min(slots.shape[1], start + future.shape[1])
             found[:, start:stop] = future[:, : stop - start].to(found.dtype)
     return found
@@ -89,14 +97,19 @@ def without(
     held = holds(slots, empty)
     worlds = torch.where(gone[:, None, :, None], empty.to(slots), slots[video])
     diverged = torch.where(gone, 0, frames)
-    span, ahead_by = predictor.config.history_frames * frameskip, predictor.config.pred_frames * frameskip
+    span, ahead_by = (
+        predictor.config.history_frames * frameskip,
+        predictor.config.pred_frames * frameskip,
+    )
     for start in blocks(predictor, frames, frameskip):
         past, future = slice(start - span, start), slice(start, min(start + ahead_by, frames))
         # A world whose history is the factual one, r being out of view and nobody else reached, needs no forward.
         if isinstance(reached, AtFrames):
             touched = ((reached.frames < future.stop) & ~gone).any(dim=1)
         else:
-            touched = (held[video, past] & gone[:, None]).any(dim=(1, 2)) | ((diverged < start) & ~gone).any(dim=1)
+            touched = (held[video, past] & gone[:, None]).any(dim=(1, 2)) | (
+                (diverged < start) & ~gone
+            ).any(dim=1)
         rows = touched.nonzero()[:, 0]
         if not len(rows):
             continue
@@ -111,9 +124,15 @@ def without(
             held=held[source, start - frameskip : start],
             diverged=diverged[rows] < start,
         )
-        now = ((reached(block) | block.diverged[:, None]) & ~gone[rows][:, None]).cummax(dim=1).values
+        now = (
+            ((reached(block) | block.diverged[:, None]) & ~gone[rows][:, None]).cummax(dim=1).values
+        )
         worlds[rows, future] = torch.where(now[..., None], block.predicted, worlds[rows, future])
-        diverged[rows] = torch.where(now.any(dim=1), torch.minimum(diverged[rows], future.stop - now.sum(dim=1)), diverged[rows])
+        diverged[rows] = torch.where(
+            now.any(dim=1),
+            torch.minimum(diverged[rows], future.stop - now.sum(dim=1)),
+            diverged[rows],
+        )
     return worlds, diverged
 
 
@@ -148,15 +167,26 @@ class ByGraph:
 
     def __call__(self, block: Block) -> Tensor:
         worlds, streams = block.history.shape[:2]
-        sample = (block.rows[:, None] * streams + torch.arange(streams, device=block.rows.device)).flatten()
+        sample = (
+            block.rows[:, None] * streams + torch.arange(streams, device=block.rows.device)
+        ).flatten()
         context = dataclasses.replace(self.context, sample=sample, step=block.start)
         edge = torch.zeros((), dtype=torch.bool, device=block.rows.device)
         for windows, is_factual in ((block.factual, True), (block.history, False)):
             history = windows.flatten(0, 1)
             present = holds(history[:, -1], self.empty)
-            graph = estimate(self.config, self.predictor, history, present, context=context, truth=self.truth(block, is_factual))
+            graph = estimate(
+                self.config,
+                self.predictor,
+                history,
+                present,
+                context=context,
+                truth=self.truth(block, is_factual),
+            )
             edge = edge | (graph.adjacency > 0.5)
-        struck = (edge.unflatten(0, (worlds, streams)) & block.diverged[:, None, None, :]).any(dim=-1)  # (W, K, S)
+        struck = (edge.unflatten(0, (worlds, streams)) & block.diverged[:, None, None, :]).any(
+            dim=-1
+        )  # (W, K, S)
         frames = block.predicted.shape[1]
         return struck.repeat(1, -(-frames // streams), 1)[:, :frames]
 

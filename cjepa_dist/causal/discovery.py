@@ -27,7 +27,9 @@ from cjepa_dist.errors import UserError
 TAU = 0.3  # weight of an edge: the threshold of both published methods
 
 
-def summary_graph(slots: np.ndarray, method: str, *, lag: int, components: int = 3, seed: int = 0) -> np.ndarray:
+def summary_graph(
+    slots: np.ndarray, method: str, *, lag: int, components: int = 3, seed: int = 0
+) -> np.ndarray:
     """Raw scores (S, S) float32 of a video: [i, j] = |weight| with which slot j, `lag` frames ago, enters slot i; 0 on the diagonal.
 
     `slots` (T, S, D), T > lag; `method` a name in METHODS. A function of its arguments: DAG-GNN's initial weights come from `seed`, NOTEARS
@@ -35,7 +37,9 @@ def summary_graph(slots: np.ndarray, method: str, *, lag: int, components: int =
     the acyclic graph that both methods demand, and ignored. Raises UserError if gCastle is not installed or the video is too short.
     """
     if len(slots) <= lag + 1:
-        raise UserError(f"summary graphs compare frames {lag} apart: a video of {len(slots)} frames is too short")
+        raise UserError(
+            f"summary graphs compare frames {lag} apart: a video of {len(slots)} frames is too short"
+        )
     parts = principal(slots.astype(np.float64), components)
     frames = np.concatenate([parts[:-lag], parts[lag:]], axis=1)  # (N, 2 S, K), past before present
     with contained():
@@ -60,14 +64,20 @@ def notears(castle: Any, frames: np.ndarray, seed: int) -> np.ndarray:
     # Cycles lighter than this tolerance can only be among weights that nobody reads; the default, 1e-8, takes ten times as long.
     model = castle.Notears(lambda1=0.1, h_tol=1e-3, w_threshold=TAU)
     model.learn(frames.reshape(samples, -1))
-    return np.abs(np.asarray(model.weight_causal_matrix)).reshape(nodes, parts, nodes, parts).max(axis=(1, 3))
+    return (
+        np.abs(np.asarray(model.weight_causal_matrix))
+        .reshape(nodes, parts, nodes, parts)
+        .max(axis=(1, 3))
+    )
 
 
 def dag_gnn(castle: Any, frames: np.ndarray, seed: int) -> np.ndarray:
     """A variational autoencoder whose nodes are vectors (Yu et al. 2019): one node a slot. Five rounds of 20 epochs, not 100 of 300."""
     model = castle.DAG_GNN(epochs=20, k_max_iter=5, seed=seed, graph_threshold=TAU)
     model.learn(frames)
-    return np.abs(np.sinh(3 * model.encoder.adj_A.detach().cpu().numpy()))  # gCastle hands out the thresholded graph only
+    return np.abs(
+        np.sinh(3 * model.encoder.adj_A.detach().cpu().numpy())
+    )  # gCastle hands out the thresholded graph only
 
 
 METHODS = {"notears": notears, "dag_gnn": dag_gnn}
@@ -86,12 +96,21 @@ def library() -> Any:
 @contextmanager
 def contained() -> Iterator[None]:
     """Put back afterwards what gCastle changes in the process: logging, default dtype, generators of numpy and torch (CPU), a variable."""
-    log, dtype, state, variables = logging.getLogger(), torch.get_default_dtype(), np.random.get_state(), dict(os.environ)
+    log, dtype, state, variables = (
+        logging.getLogger(),
+        torch.get_default_dtype(),
+        np.random.get_state(),
+        dict(os.environ),
+    )
     handlers = log.handlers
     with torch.random.fork_rng(devices=[]):
         try:
-            torch.set_default_dtype(torch.double)  # on import, gCastle sets it; DAG-GNN needs it on later calls too
-            log.handlers = [logging.NullHandler()]  # with a handler there, gCastle's basicConfig does nothing
+            torch.set_default_dtype(
+                torch.double
+            )  # on import, gCastle sets it; DAG-GNN needs it on later calls too
+            log.handlers = [
+                logging.NullHandler()
+            ]  # with a handler there, gCastle's basicConfig does nothing
             yield
         finally:
             log.handlers = handlers

@@ -50,7 +50,9 @@ def gradient_scores(
     """
     frames, slots = history.shape[1], history.shape[2]
     if frames < 2:
-        raise UserError("graph estimator 'gradient' differentiates by the history at t >= 1: it needs at least 2 history frames")
+        raise UserError(
+            "graph estimator 'gradient' differentiates by the history at t >= 1: it needs at least 2 history frames"
+        )
     nothing = torch.zeros_like(present)
 
     def future(x: Tensor) -> Tensor:
@@ -58,10 +60,17 @@ def gradient_scores(
         return z[:, frames:]
 
     one = torch.eye(slots, dtype=torch.bool, device=history.device)[:, None, None, :, None]
-    with without_dropout(predictor), sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be vectorised over projections
+    with (
+        without_dropout(predictor),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # fused attention cannot be vectorised over projections
         z, pull = vjp(future, history)[:2]
-        u = signs(projections, z, seed, step, sample) / (2 * z.shape[1] * sigma2.float()).sqrt()  # (K, B, T_p, 1, D), for any slot
-        onto = torch.where(one, u[:, None], 0).flatten(0, 1).to(z)  # (K S, B, T_p, S, D): of slot i alone
+        u = (
+            signs(projections, z, seed, step, sample) / (2 * z.shape[1] * sigma2.float()).sqrt()
+        )  # (K, B, T_p, 1, D), for any slot
+        onto = (
+            torch.where(one, u[:, None], 0).flatten(0, 1).to(z)
+        )  # (K S, B, T_p, S, D): of slot i alone
         slopes = vmap(lambda v: pull(v)[0])(onto)[:, :, 1:].float()  # (K S, B, T_h - 1, j, D)
     size2 = (empty.to(history) - history[:, 1:]).float().square().mean(dim=-1)  # (B, T_h - 1, j)
     nats = (slopes.square().sum(dim=-1) * size2).sum(dim=2)

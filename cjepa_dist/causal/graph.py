@@ -26,7 +26,9 @@ from cjepa_dist.errors import UserError
 __all__ = ["ESTIMATORS", "Graph", "GraphContext", "Request", "calibrate", "estimate", "residual"]
 
 SHARPNESS = 0.25  # in log units: a score of 1.28 tau is A = 0.73, of 0.78 tau is 0.27
-CERTAIN = 1e-3  # tau of the controls, whose scores are 0 or 1: A is then 0 or 1 to float32's last bit
+CERTAIN = (
+    1e-3  # tau of the controls, whose scores are 0 or 1: A is then 0 or 1 to float32's last bit
+)
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,26 @@ Scores = tuple[Tensor, Tensor]
 
 def by_published(r: Request) -> Scores:
     """The released graph: last layer, first future frame, mean over key frames AND batch. `config.threshold` takes the place of tau."""
-    adjacency = attention_graph.published_adjacency(r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2])
+    adjacency = attention_graph.published_adjacency(
+        r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2]
+    )
     mean = adjacency.mean(dim=0, keepdim=True).expand_as(adjacency)
     return mean * pairs(r.present), torch.full((), r.config.threshold, device=mean.device)
 
 
 def by_attention(r: Request) -> Scores:
     """Per sample, summed over key frames, no diagonal, rows normalised; tau = 2 / (number of present slots), see `attention.row_tau`."""
-    scores = attention_graph.attention_scores(r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2], r.present)
+    scores = attention_graph.attention_scores(
+        r.maps(last=True)[-1], r.history.shape[1], r.history.shape[2], r.present
+    )
     return scores, r.chosen(attention_graph.row_tau(scores, r.present))
 
 
 def by_rollout(r: Request) -> Scores:
     """Attention through all layers; tau = 2 / (number of present slots) of what the row gives to others, see `attention.row_tau`."""
-    scores = attention_graph.rollout_scores(r.maps(), r.history.shape[1], r.history.shape[2], r.present)
+    scores = attention_graph.rollout_scores(
+        r.maps(), r.history.shape[1], r.history.shape[2], r.present
+    )
     return scores, r.chosen(attention_graph.row_tau(scores, r.present))
 
 
@@ -116,7 +124,9 @@ def by_intervention(r: Request) -> Scores:
 def by_distance(r: Request) -> Scores:
     """1 / distance at the last history frame; tau from the scene's mean distance."""
     frames = r.history.shape[1]
-    return baseline_graphs.distance_scores(r.truth, frames, r.present), r.chosen(baseline_graphs.distance_tau(r.truth, frames, r.present))
+    return baseline_graphs.distance_scores(r.truth, frames, r.present), r.chosen(
+        baseline_graphs.distance_tau(r.truth, frames, r.present)
+    )
 
 
 def by_extrapolation(r: Request) -> Scores:
@@ -140,7 +150,11 @@ ESTIMATORS: dict[str, Callable[[Request], Scores]] = {
     "distance": by_distance,
     "extrapolated_distance": by_extrapolation,
     "oracle": lambda r: certain(baseline_graphs.oracle_scores(r.truth, r.present)),
-    "shuffled": lambda r: certain(baseline_graphs.shuffled_scores(r.truth, r.present, r.context.seed, r.context.step, r.context.sample)),
+    "shuffled": lambda r: certain(
+        baseline_graphs.shuffled_scores(
+            r.truth, r.present, r.context.seed, r.context.step, r.context.sample
+        )
+    ),
     "full": lambda r: certain(baseline_graphs.full_scores(r.present)),
     "empty": lambda r: certain(baseline_graphs.empty_scores(r.present)),
 }
@@ -162,8 +176,12 @@ def estimate(
     missing truth.
     """
     if config.estimator not in ESTIMATORS:
-        raise UserError(f"graph estimator {config.estimator!r}: must be one of {', '.join(ESTIMATORS)}")
-    scores, tau = ESTIMATORS[config.estimator](Request(config, predictor, history, present, context, truth))
+        raise UserError(
+            f"graph estimator {config.estimator!r}: must be one of {', '.join(ESTIMATORS)}"
+        )
+    scores, tau = ESTIMATORS[config.estimator](
+        Request(config, predictor, history, present, context, truth)
+    )
     return Graph(calibrate(scores, tau, present), scores)
 
 

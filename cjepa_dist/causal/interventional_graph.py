@@ -66,7 +66,9 @@ def interventional_scores(
     batch, frames, slots, dim = history.shape
     device = history.device
     eye = torch.eye(slots, dtype=torch.bool, device=device)
-    done = torch.cat([torch.zeros(1, slots, dtype=torch.bool, device=device), eye])  # (S+1, S): world 0 is the factual one
+    done = torch.cat(
+        [torch.zeros(1, slots, dtype=torch.bool, device=device), eye]
+    )  # (S+1, S): world 0 is the factual one
     hidden = torch.zeros(slots + 1, batch, slots, dtype=torch.bool, device=device)
     worlds = history.expand(slots + 1, batch, frames, slots, dim)
     if intervention == "hide":
@@ -74,24 +76,37 @@ def interventional_scores(
     elif intervention == "empty":
         worlds = torch.where(done[:, None, None, :, None], empty.to(history), history)
     elif intervention == "swap":
-        worlds = torch.where(done[:, None, None, :, None], donors(history, present, seed, step, sample), history)
+        worlds = torch.where(
+            done[:, None, None, :, None], donors(history, present, seed, step, sample), history
+        )
     else:
         raise ValueError(f"intervention {intervention!r}: one of {', '.join(INTERVENTIONS)}")
     with without_dropout(predictor):
-        z = predictor(worlds.reshape(-1, frames, slots, dim), hidden.reshape(-1, slots), future_only=True)
+        z = predictor(
+            worlds.reshape(-1, frames, slots, dim), hidden.reshape(-1, slots), future_only=True
+        )
     future = z.float().reshape(slots + 1, batch, -1, slots, dim)
-    nats = ((future[1:] - future[:1]).square() / (2 * sigma2.float())).sum(dim=-1).mean(dim=2)  # (do j, B, i)
+    nats = (
+        ((future[1:] - future[:1]).square() / (2 * sigma2.float())).sum(dim=-1).mean(dim=2)
+    )  # (do j, B, i)
     return nats.permute(1, 2, 0) * pairs(present)
 
 
-def donors(history: Tensor, present: Tensor, seed: int, step: int | Tensor, sample: Tensor) -> Tensor:
+def donors(
+    history: Tensor, present: Tensor, seed: int, step: int | Tensor, sample: Tensor
+) -> Tensor:
     """For each slot of each window a present slot of another window, (B, T_h, S, D)."""
     batch, frames, slots, dim = history.shape
     if batch < 2:
-        raise ValueError("intervention 'swap' takes slots from another window: it needs a batch of at least 2")
+        raise ValueError(
+            "intervention 'swap' takes slots from another window: it needs a batch of at least 2"
+        )
     partner = partners(batch, seed, step, sample)
     # Argmax of one uniform number per candidate draws one candidate uniformly; present candidates stand above all absent ones.
-    keys = uniform(seed, step, sample, slots * slots, STREAM_DONOR).reshape(batch, slots, slots) + present[partner][:, None, :]
+    keys = (
+        uniform(seed, step, sample, slots * slots, STREAM_DONOR).reshape(batch, slots, slots)
+        + present[partner][:, None, :]
+    )
     chosen = keys.argmax(dim=-1)[:, None, :, None].expand(batch, frames, slots, dim)
     return history[partner].gather(2, chosen)
 
@@ -110,4 +125,8 @@ def residual(z_future: Tensor, target: Tensor, sigma2: Tensor) -> Tensor:
     than what the predictor does not know anyway is no edge. Needs no labels; calibrating on empty slots fails (empty for empty changes
     nothing).
     """
-    return ((z_future.float() - target.float()).square() / (2 * sigma2.float())).sum(dim=-1).mean(dim=1)
+    return (
+        ((z_future.float() - target.float()).square() / (2 * sigma2.float()))
+        .sum(dim=-1)
+        .mean(dim=1)
+    )

@@ -11,7 +11,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from cjepa_dist.checkpoint.integrity import checkpoint_steps, verify_checkpoint
 from cjepa_dist.config import merge, schema
@@ -32,7 +35,10 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(
-    path: Path, task: nn.Module, optimizers: list[torch.optim.Optimizer], mean: dict[str, Tensor] | None = None
+    path: Path,
+    task: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    mean: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Restore task, optimizers and running means in place; returns the meta data."""
     state = {"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}
@@ -61,7 +67,11 @@ def read_config(run: str | Path) -> schema.TrainWorldModel | schema.TrainAloe:
     if not path.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml")
     content = merge.read_yaml(path)
-    return merge.build(schema.TrainAloe, content) if "aloe" in content else merge.build(schema.TrainWorldModel, content)
+    return (
+        merge.build(schema.TrainAloe, content)
+        if "aloe" in content
+        else merge.build(schema.TrainWorldModel, content)
+    )
 
 
 def load_task(run: str | Path) -> tuple[WorldModelTask | VqaTask, Any, int]:
@@ -77,5 +87,7 @@ def load_task(run: str | Path) -> tuple[WorldModelTask | VqaTask, Any, int]:
     try:
         task.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"checkpoint {path} does not fit its own config: {str(error).splitlines()[-1].strip()}") from error
+        raise UserError(
+            f"checkpoint {path} does not fit its own config: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return task.eval(), config, json.loads((path / "meta.json").read_text())["step"]

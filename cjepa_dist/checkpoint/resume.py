@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cjepa_dist.checkpoint.loading import newest_checkpoint
-from cjepa_dist.training.logger import drop_later_lines
+from cjepa_dist.runtime.files import drop_lines_after
 
 # Fields that may differ when a run goes on: they change what is written and when, not what is learned.
 MAY_CHANGE = (
-    "data", "run", "loop.processes", "loop.engine", "loop.compare_every", "loop.log_every", "loop.eval_every", "loop.checkpoint_every",
-    "loop.checkpoint_minutes", "loop.keep", "loop.keep_best", "loop.stop_at", "loop.skip_budget", "loop.hang_minutes", "loop.profile",
-    "loop.async_checkpoints", "reading.workers", "reading.tolerate", "reading.timeout", "reading.tries",
+    "data", "run", "loop.num_processes", "loop.engine", "loop.replica_check_every", "loop.log_every", "loop.eval_every", "loop.checkpoint_every",
+    "loop.checkpoint_every_minutes", "loop.keep_checkpoints", "loop.keep_best", "loop.stop_at_step", "loop.max_skipped_steps", "loop.hang_timeout_minutes", "loop.profile",
+    "loop.async_checkpoints", "reading.workers", "reading.max_missing_samples", "reading.timeout", "reading.max_attempts",
 )  # fmt: skip
 
 
@@ -30,5 +30,5 @@ def resume(run: Path, load: Callable[[Path], dict[str, Any]], *, first: bool) ->
     if first:
         for rest in folder.glob("*.partial"):  # of a process killed while it wrote
             shutil.rmtree(rest, ignore_errors=True)
-        drop_later_lines(run / "skipped.jsonl", meta["step"])
+        drop_lines_after(run / "skipped.jsonl", meta["step"])
     return meta

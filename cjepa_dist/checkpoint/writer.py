@@ -1,7 +1,7 @@
 """Checkpoints: everything the next step reads, written to a temporary folder, checksummed, then renamed.
 
 RUN/checkpoints/step_00000500/   torch.distributed.checkpoint files (weights, statistics, optimizer)
-                                 model.safetensors   the task's weights (with optimizer.ema their running mean) and running statistics
+                                 model.safetensors   the task's weights (with optimizer.ema_decay their running mean) and running statistics
                                  meta.json           step, position, world size, skipped steps, best validation
                                  checksums.json      xxh3 of every other file, written last
 RUN/checkpoints/best.json        step, loss, folder of the best validation (loop.keep_best)
@@ -29,18 +29,20 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.utils._pytree import tree_leaves
 
-from cjepa_dist.checkpoint.integrity import checkpoint_checksum, checkpoint_steps
+from cjepa_dist.checkpoint.integrity import checkpoint_steps
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience import fault_injection
 from cjepa_dist.resilience.disk_full import DISK_FULL_ERRNOS
 from cjepa_dist.runtime.collectives import first_error, full_tensor
-from cjepa_dist.runtime.files import free_bytes, write_text_atomic
+from cjepa_dist.runtime.files import file_checksum, free_bytes, fsync_path, write_text_atomic
 
 if TYPE_CHECKING:
     pass
 from cjepa_dist.runtime.collectives import is_main
 
-warnings.filterwarnings("ignore", "torch.distributed is disabled")  # by torch's writer and reader, whenever one process runs
+warnings.filterwarnings(
+    "ignore", "torch.distributed is disabled"
+)  # by torch's writer and reader, whenever one process runs
 
 
 class CheckpointWriter:
@@ -51,17 +53,33 @@ class CheckpointWriter:
     own, or two threads' messages would meet.
     """
 
-    def __init__(self, folder: Path, *, keep: int, background: bool = False, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        background: bool = False,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
         self.folder, self.keep, self.group = folder, keep, group
         self.pool = ThreadPoolExecutor(1, "checkpoint") if background else None
-        self.staging = StagingOptions(use_pinned_memory=torch.cuda.is_available(), use_shared_memory=False, use_async_staging=False)
+        self.staging = StagingOptions(
+            use_pinned_memory=torch.cuda.is_available(),
+            use_shared_memory=False,
+            use_async_staging=False,
+        )
         self.staging.use_non_blocking_copy = torch.cuda.is_available()
         self.pending: Future[None] | None = None
 
     def __enter__(self) -> CheckpointWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self.wait()
         except Exception as fault:
@@ -91,12 +109,17 @@ class CheckpointWriter:
         state = {"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}
         if mean is not None:
             state["mean"] = mean
-        full = {name: full_tensor(value.detach()) for name, value in {**state["task"], **(mean or {})}.items()}  # all ranks take part
+        full = {
+            name: full_tensor(value.detach())
+            for name, value in {**state["task"], **(mean or {})}.items()
+        }  # all ranks take part
         content = {"state": state, "weights": full if is_main() else {}}
         if self.pool is None:
             self.write(content, step, meta)
         else:
-            staged: Any = DefaultStager(self.staging).stage(content)  # torch 2.11's serves once (pytorch issue 183413)
+            staged: Any = DefaultStager(self.staging).stage(
+                content
+            )  # torch 2.11's serves once (pytorch issue 183413)
             self.pending = self.pool.submit(self.write, staged, step, meta)
 
     def wait(self) -> None:
@@ -106,7 +129,10 @@ class CheckpointWriter:
             pending.result()
 
     def write(self, content: dict[str, Any], step: int, meta: dict[str, Any]) -> None:
-        final, temporary = self.folder / f"step_{step:08d}", self.folder / f"step_{step:08d}.partial"
+        final, temporary = (
+            self.folder / f"step_{step:08d}",
+            self.folder / f"step_{step:08d}.partial",
+        )
         first = is_main()
 
         def begin() -> None:
@@ -115,21 +141,29 @@ class CheckpointWriter:
                 temporary.mkdir(parents=True)
 
         def write() -> None:
-            dcp.save(content["state"], checkpoint_id=temporary, process_group=self.group, no_dist=not dist.is_initialized())
+            dcp.save(
+                content["state"],
+                checkpoint_id=temporary,
+                process_group=self.group,
+                no_dist=not dist.is_initialized(),
+            )
 
         def finish() -> None:
             if not first:
                 return
-            save_file({name: value.cpu().contiguous() for name, value in content["weights"].items()}, temporary / "model.safetensors")
+            save_file(
+                {name: value.cpu().contiguous() for name, value in content["weights"].items()},
+                temporary / "model.safetensors",
+            )
             (temporary / "meta.json").write_text(json.dumps({**meta, "step": step}, indent=1))
-            sums = {path.name: checkpoint_checksum(path) for path in sorted(temporary.iterdir())}
+            sums = {path.name: file_checksum(path) for path in sorted(temporary.iterdir())}
             (temporary / "checksums.json").write_text(json.dumps(sums, indent=1))
             for path in temporary.iterdir():
-                fsync_file(path)
+                fsync_path(path)
             fault_injection.inject_in_checkpoint(step)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
-            fsync_file(self.folder)
+            fsync_path(self.folder)
             apply_retention(self.folder, step, self.keep, meta.get("best"))
 
         try:
@@ -152,7 +186,9 @@ class CheckpointWriter:
             part()
         except (Exception, CheckpointException) as error:  # the latter is torch's and no Exception
             fault = error
-        text = first_error(None if fault is None else f"{type(fault).__name__}: {fault}", self.group)
+        text = first_error(
+            None if fault is None else f"{type(fault).__name__}: {fault}", self.group
+        )
         if text is not None:
             raise fault or RuntimeError(f"on another rank: {text}")
 
@@ -161,7 +197,9 @@ def disk_full_message(folder: Path, content: dict[str, Any], error: BaseExceptio
     """What to tell the user if `error` came from a full disk (torch's writer keeps the errno to itself, so the room is measured)."""
     needed = sum(value.nbytes for value in tree_leaves(content) if isinstance(value, torch.Tensor))
     room = free_bytes(folder)
-    if room > 1.2 * needed + 65536 and not any(os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS):
+    if room > 1.2 * needed + 65536 and not any(
+        os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS
+    ):
         return None
     return (
         f"no room for a checkpoint in {folder}: it needs about {needed} bytes, {room} are free; nothing there was changed: "
@@ -175,13 +213,11 @@ def apply_retention(folder: Path, step: int, keep: int, best: dict[str, Any] | N
     if best is None:
         mark.unlink(missing_ok=True)
     else:
-        write_text_atomic(mark, json.dumps({**best, "folder": f"step_{best['step']:08d}"}, indent=1))
+        write_text_atomic(
+            mark, json.dumps({**best, "folder": f"step_{best['step']:08d}"}, indent=1)
+        )
     past = [old for old in checkpoint_steps(folder) if old <= step]
-    for old in set(checkpoint_steps(folder)) - set(past[-keep:]) - ({best["step"]} if best else set()):
+    for old in (
+        set(checkpoint_steps(folder)) - set(past[-keep:]) - ({best["step"]} if best else set())
+    ):
         shutil.rmtree(folder / f"step_{old:08d}")
-
-
-def fsync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

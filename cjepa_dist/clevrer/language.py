@@ -44,30 +44,89 @@ EXIT = "objects {X} unique filter_out unique"
 CAUSE = "events events %s filter_ancestor belong_to{NOT}"
 COUNTERFACT = "all_events objects {X} unique get_counterfact belong_to{NOT}"
 RESPONSIBLE = "Which of the following is {NOT}responsible for the "
-PARTNER = "events objects {X} unique filter_collision %s objects {X} unique get_col_partner query_{A}"
+PARTNER = (
+    "events objects {X} unique filter_collision %s objects {X} unique get_col_partner query_{A}"
+)
 STATES = "objects {D} {TIME} filter_{STATE} unique query_{A}"
 
 FORMS: tuple[Form, ...] = (
-    Form("descriptive", "count_state", "How many {OBJS} are {STATE}{TIME}?", "objects {OBJS} {TIME} filter_{STATE} count", "count"),
-    Form("descriptive", "count_state", "How many {STATE} {OBJS} are there{TIME}?", "objects {OBJS} {TIME} filter_{STATE} count", "count"),
-    Form("descriptive", "count_event", "How many {OBJS} {DO} the scene{ORD}?", "{ORD} objects {OBJS} {DO} count", "count"),
-    Form("descriptive", "count_collision", "How many collisions happen{ORD}?", "{ORD} objects filter_collision count", "count"),
-    Form("descriptive", "exist_event", "Are there any {OBJS} that {DO} the scene{ORD}?", "{ORD} objects {OBJS} {DO} exist", "exist"),
-    Form("descriptive", "exist_collision", "Are there collisions{ORD}?", "{ORD} objects filter_collision exist", "exist"),
-    Form("descriptive", "exist_state", "Are there any {STATE} {OBJS}{TIME}?", "objects {OBJS} {TIME} filter_{STATE} exist", "exist"),
+    Form(
+        "descriptive",
+        "count_state",
+        "How many {OBJS} are {STATE}{TIME}?",
+        "objects {OBJS} {TIME} filter_{STATE} count",
+        "count",
+    ),
+    Form(
+        "descriptive",
+        "count_state",
+        "How many {STATE} {OBJS} are there{TIME}?",
+        "objects {OBJS} {TIME} filter_{STATE} count",
+        "count",
+    ),
+    Form(
+        "descriptive",
+        "count_event",
+        "How many {OBJS} {DO} the scene{ORD}?",
+        "{ORD} objects {OBJS} {DO} count",
+        "count",
+    ),
+    Form(
+        "descriptive",
+        "count_collision",
+        "How many collisions happen{ORD}?",
+        "{ORD} objects filter_collision count",
+        "count",
+    ),
+    Form(
+        "descriptive",
+        "exist_event",
+        "Are there any {OBJS} that {DO} the scene{ORD}?",
+        "{ORD} objects {OBJS} {DO} exist",
+        "exist",
+    ),
+    Form(
+        "descriptive",
+        "exist_collision",
+        "Are there collisions{ORD}?",
+        "{ORD} objects filter_collision exist",
+        "exist",
+    ),
+    Form(
+        "descriptive",
+        "exist_state",
+        "Are there any {STATE} {OBJS}{TIME}?",
+        "objects {OBJS} {TIME} filter_{STATE} exist",
+        "exist",
+    ),
     *(
         Form("descriptive", family, f"{what} {text}?", program, "query")
         for what in ("What {A} is the", "What is the {A} of the")
         for family, text, program in (
-            ("query_order", "{ORDER} object that {DOES} the scene", "events objects {DOES} {ORDER} filter_order get_object query_{A}"),
+            (
+                "query_order",
+                "{ORDER} object that {DOES} the scene",
+                "events objects {DOES} {ORDER} filter_order get_object query_{A}",
+            ),
             ("query_partner", "object to collide with the {X}", PARTNER % "unique"),
-            ("query_partner_order", "{ORDER} object to collide with the {X}", PARTNER % "{ORDER} filter_order"),
+            (
+                "query_partner_order",
+                "{ORDER} object to collide with the {X}",
+                PARTNER % "{ORDER} filter_order",
+            ),
             ("query_state", "{STATE} {D}{TIME}", STATES),
             ("query_state", "{D} that is {STATE}{TIME}", STATES),
         )
     ),
-    Form("explanatory", "collision", RESPONSIBLE + "collision between the {X} and the {Y}?", CAUSE % COLLISION),
-    Form("explanatory", "collision", RESPONSIBLE + "{X}'s colliding with the {Y}?", CAUSE % COLLISION),
+    Form(
+        "explanatory",
+        "collision",
+        RESPONSIBLE + "collision between the {X} and the {Y}?",
+        CAUSE % COLLISION,
+    ),
+    Form(
+        "explanatory", "collision", RESPONSIBLE + "{X}'s colliding with the {Y}?", CAUSE % COLLISION
+    ),
     Form("explanatory", "exit", RESPONSIBLE + "{X}'s exit?", CAUSE % EXIT),
     Form("explanatory", "exit", RESPONSIBLE + "{X}'s exiting the scene?", CAUSE % EXIT),
     Form("predictive", "next", "What will happen next?", "unseen_events belong_to"),
@@ -83,10 +142,20 @@ FORMS: tuple[Form, ...] = (
         )
     ),
     Form("choice", "presence", "the presence of the {X}", "objects {X} unique"),
-    Form("choice", "cause_collision", "the collision between the {X} and the {Y}", "events " + COLLISION),
+    Form(
+        "choice",
+        "cause_collision",
+        "the collision between the {X} and the {Y}",
+        "events " + COLLISION,
+    ),
     Form("choice", "cause_collision", "the {X}'s colliding with the {Y}", "events " + COLLISION),
     Form("choice", "entrance", "the {X}'s entrance", "events objects {X} unique filter_in unique"),
-    Form("choice", "entrance", "the {X}'s entering the scene", "events objects {X} unique filter_in unique"),
+    Form(
+        "choice",
+        "entrance",
+        "the {X}'s entering the scene",
+        "events objects {X} unique filter_in unique",
+    ),
     Form("choice", "pair", "The {X} collides with the {Y}", "all_events " + COLLISION),
     Form("choice", "pair", "The {X} and the {Y} collide", "all_events " + COLLISION),
 )
@@ -95,7 +164,11 @@ for _form in FORMS:
     BY_FAMILY.setdefault(_form.family, []).append(_form)
 
 # Blanks with a fixed set of fillers. TIME and ORD also take an event of a described object: `at_event`.
-TIMES = {"": "null", " when the video begins": "start get_frame", " when the video ends": "end get_frame"}
+TIMES = {
+    "": "null",
+    " when the video begins": "start get_frame",
+    " when the video ends": "end get_frame",
+}
 DOES = {"enters": "filter_in", "exits": "filter_out"}
 DO = {"enter": "filter_in", "exit": "filter_out"}
 NOT = {"": "", "not ": " negate"}
@@ -112,7 +185,9 @@ PLAIN = {
 def fill(form: Form, blanks: dict[str, Filler]) -> tuple[str, list[str]]:
     """(sentence, program) of a form with its blanks filled."""
     text = form.text.format_map({name: filler.text for name, filler in blanks.items()})
-    return text, form.program.format_map({name: filler.program for name, filler in blanks.items()}).split()
+    return text, form.program.format_map(
+        {name: filler.program for name, filler in blanks.items()}
+    ).split()
 
 
 def plain(name: str, text: str) -> Filler:
@@ -146,8 +221,12 @@ USE: dict[tuple[str, ...], float] = {
 def phrase(color: str, material: str, shape: str, plural: bool = False) -> Filler:
     """A description: "" stands for an attribute that is not named."""
     values = (("color", color), ("material", material), ("shape", shape))
-    words = [value for name, value in values[:2] if value] + [(shape or "object") + ("s" if plural else "")]
-    return Filler(" ".join(words), " ".join(f"{value} filter_{name}" for name, value in values if value))
+    words = [value for name, value in values[:2] if value] + [
+        (shape or "object") + ("s" if plural else "")
+    ]
+    return Filler(
+        " ".join(words), " ".join(f"{value} filter_{name}" for name, value in values if value)
+    )
 
 
 class Namer:
@@ -156,7 +235,9 @@ class Namer:
     def __init__(self, objects: Sequence[SceneObject], random: Random) -> None:
         self.random = random
         subsets = list(USE)
-        values = [tuple(tuple(getattr(o, name) for name in subset) for subset in subsets) for o in objects]
+        values = [
+            tuple(tuple(getattr(o, name) for name in subset) for subset in subsets) for o in objects
+        ]
         times: Counter = Counter((i, value) for row in values for i, value in enumerate(row))
         self.options: dict[int, tuple[list[Filler], list[float]]] = {}
         for item, row in zip(objects, values):
@@ -164,10 +245,18 @@ class Namer:
             for i, value in enumerate(row):
                 if times[i, value] == 1:
                     named = dict(zip(subsets[i], value))
-                    fillers.append(phrase(named.get("color", ""), named.get("material", ""), named.get("shape", "")))
+                    fillers.append(
+                        phrase(
+                            named.get("color", ""),
+                            named.get("material", ""),
+                            named.get("shape", ""),
+                        )
+                    )
                     weights.append(USE[subsets[i]])
             if not fillers:
-                raise UserError(f"object {item.object_id} has the colour, material and shape of another object of its scene")
+                raise UserError(
+                    f"object {item.object_id} has the colour, material and shape of another object of its scene"
+                )
             self.options[item.object_id] = (fillers, weights)
 
     def __call__(self, object_id: int) -> Filler:
@@ -178,7 +267,9 @@ class Namer:
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
-_NOUN = "(?:(?:{}) )?(?:(?:{}) )?(?:{}|object)".format(*("|".join(values) for values in ATTRIBUTES.values()))
+_NOUN = "(?:(?:{}) )?(?:(?:{}) )?(?:{}|object)".format(
+    *("|".join(values) for values in ATTRIBUTES.values())
+)
 _EVENT = rf"(?: {{relation}} the {_NOUN} (?:enters|exits) the scene)"
 _BLANKS = {
     **{name: "(?:" + "|".join(fixed) + ")" for name, fixed in PLAIN.items() if name != "NOT"},
@@ -211,7 +302,9 @@ def parse(sentence: str) -> tuple[Form, list[str]]:
     text = sentence.lower().replace("?", "").strip()
     for pattern, form in _PATTERNS:
         if (match := pattern.fullmatch(text)) is not None:
-            blanks = {name: Filler(value, _read(name, value)) for name, value in match.groupdict().items()}
+            blanks = {
+                name: Filler(value, _read(name, value)) for name, value in match.groupdict().items()
+            }
             return form, fill(form, blanks)[1]
     raise UserError(f"no form of CLEVRER's questions fits {sentence!r}")
 
@@ -226,11 +319,18 @@ def _read(name: str, text: str) -> str:
         relation, _, *described, does, _, _ = text.split()
         return at_event(name, relation, Filler("", _read("X", " ".join(described))), does).program
     words = text.removesuffix("s").split()
-    return " ".join(f"{word} filter_{kind}" for word in words for kind, values in ATTRIBUTES.items() if word in values)
+    return " ".join(
+        f"{word} filter_{kind}"
+        for word in words
+        for kind, values in ATTRIBUTES.items()
+        if word in values
+    )
 
 
 def described(program: Sequence[str], objects: Sequence[SceneObject]) -> list[int]:
     """Ids of the objects that pass the attribute filters of a piece of a program."""
     pairs = [(token.removeprefix("filter_"), word) for word, token in itertools.pairwise(program)]
     wanted = [(name, word) for name, word in pairs if name in ATTRIBUTES]
-    return [o.object_id for o in objects if all(getattr(o, name) == value for name, value in wanted)]
+    return [
+        o.object_id for o in objects if all(getattr(o, name) == value for name, value in wanted)
+    ]

@@ -20,7 +20,9 @@ import numpy as np
 from cjepa_dist.clevrer.scene import COLORS, MATERIALS, SHAPES, SHOWN, History
 from cjepa_dist.errors import UserError
 
-MOVING_SPEED = 0.003  # world units a video frame; above it an object "is moving". A new object has .01 to .04.
+MOVING_SPEED = (
+    0.003  # world units a video frame; above it an object "is moving". A new object has .01 to .04.
+)
 
 ATTRIBUTES = {"color": COLORS, "material": MATERIALS, "shape": SHAPES}
 ORDERS = {"first": 0, "second": 1, "last": -1}
@@ -40,7 +42,9 @@ class World:
     Shapes: history.present (180, n) bool, history.velocity (180, n, 2); column i belongs to the object with id i.
     """
 
-    def __init__(self, history: History, counterfactual: Callable[[int], History] | None = None) -> None:
+    def __init__(
+        self, history: History, counterfactual: Callable[[int], History] | None = None
+    ) -> None:
         self.history = history
         self._resimulate = counterfactual
         self._worlds: dict[int, History] = {}
@@ -48,11 +52,18 @@ class World:
         seen = np.any(history.present[:SHOWN], axis=0)
         self.described = [o for o in history.objects if seen[o.object_id]]
         self.objects = [o.object_id for o in self.described]
-        self.attribute = {name: {o.object_id: str(getattr(o, name)) for o in self.described} for name in ATTRIBUTES}
+        self.attribute = {
+            name: {o.object_id: str(getattr(o, name)) for o in self.described}
+            for name in ATTRIBUTES
+        }
         known = set(self.objects)
         every = [Event("in", f, (o,)) for o, f in history.entries.items() if o in known]
         every += [Event("out", f, (o,)) for o, f in history.exits.items() if o in known]
-        every += [Event("collision", f, pair) for pair, f in visible_collisions(history) if pair[0] in known and pair[1] in known]
+        every += [
+            Event("collision", f, pair)
+            for pair, f in visible_collisions(history)
+            if pair[0] in known and pair[1] in known
+        ]
         every.sort(key=lambda e: (e.frame, e.kind, e.objects))
         happened = [e for e in every if e.frame < SHOWN]
         self.start, self.end = Event("start", 0, ()), Event("end", SHOWN - 1, ())
@@ -63,19 +74,28 @@ class World:
     @cached_property
     def moving(self) -> dict[int, list[bool]]:
         """Object id -> for each shown frame: in view and faster than MOVING_SPEED."""
-        fast = (np.square(self.history.velocity[:SHOWN]).sum(-1) > MOVING_SPEED**2) & self.history.present[:SHOWN]
+        fast = (
+            np.square(self.history.velocity[:SHOWN]).sum(-1) > MOVING_SPEED**2
+        ) & self.history.present[:SHOWN]
         return {o: fast[:, o].tolist() for o in self.objects}
 
     @cached_property
     def resting(self) -> dict[int, list[bool]]:
         """Object id -> for each shown frame: in view and not moving."""
         seen = self.history.present[:SHOWN]
-        return {o: [p and not m for p, m in zip(seen[:, o].tolist(), self.moving[o])] for o in self.objects}
+        return {
+            o: [p and not m for p, m in zip(seen[:, o].tolist(), self.moving[o])]
+            for o in self.objects
+        }
 
     @cached_property
     def pairs(self) -> list[Event]:
         """All unordered pairs of objects as possible collisions."""
-        return [Event("collision", -1, (a, b) if a < b else (b, a)) for i, a in enumerate(self.objects) for b in self.objects[i + 1 :]]
+        return [
+            Event("collision", -1, (a, b) if a < b else (b, a))
+            for i, a in enumerate(self.objects)
+            for b in self.objects[i + 1 :]
+        ]
 
     @cached_property
     def traces(self) -> dict[int, list[Event]]:
@@ -94,7 +114,11 @@ class World:
             effect = front.pop()
             for o in effect.objects:
                 trace = self.traces[o]
-                if effect in trace and (index := trace.index(effect)) > 0 and trace[index - 1] not in found:
+                if (
+                    effect in trace
+                    and (index := trace.index(effect)) > 0
+                    and trace[index - 1] not in found
+                ):
                     found.add(trace[index - 1])
                     front.append(trace[index - 1])
         return found
@@ -103,7 +127,9 @@ class World:
         """What happens without the object `removed`."""
         if removed not in self._worlds:
             if self._resimulate is None:
-                raise UserError(f"a program asks what happens without object {removed}, but no counterfactual simulation was given")
+                raise UserError(
+                    f"a program asks what happens without object {removed}, but no counterfactual simulation was given"
+                )
             self._worlds[removed] = self._resimulate(removed)
         return self._worlds[removed]
 
@@ -124,14 +150,20 @@ class World:
         """
         kinds, values = evaluate([token for program in programs for token in program], self)
         if len(kinds) != 1 or kinds[0] not in ("answer", "number"):
-            raise UserError(f"a program must leave one answer; it leaves {', '.join(kinds) or 'nothing'}")
+            raise UserError(
+                f"a program must leave one answer; it leaves {', '.join(kinds) or 'nothing'}"
+            )
         return str(values[0])
 
 
 def visible_collisions(history: History) -> list[tuple[tuple[int, ...], int]]:
     """((a, b), frame) of the collisions whose objects are both in view at the frame of contact, by frame."""
     present = history.present
-    return [((c.a, c.b), c.frame) for c in history.collisions if present[c.frame, c.a] and present[c.frame, c.b]]
+    return [
+        ((c.a, c.b), c.frame)
+        for c in history.collisions
+        if present[c.frame, c.a] and present[c.frame, c.b]
+    ]
 
 
 # --- operators -------------------------------------------------------------------------------------------------------
@@ -222,12 +254,18 @@ OPERATORS: dict[str, Operator] = {
     "end": Operator({(): "event"}, lambda w: w.end),
     "unique": Operator({("objects",): "object", ("events",): "event"}, _unique),
     "count": Operator({("objects",): "number", ("events",): "number"}, lambda w, items: len(items)),
-    "exist": Operator({("objects",): "answer", ("events",): "answer"}, lambda w, items: _yes(bool(items))),
+    "exist": Operator(
+        {("objects",): "answer", ("events",): "answer"}, lambda w, items: _yes(bool(items))
+    ),
     "negate": Operator({("answer",): "answer"}, lambda w, value: _yes(value == "no")),
     "belong_to": Operator({("object", "events"): "answer", ("event", "events"): "answer"}, _belong),
     "filter_order": Operator({("events", "order"): "event"}, _order),
-    "filter_before": Operator({("events", "event"): "events"}, lambda w, items, e: [x for x in items if x.frame < e.frame]),
-    "filter_after": Operator({("events", "event"): "events"}, lambda w, items, e: [x for x in items if x.frame > e.frame]),
+    "filter_before": Operator(
+        {("events", "event"): "events"}, lambda w, items, e: [x for x in items if x.frame < e.frame]
+    ),
+    "filter_after": Operator(
+        {("events", "event"): "events"}, lambda w, items, e: [x for x in items if x.frame > e.frame]
+    ),
     "filter_ancestor": Operator({("events", "event"): "events"}, _ancestor),
     "filter_moving": Operator({("objects", "frame"): "objects"}, _in_state(True)),
     "filter_stationary": Operator({("objects", "frame"): "objects"}, _in_state(False)),
@@ -237,13 +275,21 @@ OPERATORS: dict[str, Operator] = {
     "get_counterfact": Operator({("events", "object"): "events"}, _counterfact),
 }
 for _name, _kind in (("filter_in", "in"), ("filter_out", "out"), ("filter_collision", "collision")):
-    OPERATORS[_name] = Operator({("events", "object"): "events", ("events", "objects"): "events"}, _with(_kind))
+    OPERATORS[_name] = Operator(
+        {("events", "object"): "events", ("events", "objects"): "events"}, _with(_kind)
+    )
 for _name in ATTRIBUTES:
     OPERATORS[f"filter_{_name}"] = Operator({("objects", _name): "objects"}, _having(_name))
-    OPERATORS[f"query_{_name}"] = Operator({("object",): "answer"}, lambda w, o, name=_name: w.attribute[name][o])
+    OPERATORS[f"query_{_name}"] = Operator(
+        {("object",): "answer"}, lambda w, o, name=_name: w.attribute[name][o]
+    )
 
-ARITY = {name: len(next(iter(operator.signatures))) for name, operator in OPERATORS.items()}  # the same in all signatures of an operator
-WORDS: dict[str, tuple[str, Any]] = {value: (name, value) for name, values in ATTRIBUTES.items() for value in values}
+ARITY = {
+    name: len(next(iter(operator.signatures))) for name, operator in OPERATORS.items()
+}  # the same in all signatures of an operator
+WORDS: dict[str, tuple[str, Any]] = {
+    value: (name, value) for name, values in ATTRIBUTES.items() for value in values
+}
 WORDS |= {order: ("order", order) for order in ORDERS} | {"null": ("frame", None)}
 
 
@@ -260,7 +306,9 @@ def evaluate(program: Sequence[str], world: World | None) -> tuple[list[str], li
         operator = OPERATORS.get(token)
         if operator is None:
             if token not in WORDS:
-                raise UserError(f"unknown operator {token!r} at token {position} of the program: {' '.join(program)}")
+                raise UserError(
+                    f"unknown operator {token!r} at token {position} of the program: {' '.join(program)}"
+                )
             kind, value = WORDS[token]
             kinds.append(kind)
             values.append(value)
@@ -269,7 +317,9 @@ def evaluate(program: Sequence[str], world: World | None) -> tuple[list[str], li
         result = operator.signatures.get(tuple(kinds[first:])) if first >= 0 else None
         if result is None:
             wanted = " or ".join("(" + ", ".join(s) + ")" for s in operator.signatures)
-            raise UserError(f"{token} at token {position} needs {wanted}, the stack holds ({', '.join(kinds)}): {' '.join(program)}")
+            raise UserError(
+                f"{token} at token {position} needs {wanted}, the stack holds ({', '.join(kinds)}): {' '.join(program)}"
+            )
         kinds[first:] = [result]
         if world is not None:
             values[first:] = [operator.function(world, *values[first:])]

@@ -18,7 +18,9 @@ def objects(annotation: dict[str, Any]) -> list[SceneObject]:
     """The objects of an annotation JSON in the order of their ids. Raises UserError where it lists none."""
     listed = annotation.get("object_property")
     if not listed:
-        raise UserError(f"the annotation of scene {annotation.get('scene_index')} lists no objects (object_property)")
+        raise UserError(
+            f"the annotation of scene {annotation.get('scene_index')} lists no objects (object_property)"
+        )
     found = [SceneObject(o["object_id"], o["color"], o["material"], o["shape"]) for o in listed]
     return sorted(found, key=lambda o: o.object_id)
 

@@ -43,7 +43,9 @@ class History:
 
     objects: list[SceneObject]
     collisions: list[Collision]  # sorted by frame
-    entries: dict[int, int]  # object id -> frame at which it becomes visible (absent: visible at frame 0, or never)
+    entries: dict[
+        int, int
+    ]  # object id -> frame at which it becomes visible (absent: visible at frame 0, or never)
     exits: dict[int, int]  # object id -> frame at which it stops being visible
     present: np.ndarray  # (FRAMES, n) bool: in view
     position: np.ndarray  # (FRAMES, n, 2) world units

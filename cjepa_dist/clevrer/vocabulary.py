@@ -26,7 +26,10 @@ yellow
 _ANSWERS = "0 1 2 3 4 5 blue brown cube cyan cylinder gray green metal no purple red rubber sphere yellow yes"
 
 WORDS: dict[str, int] = {"PAD": PAD, **{word: i for i, word in enumerate(_WORDS.split(), 1)}}
-ANSWERS: dict[str, int] = {"PAD": PAD, **{answer: i for i, answer in enumerate(_ANSWERS.split(), 1)}}
+ANSWERS: dict[str, int] = {
+    "PAD": PAD,
+    **{answer: i for i, answer in enumerate(_ANSWERS.split(), 1)},
+}
 ANSWER_NAMES: tuple[str, ...] = tuple(ANSWERS)  # answer id -> text
 TYPES = ("descriptive", "explanatory", "predictive", "counterfactual")
 

@@ -17,7 +17,9 @@ from cjepa_dist.errors import UserError
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def launch(schema: type[Schema], main: Callable[[Schema], int | None], argv: Sequence[str] | None = None) -> typing.NoReturn:
+def launch(
+    schema: type[Schema], main: Callable[[Schema], int | None], argv: Sequence[str] | None = None
+) -> typing.NoReturn:
     """Parse, run, and leave: exit code of `main` (None = 0), or 2 and one line for a UserError."""
     try:
         config = parse(schema, sys.argv[1:] if argv is None else argv)
@@ -36,14 +38,21 @@ def parse(schema: type[Schema], argv: Sequence[str]) -> Schema | None:
     files = [arg for arg in argv if "=" not in arg]
     pairs = [arg for arg in argv if "=" in arg]
     if len(files) > 1 or any(f.startswith("-") for f in files):
-        raise UserError(f"arguments are [CONFIG.yaml] key=value ...; got {' '.join(files)!r}; see --help")
+        raise UserError(
+            f"arguments are [CONFIG.yaml] key=value ...; got {' '.join(files)!r}; see --help"
+        )
     return build(schema, *(read_yaml(f) for f in files), OmegaConf.from_dotlist(pairs))
 
 
 def usage(schema: type) -> str:
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).name
-    lines = [(schema.__doc__ or "").strip(), "", f"usage: python -m {name} [CONFIG.yaml] key=value ...", ""]
+    lines = [
+        (schema.__doc__ or "").strip(),
+        "",
+        f"usage: python -m {name} [CONFIG.yaml] key=value ...",
+        "",
+    ]
     for key, field in leaf_fields(schema):
         default = default_of(field)
         shown = "required" if default == MISSING else f"default {default!r}"

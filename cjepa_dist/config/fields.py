@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def option(default: Any, meaning: str, *, unit: str = "", choices: Sequence[str] = (), least: float | None = None) -> Any:
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    choices: Sequence[str] = (),
+    least: float | None = None,
+) -> Any:
     """A config field: its default (a dataclass type for a section), what it means, its unit, what it may be."""
     metadata = {"meaning": meaning, "unit": unit, "choices": tuple(choices), "least": least}
     if isinstance(default, (type, list, dict)):

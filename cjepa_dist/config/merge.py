@@ -25,7 +25,9 @@ def build(schema: type[Schema], *layers: Any) -> Schema:
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            raise UserError(f"config field {error.full_key}: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"config field {error.full_key}: {str(error).splitlines()[0]}"
+            ) from error
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise UserError(f"missing: {', '.join(f'{k}=...' for k in missing)}; see --help")
     config = typing.cast(Schema, OmegaConf.to_object(merged))
@@ -86,6 +88,10 @@ def check_values(config: Any, prefix: str = "") -> None:
             check_values(value, f"{prefix}{field.name}.")
             continue
         if meta.get("choices") and value not in meta["choices"]:
-            raise UserError(f"config field {prefix}{field.name}={value!r}: must be one of {', '.join(meta['choices'])}")
+            raise UserError(
+                f"config field {prefix}{field.name}={value!r}: must be one of {', '.join(meta['choices'])}"
+            )
         if meta.get("least") is not None and value < meta["least"]:
-            raise UserError(f"config field {prefix}{field.name}={value!r}: must be at least {meta['least']}")
+            raise UserError(
+                f"config field {prefix}{field.name}={value!r}: must be at least {meta['least']}"
+            )

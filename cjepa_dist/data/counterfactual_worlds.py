@@ -15,10 +15,17 @@ import numpy as np
 
 from cjepa_dist.clevrer import questions
 from cjepa_dist.clevrer.scene import SHOWN
-from cjepa_dist.data.counterfactual_worlds import asked_slots
 from cjepa_dist.data.format.dtypes import finite, stored, widen
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import ANNOTATION, MATCH, QUESTIONS, TRUTH, WORLDS, ShardReader, select_shards
+from cjepa_dist.data.format.reader import (
+    ANNOTATION,
+    MATCH,
+    QUESTIONS,
+    TRUTH,
+    WORLDS,
+    ShardReader,
+    select_shards,
+)
 from cjepa_dist.data.format.split_writer import Sample
 from cjepa_dist.errors import UserError
 
@@ -31,7 +38,9 @@ class QuestionWorlds:
 
     def __init__(self, manifest: Manifest, count: int) -> None:
         self.manifest, self.frames = manifest, min(manifest.frames, SHOWN)
-        self.room = np.empty((count, self.frames, *manifest.shape[1:]), stored(manifest.dtype))  # not written to, it takes no memory
+        self.room = np.empty(
+            (count, self.frames, *manifest.shape[1:]), stored(manifest.dtype)
+        )  # not written to, it takes no memory
         self.videos: list[int] = []
         self.of_question: list[int] = []
         self.without: list[bool] = []
@@ -86,14 +95,23 @@ def load_question_worlds(folder: str | Path, split: str, count: int) -> Question
     return worlds
 
 
-def removed_slots_in_shard(shard: ShardReader, key: str, content: dict[str, Any]) -> list[int | None]:
+def removed_slots_in_shard(
+    shard: ShardReader, key: str, content: dict[str, Any]
+) -> list[int | None]:
     """`asked_slots` of a video in a shard, of which only what is needed is read."""
-    if not any(question["question_type"] == "counterfactual" for question in content.get("questions", ())):
+    if not any(
+        question["question_type"] == "counterfactual" for question in content.get("questions", ())
+    ):
         return []
-    scene = {"scene_index": content.get("scene_index"), "object_property": shard.field(key, ANNOTATION, "object_property")}
+    scene = {
+        "scene_index": content.get("scene_index"),
+        "object_property": shard.field(key, ANNOTATION, "object_property"),
+    }
     truth, match = (shard.arrays(key, member, ("slot_object",)) for member in (TRUTH, MATCH))
     try:
-        return asked_slots(Sample(key, annotation=scene, questions=content, truth=truth or None, match=match))
+        return asked_slots(
+            Sample(key, annotation=scene, questions=content, truth=truth or None, match=match)
+        )
     except UserError as error:
         raise UserError(f"shard {shard.path}, {error}") from error
 
@@ -105,9 +123,14 @@ class WorldArchive:
         self.place = f"shard {shard.path}, key {key}"
         worlds = shard.arrays(key, WORLDS)
         if worlds is None:
-            raise UserError(f"{self.place} has counterfactual questions and no worlds.npz, which protocol=counterfactual reads: {COMMAND}")
+            raise UserError(
+                f"{self.place} has counterfactual questions and no worlds.npz, which protocol=counterfactual reads: {COMMAND}"
+            )
         self.removed, self.slots = worlds["removed"].tolist(), worlds["slots"]
-        seen, wanted = (self.slots.shape[1:], self.slots.dtype), (manifest.shape, stored(manifest.dtype))
+        seen, wanted = (
+            (self.slots.shape[1:], self.slots.dtype),
+            (manifest.shape, stored(manifest.dtype)),
+        )
         if seen != wanted or not finite(self.slots):
             raise UserError(
                 f"{self.place}: worlds.npz holds slots {seen[0]} {seen[1]}, {wanted[0]} {wanted[1]} wanted, all finite; {COMMAND}"
@@ -116,7 +139,9 @@ class WorldArchive:
     def world(self, slot: int, question: str) -> np.ndarray:
         """(T, S, D): the world without a slot's object, which `question` asks for."""
         if slot not in self.removed:
-            raise UserError(f"{self.place}: {question} removes slot {slot}, there are worlds without {self.removed}; {COMMAND}")
+            raise UserError(
+                f"{self.place}: {question} removes slot {slot}, there are worlds without {self.removed}; {COMMAND}"
+            )
         return self.slots[self.removed.index(slot)]
 
 
@@ -129,13 +154,20 @@ def asked_slots(sample: Sample) -> list[int | None]:
     Raises UserError, naming the key, where the shards do not tell which slot holds which object, or have no questions.
     """
     if sample.questions is None or sample.annotation is None:
-        raise UserError(f"key {sample.key}: has no questions that could remove an object; take all=true")
+        raise UserError(
+            f"key {sample.key}: has no questions that could remove an object; take all=true"
+        )
     held = slot_of(sample)
-    asked = [q for q in sample.questions.get("questions", ()) if q["question_type"] == "counterfactual"]
+    asked = [
+        q for q in sample.questions.get("questions", ()) if q["question_type"] == "counterfactual"
+    ]
     if not asked or not held:  # so videos without annotations do not need them
         return [None] * len(asked)
     listed = questions.objects(sample.annotation)
-    return [held.get(*questions.removed_objects({**sample.questions, "questions": [q]}, listed)) for q in asked]
+    return [
+        held.get(*questions.removed_objects({**sample.questions, "questions": [q]}, listed))
+        for q in asked
+    ]
 
 
 def removed_slots(sample: Sample, everything: bool) -> list[int]:
@@ -149,7 +181,9 @@ def slot_of(sample: Sample) -> dict[int, int]:
     """{object: the slot that holds it}."""
     known = sample.truth if sample.truth is not None else sample.match
     if known is None or "slot_object" not in known:
-        raise UserError(f"key {sample.key}: neither truth.npz nor match.npz says which slot holds which object; run data_prep.match")
+        raise UserError(
+            f"key {sample.key}: neither truth.npz nor match.npz says which slot holds which object; run data_prep.match"
+        )
     return {int(o): s for s, o in enumerate(known["slot_object"]) if o >= 0}
 
 
@@ -160,15 +194,26 @@ def left_out(count: int, of: int) -> str:
 
 def true_worlds(sample: Sample, removed: list[int]) -> dict[str, np.ndarray]:
     """worlds.npz as the simulator says. Raises UserError where it was not asked for it."""
-    truth, advice = sample.truth or {}, "simulate with counterfactual_splits naming the split, and counterfactuals=all for all=true"
+    truth, advice = (
+        sample.truth or {},
+        "simulate with counterfactual_splits naming the split, and counterfactuals=all for all=true",
+    )
     if "counterfactual_slots" not in truth:
         raise UserError(f"key {sample.key}: its truth holds no counterfactual worlds; {advice}")
     stored = {int(slot): w for w, slot in enumerate(truth["counterfactual_removed"])}
     if missing := [slot for slot in removed if slot not in stored]:
-        raise UserError(f"key {sample.key}: its truth holds no world without slot {missing[0]}; {advice}")
+        raise UserError(
+            f"key {sample.key}: its truth holds no world without slot {missing[0]}; {advice}"
+        )
     assert sample.slots is not None
     worlds = truth["counterfactual_slots"][[stored[slot] for slot in removed]]
-    differs = (widen(worlds) != widen(np.concatenate([sample.slots, truth["future_slots"]]))).any(axis=-1)  # (n, T, S)
+    differs = (widen(worlds) != widen(np.concatenate([sample.slots, truth["future_slots"]]))).any(
+        axis=-1
+    )  # (n, T, S)
     diverged = np.where(differs.any(axis=1), differs.argmax(axis=1), worlds.shape[1])
     diverged[np.arange(len(removed)), removed] = 0
-    return {"removed": np.array(removed, np.int8), "slots": worlds, "diverged": diverged.astype(np.int16)}
+    return {
+        "removed": np.array(removed, np.int8),
+        "slots": worlds,
+        "diverged": diverged.astype(np.int16),
+    }

@@ -20,13 +20,33 @@ from cjepa_dist.data.format.reader import MATCH, TRUTH, ShardReader, select_shar
 from cjepa_dist.errors import UserError
 
 NEAR = 1.5  # a near miss comes closer than this many diameters
-WORLDS = ("counterfactual_removed", "counterfactual_slots", "counterfactual_position", "counterfactual_present", "counterfactual_contacts")
+WORLDS = (
+    "counterfactual_removed",
+    "counterfactual_slots",
+    "counterfactual_position",
+    "counterfactual_present",
+    "counterfactual_contacts",
+)
 RAGGED = ("contacts", "influence", *WORLDS)
-FACTUAL = ("slot_object", "background", "present", "position", "velocity", "radius", "contacts", "influence", "influence_horizon")
+FACTUAL = (
+    "slot_object",
+    "background",
+    "present",
+    "position",
+    "velocity",
+    "radius",
+    "contacts",
+    "influence",
+    "influence_horizon",
+)
 
 
 def load_truth(
-    folder: str | Path, split: str, videos: int = 0, names: Sequence[str] = (*FACTUAL, "future_slots"), member: str = TRUTH
+    folder: str | Path,
+    split: str,
+    videos: int = 0,
+    names: Sequence[str] = (*FACTUAL, "future_slots"),
+    member: str = TRUTH,
 ) -> dict[str, Any]:
     """Truth (or another npz member) of a split, or of its first `videos`: {name: array (V, ...)}; `RAGGED` ones are lists of V arrays.
 
@@ -41,16 +61,24 @@ def load_truth(
             for key in keys:
                 truth = shard.arrays(key, member, names)
                 if truth is None:
-                    raise UserError(f"shard {shard.path}, key {key}: has no {member}; only simulated data has truth")
+                    raise UserError(
+                        f"shard {shard.path}, key {key}: has no {member}; only simulated data has truth"
+                    )
                 if count and truth.keys() != columns.keys():
-                    raise UserError(f"shard {shard.path}, key {key}: truth has {sorted(truth)}, the videos before {sorted(columns)}")
+                    raise UserError(
+                        f"shard {shard.path}, key {key}: truth has {sorted(truth)}, the videos before {sorted(columns)}"
+                    )
                 for name, array in truth.items():
                     column = columns.setdefault(name, [])
                     if column and name not in RAGGED and array.shape != column[0].shape:
-                        raise UserError(f"shard {shard.path}, key {key}: truth {name} is {array.shape}, before it was {column[0].shape}")
+                        raise UserError(
+                            f"shard {shard.path}, key {key}: truth {name} is {array.shape}, before it was {column[0].shape}"
+                        )
                     column.append(array)
                 count += 1
-    return {name: column if name in RAGGED else np.stack(column) for name, column in columns.items()}
+    return {
+        name: column if name in RAGGED else np.stack(column) for name, column in columns.items()
+    }
 
 
 def load_presence(folder: str | Path, split: str, videos: int = 0) -> np.ndarray | None:
@@ -64,16 +92,24 @@ def load_presence(folder: str | Path, split: str, videos: int = 0) -> np.ndarray
         with ShardReader(folder, split, entry) as shard:
             part = shard_presence(shard, keys, manifest)
         if part is None and parts:
-            raise UserError(f"shard {shard.path}, key {keys[0]}: does not say which slots are present, videos before it do")
+            raise UserError(
+                f"shard {shard.path}, key {keys[0]}: does not say which slots are present, videos before it do"
+            )
         if part is None:
             return None
         parts.append(part)
     return np.concatenate(parts) if parts else None
 
 
-def shard_presence(shard: ShardReader, keys: Sequence[str], manifest: Manifest) -> np.ndarray | None:
+def shard_presence(
+    shard: ShardReader, keys: Sequence[str], manifest: Manifest
+) -> np.ndarray | None:
     """(n, T, S) bool of the videos `keys` of one shard, as `load_presence`."""
-    there = [member for member in (TRUTH, MATCH) if keys and "present" in (shard.arrays(keys[0], member, ("present",)) or {})]
+    there = [
+        member
+        for member in (TRUTH, MATCH)
+        if keys and "present" in (shard.arrays(keys[0], member, ("present",)) or {})
+    ]
     if not there:
         return None
     first = (shard.arrays(keys[0], there[0], ("present",)) or {})["present"]
@@ -83,7 +119,9 @@ def shard_presence(shard: ShardReader, keys: Sequence[str], manifest: Manifest) 
     for row, key in zip(array, keys):
         present = (shard.arrays(key, there[0], ("present",)) or {}).get("present")
         if present is None or len(present) < manifest.frames or present.shape[1:] != row.shape[1:]:
-            raise UserError(f"shard {shard.path}, key {key}: {there[0]} lacks the presence that others have; make the data set again")
+            raise UserError(
+                f"shard {shard.path}, key {key}: {there[0]} lacks the presence that others have; make the data set again"
+            )
         row[...] = present[: manifest.frames]
     return array
 
@@ -95,7 +133,15 @@ class WindowTruth:
     """
 
     def __init__(
-        self, folder: str | Path, split: str, *, history_frames: int, pred_frames: int, frameskip: int, videos: int, contacts_only: bool
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        history_frames: int,
+        pred_frames: int,
+        frameskip: int,
+        videos: int,
+        contacts_only: bool,
     ) -> None:
         manifest = Manifest.load(folder)
         self.frames, self.slots = manifest.frames, manifest.slots
@@ -104,17 +150,28 @@ class WindowTruth:
         self.last = frameskip * (history_frames - 1)
         self.end = int(self.steps[-1])
         needed = ("contacts",) if contacts_only else ("contacts", "present", "position", "radius")
-        truth = load_truth(folder, split, videos, needed if contacts_only else (*needed, "influence", "influence_horizon"))
+        truth = load_truth(
+            folder,
+            split,
+            videos,
+            needed if contacts_only else (*needed, "influence", "influence_horizon"),
+        )
         if missing := [name for name in needed if name not in truth]:
-            raise UserError(f"truth of split {split!r} in {folder} lacks {', '.join(missing)}; make the data set again")
-        self.counts = np.cumsum(self.table(truth["contacts"], "contacts", both=True), axis=1, dtype=np.uint8)
+            raise UserError(
+                f"truth of split {split!r} in {folder} lacks {', '.join(missing)}; make the data set again"
+            )
+        self.counts = np.cumsum(
+            self.table(truth["contacts"], "contacts", both=True), axis=1, dtype=np.uint8
+        )
         self.influence: np.ndarray | None = None
         if contacts_only:
             return
         for name, shape in (("present", (self.slots,)), ("position", (self.slots, 2))):
             if truth[name].shape[1] < self.frames or truth[name].shape[2:] != shape:
                 found = f"truth {name} of split {split!r} in {folder} is {truth[name].shape[1:]}"
-                raise UserError(f"{found}, but the slots have {self.frames} frames of {self.slots}; make the data set again")
+                raise UserError(
+                    f"{found}, but the slots have {self.frames} frames of {self.slots}; make the data set again"
+                )
         self.present = np.ascontiguousarray(truth["present"][:, : self.frames], bool)
         self.position = np.ascontiguousarray(truth["position"][:, : self.frames], np.float32)
         self.reach = (NEAR * 2 * truth["radius"].astype(np.float32)) ** 2
@@ -126,9 +183,17 @@ class WindowTruth:
         """Rows (frame, i, j) of each video -> (V, frames, S, S) uint8, 1 at each row; `both` sets (frame, j, i) too."""
         table = np.zeros((len(rows), self.frames, self.slots, self.slots), np.uint8)
         video = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-        frame, i, j = np.concatenate([r.reshape(-1, 3) for r in rows]).astype(np.int64).T if rows else np.zeros((3, 0), np.int64)
-        if len(frame) and (min(frame.min(), i.min(), j.min()) < 0 or max(i.max(), j.max()) >= self.slots):
-            raise UserError(f"truth {name} holds a frame or slot that does not exist; rows must be (frame, slot, slot)")
+        frame, i, j = (
+            np.concatenate([r.reshape(-1, 3) for r in rows]).astype(np.int64).T
+            if rows
+            else np.zeros((3, 0), np.int64)
+        )
+        if len(frame) and (
+            min(frame.min(), i.min(), j.min()) < 0 or max(i.max(), j.max()) >= self.slots
+        ):
+            raise UserError(
+                f"truth {name} holds a frame or slot that does not exist; rows must be (frame, slot, slot)"
+            )
         shown = frame < self.frames  # the truth goes on behind the slots
         video, frame, i, j = video[shown], frame[shown], i[shown], j[shown]
         table[video, frame, i, j] = 1
@@ -138,12 +203,17 @@ class WindowTruth:
 
     def has_contact(self, windows: int) -> np.ndarray:
         """(V, windows) bool: whether any pair touches in the predicted interval of the window at each start 0 .. windows - 1."""
-        later, before = self.counts[:, self.end : self.end + windows], self.counts[:, self.last : self.last + windows]
+        later, before = (
+            self.counts[:, self.end : self.end + windows],
+            self.counts[:, self.last : self.last + windows],
+        )
         return (later != before).any((2, 3))
 
     def labels(self, video: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
         """Labels of windows (B,): keys and shapes as `ResidentWindows.gather` lists them."""
-        at_first, at_second, at_last, at_end = (self.counts[video, start + f] for f in (0, self.second, self.last, self.end))
+        at_first, at_second, at_last, at_end = (
+            self.counts[video, start + f] for f in (0, self.second, self.last, self.end)
+        )
         predicted = at_end != at_last
         frames = start[:, None] + self.steps
         later = start[:, None] + np.arange(self.last + 1, self.end + 1)

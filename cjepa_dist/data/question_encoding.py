@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, PAD, QUESTION_WORDS, TYPES, WORDS, encode
+from cjepa_dist.clevrer.vocabulary import (
+    ANSWERS,
+    CHOICE_WORDS,
+    PAD,
+    QUESTION_WORDS,
+    TYPES,
+    WORDS,
+    encode,
+)
 from cjepa_dist.errors import UserError
 
 CORRECT = {"correct": 1, "wrong": 0}
@@ -39,7 +47,11 @@ class EncodedQuestions:
             try:
                 self._add(video, scene, question)
             except (UserError, KeyError, TypeError, AttributeError) as error:
-                reason = str(error) if isinstance(error, UserError) else f"lacks {error} or is not as CLEVRER's"
+                reason = (
+                    str(error)
+                    if isinstance(error, UserError)
+                    else f"lacks {error} or is not as CLEVRER's"
+                )
                 raise UserError(f"{name}: {reason}") from error
 
     def _add(self, video: int, scene: int, question: dict[str, Any]) -> None:
@@ -58,7 +70,12 @@ class EncodedQuestions:
         if not question["choices"]:
             raise UserError("has no choices")
         for choice in question["choices"]:
-            self._row(question["question"], choice["choice"], choice["choice_id"], _look_up(CORRECT, choice.get("answer")))
+            self._row(
+                question["question"],
+                choice["choice"],
+                choice["choice_id"],
+                _look_up(CORRECT, choice.get("answer")),
+            )
 
     def _row(self, question: str, choice: str, choice_id: int, label: int) -> None:
         self.words += encode(question, QUESTION_WORDS)
@@ -98,5 +115,7 @@ def _look_up(table: dict[str, int], answer: str | None) -> int:
     if answer is None:
         return -1
     if answer not in table or answer == "PAD":
-        raise UserError(f"unknown answer {answer!r}; it must be one of {', '.join(sorted(set(table) - {'PAD'}))}")
+        raise UserError(
+            f"unknown answer {answer!r}; it must be one of {', '.join(sorted(set(table) - {'PAD'}))}"
+        )
     return table[answer]

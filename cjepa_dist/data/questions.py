@@ -42,7 +42,12 @@ class QuestionBatches(ShuffledSampler):
     """
 
     def __init__(
-        self, rows: EncodedQuestions, slots: np.ndarray, shown: FrameSampling, worlds: QuestionWorlds | None = None, blind: bool = False
+        self,
+        rows: EncodedQuestions,
+        slots: np.ndarray,
+        shown: FrameSampling,
+        worlds: QuestionWorlds | None = None,
+        blind: bool = False,
     ) -> None:
         """`slots` (V, T, S, D) as stored; with `worlds` counterfactual questions see these.
 
@@ -51,9 +56,14 @@ class QuestionBatches(ShuffledSampler):
         """
         self.shown, self.slots, self.shift = shown, slots, max(0, slots.shape[1] - VIDEO_FRAMES)
         self.type, self.subtype = np.array(rows.type), np.array(rows.subtype)
-        self.scene, self.question_id, self.video = (np.array(x, np.int64) for x in (rows.scene, rows.question_id, rows.video))
+        self.scene, self.question_id, self.video = (
+            np.array(x, np.int64) for x in (rows.scene, rows.question_id, rows.video)
+        )
         self.first_row = np.array([*rows.first_row, len(rows.label)], np.int64)
-        self.choice_id, self.label = np.array(rows.choice_id, np.int64), np.array(rows.label, np.int64)
+        self.choice_id, self.label = (
+            np.array(rows.choice_id, np.int64),
+            np.array(rows.label, np.int64),
+        )
         self.row_question = np.repeat(np.arange(len(self)), np.diff(self.first_row))
         self.words = np.frombuffer(bytes(rows.words), np.uint8).reshape(-1, ROW_WORDS)
         self.labelled = rows.labelled()
@@ -63,7 +73,11 @@ class QuestionBatches(ShuffledSampler):
         self.worlds, self.left_out = slots[:0], np.zeros(len(self), bool)
         if worlds is not None:
             self.worlds, self.left_out, asked = worlds.slots, worlds.left_out, worlds.asked
-            chosen = other_worlds(worlds.video, shown.seed)[asked] if blind and len(worlds.video) else asked
+            chosen = (
+                other_worlds(worlds.video, shown.seed)[asked]
+                if blind and len(worlds.video)
+                else asked
+            )
             self.scenes = np.where(asked < 0, self.scenes, len(slots) + chosen)
         self.label[self.left_out[self.row_question]] = -1
         self.affirmed = remove_negation(self.words, self.label)
@@ -91,15 +105,20 @@ class QuestionBatches(ShuffledSampler):
         row_question = np.repeat(np.arange(len(ids)), count)
         rows = np.arange(len(row_question)) + np.repeat(begin - (np.cumsum(count) - count), count)
         start = self.shown.start(sample) + np.where(self.type[ids] == "predictive", self.shift, 0)
-        places = np.stack([self.scenes[ids], start, sample if self.shown.shuffle else 0 * sample], axis=1)
+        places = np.stack(
+            [self.scenes[ids], start, sample if self.shown.shuffle else 0 * sample], axis=1
+        )
         views, question_view = np.unique(places, axis=0, return_inverse=True)
         frames = views[:, 1:2] + self.shown.stride * np.arange(self.shown.frames)
         slots = self.frames_of(views[:, 0], frames)
         if self.shown.shuffle:
-            draws = hash_array(views[:, 2:] * self.slots.shape[2] + np.arange(self.slots.shape[2]), self.shown.seed + 1)
+            draws = hash_array(
+                views[:, 2:] * self.slots.shape[2] + np.arange(self.slots.shape[2]),
+                self.shown.seed + 1,
+            )
             slots = np.take_along_axis(slots, draws.argsort(axis=1)[:, None, :, None], axis=2)
         words, label = self.words[rows], self.label[rows]
-        if (plain := sample[row_question] < self.shown.affirm_until).any():
+        if (plain := sample[row_question] < self.shown.unnegated_until).any():
             words[plain], label[plain] = (part[rows[plain]] for part in self.affirmed)
         words = words.astype(np.int64)
         batch = {
@@ -113,7 +132,10 @@ class QuestionBatches(ShuffledSampler):
             "question": ids,
             "sample": sample,
         }
-        return {name: torch.from_numpy(array.copy() if name in ("question", "sample") else array) for name, array in batch.items()}
+        return {
+            name: torch.from_numpy(array.copy() if name in ("question", "sample") else array)
+            for name, array in batch.items()
+        }
 
     def frames_of(self, scene: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """(U, F, S, D) in the stored type: frames (U, F) of scenes (U,), a video's number, or that of a world after all videos'."""
@@ -129,7 +151,15 @@ class QuestionBatches(ShuffledSampler):
 class InMemoryQuestions(QuestionBatches):
     """All questions of a split, its slots in memory, one copy a node."""
 
-    def __init__(self, folder: str | Path, split: str, *, protocol: str = "published", blind: bool = False, **shown: Any) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        protocol: str = "published",
+        blind: bool = False,
+        **shown: Any,
+    ) -> None:
         """`shown`: fields of `Shown`; `protocol` says what counterfactual questions see (see above), `blind` is as of `Questions`.
 
         Raises UserError for an unknown word or answer (naming it, the question and the scene), frames that do not fit in the video,
@@ -142,8 +172,14 @@ class InMemoryQuestions(QuestionBatches):
         for video, sample in enumerate(read_split(folder, split, members=members)):
             rows.add(video, sample.questions, scene_of(sample.key))
         if not rows.type:
-            raise UserError(f"split {split!r} of {folder} has no questions; ALOE needs <key>.questions.json members")
-        worlds = load_question_worlds(folder, split, rows.type.count("counterfactual")) if protocol == "counterfactual" else None
+            raise UserError(
+                f"split {split!r} of {folder} has no questions; ALOE needs <key>.questions.json members"
+            )
+        worlds = (
+            load_question_worlds(folder, split, rows.type.count("counterfactual"))
+            if protocol == "counterfactual"
+            else None
+        )
         super().__init__(rows, load_slots(folder, split), how, worlds, blind)
 
 
@@ -155,8 +191,12 @@ class VideoQuestions(ShuffledSampler):
         self.source, self.shown = source, source.shown
         self.asked = np.flatnonzero(np.isin(source.type, types))
         if not len(self.asked):
-            raise UserError(f"types={list(types)}: no question is of these types; there are {', '.join(sorted(set(source.type)))}")
-        change = np.flatnonzero(np.diff(source.video[self.asked], prepend=-1))  # the questions of a video stand together
+            raise UserError(
+                f"types={list(types)}: no question is of these types; there are {', '.join(sorted(set(source.type)))}"
+            )
+        change = np.flatnonzero(
+            np.diff(source.video[self.asked], prepend=-1)
+        )  # the questions of a video stand together
         self.first = np.append(change, len(self.asked))
 
     def __len__(self) -> int:

@@ -20,7 +20,9 @@ MASK = (1 << 64) - 1
 def sample_ids(seed: int, position: int, count: int, length: int) -> np.ndarray:
     """Ids (count,) int64 in [0, length) of samples position .. position + count - 1 of an endless run of shuffled epochs."""
     if length < 1 or position < 0 or count < 0:
-        raise ValueError(f"window_ids needs length >= 1, position >= 0, count >= 0; got {length}, {position}, {count}")
+        raise ValueError(
+            f"window_ids needs length >= 1, position >= 0, count >= 0; got {length}, {position}, {count}"
+        )
     ids = np.empty(count, np.int64)
     done = 0
     while done < count:

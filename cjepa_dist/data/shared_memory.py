@@ -21,7 +21,9 @@ import xxhash
 MEMORY = Path("/dev/shm")
 
 
-def node_array(what: str, shape: tuple[int, ...], dtype: Any, fill: Callable[[np.ndarray], None]) -> np.ndarray:
+def node_array(
+    what: str, shape: tuple[int, ...], dtype: Any, fill: Callable[[np.ndarray], None]
+) -> np.ndarray:
     """An array that `fill` has filled, once for all processes that torchrun or accelerate started on this node; read-only where shared.
 
     `what` tells it from any other: all processes that say the same get the same. Alone in this process where there is no other, or, with
@@ -41,7 +43,10 @@ def node_array(what: str, shape: tuple[int, ...], dtype: Any, fill: Callable[[np
         leave(path, lock)
         if error.errno != errno.ENOSPC:
             raise
-        print(f"{MEMORY} has no room for one copy a node, {1e-9 * size:.3g} GB: each process has its own", flush=True)
+        print(
+            f"{MEMORY} has no room for one copy a node, {1e-9 * size:.3g} GB: each process has its own",
+            flush=True,
+        )
         return filled(np.empty(shape, dtype), fill)
     except BaseException:
         leave(path, lock)
@@ -84,7 +89,9 @@ def locked(path: Path, how: int) -> int:
         lock = os.open(place, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, how)
-            if place.exists() and place.stat().st_ino == os.fstat(lock).st_ino:  # else the last holder removed it meanwhile
+            if (
+                place.exists() and place.stat().st_ino == os.fstat(lock).st_ino
+            ):  # else the last holder removed it meanwhile
                 return lock
         except BaseException:
             os.close(lock)

@@ -10,7 +10,9 @@ from cjepa_dist.errors import UserError
 def other_videos(count: int, seed: int) -> np.ndarray:
     """(V,): another video for each, every video once: each takes the next one's in a seeded ring."""
     if count < 2:
-        raise UserError("blind=true gives each question the slots of another video; the split has only one")
+        raise UserError(
+            "blind=true gives each question the slots of another video; the split has only one"
+        )
     ring = np.random.default_rng([seed, 0xB11D]).permutation(count)
     other = np.empty(count, np.int64)
     other[ring] = np.roll(ring, -1)

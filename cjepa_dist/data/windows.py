@@ -33,7 +33,16 @@ class Windows:
     against. Window w is start w % `starts` of video w // `starts`.
     """
 
-    def __init__(self, folder: str | Path, split: str, *, history_frames: int, pred_frames: int, frameskip: int, horizon: int = 1) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        history_frames: int,
+        pred_frames: int,
+        frameskip: int,
+        horizon: int = 1,
+    ) -> None:
         self.manifest = Manifest.load(folder)
         self.shape, self.keys = self.manifest.shape, self.manifest.keys(split)
         length = history_frames + horizon * pred_frames
@@ -42,14 +51,22 @@ class Windows:
         if self.starts < 1:
             times = f"horizon {horizon} * " if horizon > 1 else ""
             need = f"(history_frames {history_frames} + {times}pred_frames {pred_frames}) * frameskip {frameskip} = {span} frames"
-            raise UserError(f"a window takes {need}, the videos in {folder} have {frames}; choose a shorter window")
+            raise UserError(
+                f"a window takes {need}, the videos in {folder} have {frames}; choose a shorter window"
+            )
         if not self.keys:
             raise UserError(f"split {split!r} in {folder} holds no videos")
         self.steps = np.arange(length) * frameskip
         self.phases = phase_order(frames, frameskip)
         self.place = np.argsort(self.phases)  # (T,) where each frame stands
-        self.run = np.dtype((np.void, length * self.shape[1] * self.shape[2] * stored(self.manifest.dtype).itemsize))  # a window's bytes
-        self.empty = None if self.manifest.empty_slot is None else torch.tensor(self.manifest.empty_slot, dtype=torch.float32)
+        self.run = np.dtype(
+            (np.void, length * self.shape[1] * self.shape[2] * stored(self.manifest.dtype).itemsize)
+        )  # a window's bytes
+        self.empty = (
+            None
+            if self.manifest.empty_slot is None
+            else torch.tensor(self.manifest.empty_slot, dtype=torch.float32)
+        )
 
     def names(self, ids: np.ndarray) -> list[str]:
         """For people: the key of each window's video and its first frame, `video_00012@35`."""
@@ -61,10 +78,14 @@ class Windows:
 
     def tensor(self, gathered: np.ndarray) -> torch.Tensor:
         """Runs (B,) as (B, T, S, D) in the stored type."""
-        values = gathered.view(stored(self.manifest.dtype)).reshape(len(gathered), len(self.steps), *self.shape[1:])
+        values = gathered.view(stored(self.manifest.dtype)).reshape(
+            len(gathered), len(self.steps), *self.shape[1:]
+        )
         return torch.from_numpy(values).view(getattr(torch, self.manifest.dtype))
 
-    def batch(self, slots: torch.Tensor, present: np.ndarray | None, sample: np.ndarray) -> dict[str, torch.Tensor]:
+    def batch(
+        self, slots: torch.Tensor, present: np.ndarray | None, sample: np.ndarray
+    ) -> dict[str, torch.Tensor]:
         """slots (B, T, S, D) as stored; sample (B,) int64; present (B, T, S) bool: the slot holds an object in view, where the shards have
         truth; else that it is not the empty slot, where the manifest knows that; else all True."""
         if present is not None:
@@ -73,7 +94,11 @@ class Windows:
             shown = (slots.float() - self.empty.to(slots.device)).square().mean(-1) > PRESENT
         else:
             shown = torch.ones(slots.shape[:3], dtype=torch.bool)
-        return {"slots": slots, "sample": torch.from_numpy(np.array(sample, np.int64)), "present": shown}
+        return {
+            "slots": slots,
+            "sample": torch.from_numpy(np.array(sample, np.int64)),
+            "present": shown,
+        }
 
 
 class InMemoryWindows(Windows, ShuffledSampler):
@@ -99,7 +124,11 @@ class InMemoryWindows(Windows, ShuffledSampler):
         truth: bool = False,
         device: torch.device | None = None,
     ) -> None:
-        shape = {"history_frames": history_frames, "pred_frames": pred_frames, "frameskip": frameskip}
+        shape = {
+            "history_frames": history_frames,
+            "pred_frames": pred_frames,
+            "frameskip": frameskip,
+        }
         super().__init__(folder, split, **shape, horizon=horizon)
         if not 0.0 <= contact_share < 1.0:
             raise UserError(f"contact_share={contact_share}: must be at least 0 and below 1")
@@ -140,11 +169,20 @@ class InMemoryWindows(Windows, ShuffledSampler):
             slots = self.tensor(self.runs[index])
         else:
             at = torch.from_numpy(index).to(self.on_device.device)
-            slots = self.on_device.index_select(0, at).unflatten(-1, (len(self.steps), *self.shape[1:]))
-        present = None if self.present is None else self.present[video[:, None], start[:, None] + self.steps]
+            slots = self.on_device.index_select(0, at).unflatten(
+                -1, (len(self.steps), *self.shape[1:])
+            )
+        present = (
+            None
+            if self.present is None
+            else self.present[video[:, None], start[:, None] + self.steps]
+        )
         batch = self.batch(slots, present, sample)
         if self.truth is not None:
-            batch |= {name: torch.from_numpy(array) for name, array in self.truth.labels(video, start).items()}
+            batch |= {
+                name: torch.from_numpy(array)
+                for name, array in self.truth.labels(video, start).items()
+            }
         return batch
 
     def video(self, number: int) -> np.ndarray:
@@ -155,8 +193,12 @@ class InMemoryWindows(Windows, ShuffledSampler):
         """The runs (N, T * S * D) as a view of a copy of the split on `device`, as stored. UserError where that has no room for it."""
         size = self.slots.nbytes
         if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
-            raise UserError(f"{device} has {1e-9 * free:.3g} GB free, the split takes {1e-9 * size:.3g}: take reading.kind=resident")
-        copy = torch.empty(self.slots.shape, dtype=getattr(torch, self.manifest.dtype), device=device)
+            raise UserError(
+                f"{device} has {1e-9 * free:.3g} GB free, the split takes {1e-9 * size:.3g}: take reading.kind=in_memory"
+            )
+        copy = torch.empty(
+            self.slots.shape, dtype=getattr(torch, self.manifest.dtype), device=device
+        )
         copy.copy_(torch.from_numpy(self.slots).view(copy.dtype))
         width = self.shape[1] * self.shape[2]
         return copy.as_strided((len(self.runs), len(self.steps) * width), (width, 1))
@@ -172,7 +214,9 @@ def weighted(contact: np.ndarray, share: float) -> np.ndarray:
     """Window ids (N',) of an epoch in which windows with `contact` (N,) make up at least `share`: those are repeated."""
     found, other = np.flatnonzero(contact), int((~contact).sum())
     if not len(found):
-        raise UserError(f"contact_share={share}, but no window of the split has a contact in its predicted interval")
+        raise UserError(
+            f"contact_share={share}, but no window of the split has a contact in its predicted interval"
+        )
     wanted = round(share / (1.0 - share) * other)
     extra = np.resize(found, max(0, wanted - len(found)))
     return np.concatenate([np.arange(len(contact)), extra]).astype(np.int64)

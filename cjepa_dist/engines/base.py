@@ -35,7 +35,6 @@ from cjepa_dist.optim.optimizers import build_optimizers
 from cjepa_dist.resilience.nonfinite import count_steps_on_device, update_if_finite
 from cjepa_dist.runtime.collectives import all_reduce, full_tensor
 from cjepa_dist.runtime.device import make_accelerator
-from cjepa_dist.training.throughput import parameter_norm
 
 Restore = Callable[[Callable[[Path], dict[str, Any]]], dict[str, Any]]
 
@@ -59,7 +58,9 @@ class Engine:
         self.task = task.to(self.handle.device)
         self.optimizers = build_optimizers(self.task, self.config.optimizer)
         self.average = self.averaging(dict(self.task.named_parameters()))
-        meta = restore(partial(load_checkpoint, task=self.task, optimizers=self.optimizers, mean=self.mean))
+        meta = restore(
+            partial(load_checkpoint, task=self.task, optimizers=self.optimizers, mean=self.mean)
+        )
         count_steps_on_device(self.optimizers)
         return meta
 
@@ -78,11 +79,17 @@ class Engine:
         The order of this pass, the parameters' backwards, is about that of a real one.
         """
         model.reducer.prepare_for_backward([])
-        torch.stack([p.sum() for p in self.task.parameters() if p.requires_grad]).sum().mul(0.0).backward()
+        torch.stack([p.sum() for p in self.task.parameters() if p.requires_grad]).sum().mul(
+            0.0
+        ).backward()
         self.task.zero_grad(set_to_none=True)
 
     def averaging(self, live: dict[str, Tensor]) -> WeightEma | None:
-        return WeightEma(live, self.config.optimizer.ema) if self.config.optimizer.ema else None
+        return (
+            WeightEma(live, self.config.optimizer.ema_decay)
+            if self.config.optimizer.ema_decay
+            else None
+        )
 
     @property
     def mean(self) -> dict[str, Tensor] | None:
@@ -101,20 +108,32 @@ class Engine:
     def survey(self, *arguments: Any) -> Any:
         return self.task.survey(*arguments)  # type: ignore[operator]
 
-    def update(self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def update(
+        self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Clip, and move weights and statistics (summed here over ranks), unless the gradient is not finite: then nothing changes.
 
         Returns the gradient's norm () and whether it was finite, () bool; neither is read here. `share`: see `move`.
         """
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.optimizer.clip or math.inf, foreach=True))
+        norm = full_tensor(
+            torch.nn.utils.clip_grad_norm_(
+                self.task.parameters(),
+                self.config.optimizer.max_grad_norm or math.inf,
+                foreach=True,
+            )
+        )
         good = norm.isfinite()
         means = self.average.mean.values() if self.average else ()
-        update_if_finite(good, partial(self.move, statistics, step, share), self.task, self.optimizers, means)
+        update_if_finite(
+            good, partial(self.move, statistics, step, share), self.task, self.optimizers, means
+        )
         for part in self.optimizers:
             part.zero_grad(set_to_none=True)
         return norm, good
 
-    def move(self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None) -> None:
+    def move(
+        self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None
+    ) -> None:
         """Weights by their optimizers, then what follows them. With `share` () the rate is that part of the groups' own: all updates here
         are proportional to their rate, and one in the device's memory is all that a recorded step can change (step.py)."""
         if share is None:
@@ -157,7 +176,9 @@ class Engine:
         return [*self.task.parameters(), *self.task.buffers()]
 
     def not_asked(self, what: str) -> UserError:
-        return UserError(f"engine {self.name} was asked for, but {what} runs: start with {STARTS.format(self.name)}")
+        return UserError(
+            f"engine {self.name} was asked for, but {what} runs: start with {STARTS.format(self.name)}"
+        )
 
     def describe(self) -> str:
         handle = self.handle
@@ -171,7 +192,11 @@ class ShardedEngine(Engine):
     plain: nn.Module
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.handle.device.type, torch.bfloat16) if self.loop.precision == "bf16" else nullcontext()
+        return (
+            torch.autocast(self.handle.device.type, torch.bfloat16)
+            if self.loop.precision == "bf16"
+            else nullcontext()
+        )
 
     @contextmanager
     def measured(self) -> Iterator[nn.Module]:
@@ -185,3 +210,10 @@ class ShardedEngine(Engine):
 
 
 STARTS = "accelerate launch --config_file configs/accelerate/..., or torchrun with loop.engine={}"
+
+
+@torch.no_grad()
+def parameter_norm(task: nn.Module) -> float:
+    """The norm of all parameters as one vector; read from the device. All ranks call it (parameters may be sharded)."""
+    norm: Any = torch.nn.utils.get_total_norm(task.parameters(), foreach=True)
+    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from cjepa_dist.checkpoint.loading import read_config
 from cjepa_dist.config import schema
+from cjepa_dist.config.schema import TrainConfig
 from cjepa_dist.engines.base import STARTS, Engine
 from cjepa_dist.engines.fsdp import FsdpEngine
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.device import native_precision
-from cjepa_dist.training.run_dir import TrainConfig
 
 
 def build_engine(config: schema.TrainWorldModel | schema.TrainAloe) -> Engine:
@@ -23,20 +23,29 @@ def build_engine(config: schema.TrainWorldModel | schema.TrainAloe) -> Engine:
 
     loop, launched = config.loop, engine_from_launcher()
     if launched and loop.engine not in ("auto", launched):
-        raise UserError(f"the launcher asks for engine {launched}, loop.engine for {loop.engine}: leave one of them out")
+        raise UserError(
+            f"the launcher asks for engine {launched}, loop.engine for {loop.engine}: leave one of them out"
+        )
     name = launched or (loop.engine if loop.engine != "auto" else "ddp")
     if (loop.engine != "auto" or launched) and "WORLD_SIZE" not in os.environ:
-        raise UserError(f"engine {name} was asked for, but this is one process on its own: start with {STARTS.format(name)}")
+        raise UserError(
+            f"engine {name} was asked for, but this is one process on its own: start with {STARTS.format(name)}"
+        )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", loop.precision):
-        raise UserError(f"the launcher asks for mixed_precision {precision}, loop.precision for {loop.precision}: change one of them")
-    if config.optimizer.ema >= 1:
-        raise UserError(f"optimizer.ema={config.optimizer.ema}: must be below 1")
+        raise UserError(
+            f"the launcher asks for mixed_precision {precision}, loop.precision for {loop.precision}: change one of them"
+        )
+    if config.optimizer.ema_decay >= 1:
+        raise UserError(f"optimizer.ema_decay={config.optimizer.ema_decay}: must be below 1")
     check_fit(name, config)
     kind = FsdpEngine if name == "fsdp2" else DeepSpeedEngine if name.startswith("zero") else Engine
     engine = kind(name, config)
     running = engine.handle.num_processes
-    for source, asked in (("loop.processes", loop.processes), ("WORLD_SIZE", int(os.environ.get("WORLD_SIZE", "0")))):
+    for source, asked in (
+        ("loop.num_processes", loop.num_processes),
+        ("WORLD_SIZE", int(os.environ.get("WORLD_SIZE", "0"))),
+    ):
         if asked and running != asked:
             raise UserError(
                 f"{source}={asked}, but {running} run: start with torchrun --nproc_per_node {asked}; "
@@ -54,11 +63,18 @@ def check_fit(name: str, config: schema.TrainWorldModel | schema.TrainAloe) -> N
             )
         return
     causal = config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0
-    if causal and config.ctt.kind == "per_sample" and config.ctt.graph.estimator == "gradient" and name in ("fsdp2", "zero3"):
-        raise UserError(f"ctt.graph.estimator=gradient cannot differentiate through what engine {name} gathers: take ddp, zero1 or zero2")
-    if causal and config.loop.accumulation > 1 and name == "zero3":
+    if (
+        causal
+        and config.ctt.kind == "per_sample"
+        and config.ctt.graph.estimator == "gradient"
+        and name in ("fsdp2", "zero3")
+    ):
         raise UserError(
-            "loop.accumulation with causal terms looks ahead outside of the pass that engine zero3 gathers for: take zero2 or fsdp2"
+            f"ctt.graph.estimator=gradient cannot differentiate through what engine {name} gathers: take ddp, zero1 or zero2"
+        )
+    if causal and config.loop.gradient_accumulation > 1 and name == "zero3":
+        raise UserError(
+            "loop.gradient_accumulation with causal terms looks ahead outside of the pass that engine zero3 gathers for: take zero2 or fsdp2"
         )
 
 
@@ -68,7 +84,9 @@ def engine_from_launcher() -> str:
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         if os.environ.get("FSDP_VERSION", "1") != "2":
-            raise UserError("the launcher asks for FSDP 1: set fsdp_version: 2 in its fsdp_config, as configs/accelerate does")
+            raise UserError(
+                "the launcher asks for FSDP 1: set fsdp_version: 2 in its fsdp_config, as configs/accelerate does"
+            )
         return "fsdp2"
     return ""
 

@@ -52,22 +52,43 @@ class DeepSpeedEngine(ShardedEngine):
         try:
             import deepspeed
         except ImportError:
-            raise UserError(f"engine {self.name} needs DeepSpeed: pip install deepspeed==0.19.8, or take fsdp2") from None
+            raise UserError(
+                f"engine {self.name} needs DeepSpeed: pip install deepspeed==0.19.8, or take fsdp2"
+            ) from None
         from deepspeed.utils import logger
 
         logger.setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)  # DeepSpeed's calls, twice a step
+        warnings.filterwarnings(
+            "ignore", "`torch.distributed.*` is deprecated", FutureWarning
+        )  # DeepSpeed's calls, twice a step
         handlers: list[Any] = []
         if not torch.cuda.is_available():
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled, 84 s; gloo does the same
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+                False  # else it is compiled, 84 s; gloo does the same
+            )
             handlers = [InitProcessGroupKwargs(backend="gloo")]
-        clip = config.optimizer.clip
-        plugin = Plugin(zero_stage=self.stage, gradient_accumulation_steps=loop.accumulation, gradient_clipping=clip, zero3_init_flag=False)
+        clip = config.optimizer.max_grad_norm
+        plugin = Plugin(
+            zero_stage=self.stage,
+            gradient_accumulation_steps=loop.gradient_accumulation,
+            gradient_clipping=clip,
+            zero3_init_flag=False,
+        )
         # Accelerate leaves a clip of 0 out, and then DeepSpeed's default is 1.0.
-        plugin.deepspeed_config |= {"gradient_clipping": clip, "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True}
+        plugin.deepspeed_config |= {
+            "gradient_clipping": clip,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+        }
         plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        if loop.precision == "bf16":  # an autocast around DeepSpeed's forward is switched off inside, in silence
-            plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+        if (
+            loop.precision == "bf16"
+        ):  # an autocast around DeepSpeed's forward is switched off inside, in silence
+            plugin.deepspeed_config["torch_autocast"] = {
+                "enabled": True,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            }
         return make_accelerator("fp32", deepspeed_plugin=plugin, kwargs_handlers=handlers)
 
     def open(self, task: nn.Module, restore: Restore) -> dict[str, Any]:
@@ -75,7 +96,9 @@ class DeepSpeedEngine(ShardedEngine):
         self.plain_optimizers = build_optimizers(self.plain, self.config.optimizer)
         self.plain_average = self.averaging(dict(self.plain.named_parameters()))
         mean = self.plain_average.mean if self.plain_average else None
-        meta = restore(partial(load_checkpoint, task=self.plain, optimizers=self.plain_optimizers, mean=mean))
+        meta = restore(
+            partial(load_checkpoint, task=self.plain, optimizers=self.plain_optimizers, mean=mean)
+        )
         task.load_state_dict(self.plain.state_dict())
         return meta
 
@@ -84,7 +107,9 @@ class DeepSpeedEngine(ShardedEngine):
         if handle.distributed_type != DistributedType.DEEPSPEED:
             raise self.not_asked(str(handle.distributed_type))
         plugin = handle.state.deepspeed_plugin
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = loop.global_batch // handle.num_processes // loop.accumulation
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = (
+            loop.global_batch_size // handle.num_processes // loop.gradient_accumulation
+        )
         self.optimizers = build_optimizers(self.task.to(handle.device), self.config.optimizer)
         self.model, _ = handle.prepare(self.task, *self.optimizers)
         if self.model.zero_optimization_stage() != self.stage:
@@ -100,22 +125,31 @@ class DeepSpeedEngine(ShardedEngine):
     def backward(self, loss: Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)
 
-    def update(self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def update(
+        self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As of Engine. DeepSpeed looks for numbers that are not finite itself, asks the device, and then leaves all as it was."""
         self.model.step()
         if good := self.model.was_step_applied():
             self.follow(statistics, step)
-        norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32, device=self.handle.device)
+        norm = torch.as_tensor(
+            self.model.get_global_grad_norm(), dtype=torch.float32, device=self.handle.device
+        )
         return norm, torch.tensor(good)
 
     def held(self) -> dict[str, Tensor]:
         """{parameter: what this process holds of it}: all of it, in stage 3 a flat part."""
-        return {name: getattr(value, "ds_tensor" if self.stage == 3 else "data").data for name, value in self.task.named_parameters()}
+        return {
+            name: getattr(value, "ds_tensor" if self.stage == 3 else "data").data
+            for name, value in self.task.named_parameters()
+        }
 
     def parameter_norm(self) -> float:
         if self.stage < 3:
             return super().parameter_norm()
-        return float(all_reduce(sum(part.float().square().sum() for part in self.held().values())).sqrt())  # type: ignore[arg-type]
+        return float(
+            all_reduce(sum(part.float().square().sum() for part in self.held().values())).sqrt()
+        )  # type: ignore[arg-type]
 
     def gathered(self) -> dict[str, Tensor]:
         with self.average.swapped() if self.average else torch.no_grad():
@@ -137,15 +171,26 @@ class DeepSpeedEngine(ShardedEngine):
         from deepspeed.utils import safe_get_full_optimizer_state
 
         names = [name for name, _ in self.plain.named_parameters()]
-        mean = {name: value.cpu() for name, value in self.gathered().items() if name in names} if self.average else None
+        mean = (
+            {name: value.cpu() for name, value in self.gathered().items() if name in names}
+            if self.average
+            else None
+        )
         self.plain.load_state_dict(self.full())
         (state,) = [self.optimizers[0].state[flat] for flat in self.flats()] or [{}]
         live = dict(self.task.named_parameters())
         for name, value in self.plain.named_parameters():
-            moments = {key: safe_get_full_optimizer_state(live[name], key) for key in MOMENTS} if state else {}
+            moments = (
+                {key: safe_get_full_optimizer_state(live[name], key) for key in MOMENTS}
+                if state
+                else {}
+            )
             if state:
                 kept = {key: moment.view(value.shape).cpu() for key, moment in moments.items()}
-                self.plain_optimizers[0].state[value] = {"step": state["step"].detach().cpu().clone(), **kept}
+                self.plain_optimizers[0].state[value] = {
+                    "step": state["step"].detach().cpu().clone(),
+                    **kept,
+                }
         return mean
 
     def push(self) -> None:
@@ -153,7 +198,9 @@ class DeepSpeedEngine(ShardedEngine):
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         plain = dict(self.plain.named_parameters())
-        states = {name: self.plain_optimizers[0].state.get(value, {}) for name, value in plain.items()}
+        states = {
+            name: self.plain_optimizers[0].state.get(value, {}) for name, value in plain.items()
+        }
         if self.average and self.plain_average:
             for name, value in self.average.mean.items():
                 full = self.plain_average.mean[name]
@@ -178,7 +225,11 @@ class DeepSpeedEngine(ShardedEngine):
     def flats(self) -> list[Tensor]:
         """The flat float32 parts that the optimizer moves."""
         inner = self.model.optimizer
-        return list(inner.fp32_partitioned_groups_flat if self.stage == 3 else inner.single_partition_of_fp32_groups)
+        return list(
+            inner.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else inner.single_partition_of_fp32_groups
+        )
 
     def part(self, full: Tensor, like: Tensor) -> Tensor:
         """This process's flat part of a parameter in stage 3, padded with zeros, of as many numbers as `like`."""

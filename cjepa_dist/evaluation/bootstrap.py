@@ -10,7 +10,11 @@ DRAWS = 1000
 
 
 def bootstrap(
-    values_by_video: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray | float], n: int = DRAWS, seed: int = 0, level: float = 0.95
+    values_by_video: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray | float],
+    n: int = DRAWS,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval (low, high) of `statistic` under drawing videos with replacement.
 
@@ -19,7 +23,14 @@ def bootstrap(
     """
     values = np.asarray(values_by_video)
     generator = np.random.default_rng(seed)
-    draws = np.stack([np.asarray(statistic(values[generator.integers(0, len(values), len(values))]), dtype=np.float64) for _ in range(n)])
+    draws = np.stack(
+        [
+            np.asarray(
+                statistic(values[generator.integers(0, len(values), len(values))]), dtype=np.float64
+            )
+            for _ in range(n)
+        ]
+    )
     edges = [(1 - level) / 2, (1 + level) / 2]
     empty = np.isnan(draws).all(axis=0)
     low, high = np.nanquantile(np.where(empty, 0.0, draws), edges, axis=0)

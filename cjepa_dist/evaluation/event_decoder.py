@@ -60,11 +60,16 @@ class EventDecoder:
     precision: float = float("nan")
     recall: float = float("nan")
 
-    def decode(self, slots: np.ndarray, slot_object: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def decode(
+        self, slots: np.ndarray, slot_object: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Slots (T, S, D) as stored -> position (T, count, 2), in view (T, count) by object id; never in view where no slot holds it."""
         values = torch.from_numpy(widen(slots))
         held = np.flatnonzero(slot_object >= 0)
-        position, present = np.zeros((len(slots), count, 2), np.float32), np.zeros((len(slots), count), bool)
+        position, present = (
+            np.zeros((len(slots), count, 2), np.float32),
+            np.zeros((len(slots), count), bool),
+        )
         position[:, slot_object[held]], present[:, slot_object[held]] = self.places(values[:, held])
         return position, present
 
@@ -72,13 +77,21 @@ class EventDecoder:
         """(..., D) -> position (..., 2), whether the slot holds something (...)."""
         return self.probe(slots).numpy(), ((slots - self.empty).square().mean(-1) > PRESENT).numpy()
 
-    def history(self, slots: np.ndarray, slot_object: np.ndarray, objects: list[SceneObject], removed: int = -1) -> History:
+    def history(
+        self,
+        slots: np.ndarray,
+        slot_object: np.ndarray,
+        objects: list[SceneObject],
+        removed: int = -1,
+    ) -> History:
         """The events of a video (or of a world without the object `removed`), frames as many as the slots have."""
         position, present = self.decode(slots, slot_object, 1 + max(o.object_id for o in objects))
         if removed >= 0:
             present[:, removed] = False
         found = [a for a in approaches(position, present, self.reach) if a.jolt > self.jolt]
-        collisions = sorted((Collision(a.frame, a.a, a.b) for a in found), key=lambda c: (c.frame, c.a, c.b))
+        collisions = sorted(
+            (Collision(a.frame, a.a, a.b) for a in found), key=lambda c: (c.frame, c.a, c.b)
+        )
         entries, exits = {}, {}
         for o in np.flatnonzero(present.any(0)).tolist():
             seen = np.flatnonzero(present[:, o])
@@ -87,26 +100,36 @@ class EventDecoder:
             if seen[-1] + 1 < len(slots):
                 exits[o] = int(seen[-1]) + 1
         rest = [o for o in objects if o.object_id != removed]
-        return History(rest, collisions, entries, exits, present, position, velocities(position, present))
+        return History(
+            rest, collisions, entries, exits, present, position, velocities(position, present)
+        )
 
 
-def fit_event_decoder(data: str | Path, split: str, *, videos: int = 200, seed: int = 0) -> EventDecoder:
+def fit_event_decoder(
+    data: str | Path, split: str, *, videos: int = 200, seed: int = 0
+) -> EventDecoder:
     """A reader from the observed frames of the first `videos` of a split, their positions and annotated collisions.
 
     Raises UserError where the data does not say what its empty slot is, has no positions, or no annotated collision.
     """
     manifest = Manifest.load(data)
     if manifest.empty_slot is None:
-        raise UserError(f"{data} does not say what its empty slot is: who is in view cannot be read off slots")
+        raise UserError(
+            f"{data} does not say what its empty slot is: who is in view cannot be read off slots"
+        )
     probe = fit_probe(data, split, videos=videos, seed=seed)
     if probe is None:
-        raise UserError(f"split {split!r} of {data} has no positions (truth.npz or match.npz): no probe can be fitted")
+        raise UserError(
+            f"split {split!r} of {data} has no positions (truth.npz or match.npz): no probe can be fitted"
+        )
     reader = EventDecoder(probe, torch.tensor(manifest.empty_slot))
     return tune_thresholds(reader, list(observed(data, split, min(videos, manifest.count(split)))))
 
 
 def observed(data: str | Path, split: str, videos: int) -> Iterator[Sample]:
-    yield from read_split(data, split, ("slots.npy", "json", "truth.npz", "match.npz"), videos=videos)
+    yield from read_split(
+        data, split, ("slots.npy", "json", "truth.npz", "match.npz"), videos=videos
+    )
 
 
 def tune_thresholds(reader: EventDecoder, samples: list[Sample]) -> EventDecoder:
@@ -115,19 +138,37 @@ def tune_thresholds(reader: EventDecoder, samples: list[Sample]) -> EventDecoder
     for sample in samples:
         assert sample.slots is not None and sample.annotation is not None
         objects = questions.objects(sample.annotation)
-        position, present = reader.decode(sample.slots[:SHOWN], slot_object(sample), 1 + objects[-1].object_id)
+        position, present = reader.decode(
+            sample.slots[:SHOWN], slot_object(sample), 1 + objects[-1].object_id
+        )
         true = [(c["frame_id"], *sorted(c["object_ids"])) for c in sample.annotation["collision"]]
-        videos.append((position, present, [c for c in true if present[c[0], c[1]] and present[c[0], c[2]]]))
-    touching = [float(np.hypot(*(position[f, a] - position[f, b]))) for position, _, true in videos for f, a, b in true]
+        videos.append(
+            (position, present, [c for c in true if present[c[0], c[1]] and present[c[0], c[2]]])
+        )
+    touching = [
+        float(np.hypot(*(position[f, a] - position[f, b])))
+        for position, _, true in videos
+        for f, a, b in true
+    ]
     rows = [
-        (near.gap, near.jolt, any(c[1:] == (near.a, near.b) and abs(c[0] - near.frame) <= SLACK for c in true))
+        (
+            near.gap,
+            near.jolt,
+            any(c[1:] == (near.a, near.b) and abs(c[0] - near.frame) <= SLACK for c in true),
+        )
         for position, present, true in videos
         for near in approaches(position, present, reach=max(touching, default=0.0))
     ]
     total = len(touching)
-    gap, jolt, hit = (np.array(column) for column in zip(*rows)) if rows else (np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    gap, jolt, hit = (
+        (np.array(column) for column in zip(*rows))
+        if rows
+        else (np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    )
     if not hit.any():
-        raise UserError(f"no annotated collision was found in {len(samples)} videos: the rule of contact cannot be set")
+        raise UserError(
+            f"no annotated collision was found in {len(samples)} videos: the rule of contact cannot be set"
+        )
     best = reader
     for reach in np.quantile(gap[hit], np.linspace(0.7, 1, 16)):
         for least in np.quantile(jolt[hit], np.linspace(0.4, 0, 21)):
@@ -136,7 +177,14 @@ def tune_thresholds(reader: EventDecoder, samples: list[Sample]) -> EventDecoder
             precision, recall = right / max(1, int(chosen.sum())), right / total
             f1 = 2 * right / (int(chosen.sum()) + total)
             if not f1 < best.f1:  # among equals the most permissive: few videos, few collisions
-                best = replace(reader, reach=float(reach), jolt=float(least), f1=f1, precision=precision, recall=recall)
+                best = replace(
+                    reader,
+                    reach=float(reach),
+                    jolt=float(least),
+                    f1=f1,
+                    precision=precision,
+                    recall=recall,
+                )
     return best
 
 
@@ -144,7 +192,9 @@ def slot_object(sample: Sample) -> np.ndarray:
     """(S,) object id or -1. Raises UserError where neither truth nor a match says it."""
     known = sample.truth if sample.truth is not None else sample.match
     if known is None or "slot_object" not in known:
-        raise UserError(f"key {sample.key}: neither truth.npz nor match.npz says which slot holds which object; run data_prep.match")
+        raise UserError(
+            f"key {sample.key}: neither truth.npz nor match.npz says which slot holds which object; run data_prep.match"
+        )
     return known["slot_object"].astype(int)
 
 
@@ -156,9 +206,13 @@ def approaches(position: np.ndarray, present: np.ndarray, reach: float) -> list[
         apart = position[:, a] - position[:, b]
         gap = np.where(both, np.hypot(*apart.T), np.inf)
         close = np.flatnonzero(gap < reach)
-        for run in np.split(close, np.flatnonzero(np.diff(close) > EPISODE) + 1) if len(close) else []:
+        for run in (
+            np.split(close, np.flatnonzero(np.diff(close) > EPISODE) + 1) if len(close) else []
+        ):
             jolts = [outward(apart, both, frame) for frame in run.tolist()]
-            found.append(Approach(int(run[np.argmax(jolts)]), a, b, float(gap[run].min()), max(jolts)))
+            found.append(
+                Approach(int(run[np.argmax(jolts)]), a, b, float(gap[run].min()), max(jolts))
+            )
     return found
 
 

@@ -79,15 +79,29 @@ class Tallies:
         def by_video(flags: np.ndarray) -> np.ndarray:
             return np.bincount(edges.video[flags], minlength=edges.videos).astype(float)
 
-        self.hits, self.wrong = by_video(edges.edge & edges.truth), by_video(edges.edge != edges.truth)
+        self.hits, self.wrong = (
+            by_video(edges.edge & edges.truth),
+            by_video(edges.edge != edges.truth),
+        )
         self.windows = edges.windows_by_video.astype(float)
 
     def __call__(self, copies: np.ndarray) -> np.ndarray:
         copies = copies.astype(float)
-        hits, wrong, windows = (float(copies @ part) for part in (self.hits, self.wrong, self.windows))
+        hits, wrong, windows = (
+            float(copies @ part) for part in (self.hits, self.wrong, self.windows)
+        )
         area, precision, best = self.all(copies)
         f1 = float("nan") if np.isnan(precision) else 2 * hits / (2 * hits + wrong)
-        return np.array([area, precision, f1, best, wrong / windows if windows else float("nan"), self.near(copies)[0]])
+        return np.array(
+            [
+                area,
+                precision,
+                f1,
+                best,
+                wrong / windows if windows else float("nan"),
+                self.near(copies)[0],
+            ]
+        )
 
 
 class Ranking:
@@ -97,7 +111,11 @@ class Ranking:
         order = np.argsort(-score, kind="stable")
         ranked = score[order]
         self.truth, self.video = truth[order], video[order]
-        self.starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(score) else np.zeros(0, int)
+        self.starts = (
+            np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+            if len(score)
+            else np.zeros(0, int)
+        )
 
     def __call__(self, copies: np.ndarray) -> tuple[float, float, float]:
         """(AUROC, average precision, best F1) with video v counted copies[v] times; nan where undefined."""
@@ -107,9 +125,17 @@ class Ranking:
         positive = np.add.reduceat(weight * self.truth, self.starts)
         negative = np.add.reduceat(weight * ~self.truth, self.starts)
         above, total, others = positive.cumsum(), positive.sum(), negative.sum()
-        area = float((negative * (above - 0.5 * positive)).sum() / (total * others)) if total and others else float("nan")
+        area = (
+            float((negative * (above - 0.5 * positive)).sum() / (total * others))
+            if total and others
+            else float("nan")
+        )
         if not total:
             return area, float("nan"), float("nan")
         chosen = above + negative.cumsum()
         precision = above / np.maximum(chosen, 1e-300)
-        return area, float((positive * precision).sum() / total), float((2 * above / (chosen + total)).max())
+        return (
+            area,
+            float((positive * precision).sum() / total),
+            float((2 * above / (chosen + total)).max()),
+        )

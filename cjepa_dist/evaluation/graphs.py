@@ -34,7 +34,11 @@ from cjepa_dist.models.predictor import SlotPredictor
 
 INTERVENTIONAL = tuple(f"interventional:{how}" for how in INTERVENTIONS)
 SUMMARY = tuple(f"summary:{method}" for method in discovery.METHODS)  # slow: only where asked for
-ESTIMATORS = tuple(row for name in GRAPH_ESTIMATORS for row in (INTERVENTIONAL if name == "interventional" else (name,)))
+ESTIMATORS = tuple(
+    row
+    for name in GRAPH_ESTIMATORS
+    for row in (INTERVENTIONAL if name == "interventional" else (name,))
+)
 TARGETS = ("contact", "contact_new", "influence")
 
 
@@ -42,7 +46,9 @@ def graph_config(name: str, base: GraphConfig | None = None) -> GraphConfig:
     """`interventional:hide` -> the estimator and its intervention; other settings from `base`."""
     estimator, _, intervention = name.partition(":")
     base = base or GraphConfig()
-    return dataclasses.replace(base, estimator=estimator, intervention=intervention or base.intervention)
+    return dataclasses.replace(
+        base, estimator=estimator, intervention=intervention or base.intervention
+    )
 
 
 def evaluate_graphs(
@@ -71,7 +77,9 @@ def evaluate_graphs(
     ids = distinct_windows(source, context.seed, windows)
     videos, video = np.unique(videos_of(source, ids), return_inverse=True)
     truths: dict[str, list[np.ndarray]] = {}
-    found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {name: ([], []) for name in estimators}
+    found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
+        name: ([], []) for name in estimators
+    }
     by_video: dict[str, np.ndarray] = {}
     seconds: dict[str, float] = {}
     for name in (name for name in estimators if name in SUMMARY):
@@ -81,7 +89,10 @@ def evaluate_graphs(
     for places in np.array_split(np.arange(len(ids)), math.ceil(len(ids) / batch)):
         part = to_device(source.gather(ids[places], places.astype(np.int64)), context.sigma2.device)
         present = present_slots(predictor, part)
-        for name, value in {"present": present, **{n: part[n] for n in (*TARGETS, "near_miss") if n in part}}.items():
+        for name, value in {
+            "present": present,
+            **{n: part[n] for n in (*TARGETS, "near_miss") if n in part},
+        }.items():
             truths.setdefault(name, []).append(value.cpu().numpy())
         for name, (adjacency, scores) in found.items():
             if name in by_video:
@@ -98,7 +109,11 @@ def evaluate_graphs(
         "windows_with_contact": int(known["contact"].any((1, 2)).sum()),
         "draws": draws,
         "summary_seconds": seconds,
-        "targets": {t: table(t, known, graphs, video, len(videos), draws, context.seed) for t in TARGETS if t in known},
+        "targets": {
+            t: table(t, known, graphs, video, len(videos), draws, context.seed)
+            for t in TARGETS
+            if t in known
+        },
     }
 
 
@@ -112,7 +127,11 @@ def table(
     seed: int,
 ) -> dict[str, Any]:
     """One target: its base rates and each estimator's measures with intervals."""
-    valid = known["present"][:, :, None] & known["present"][:, None] & ~np.eye(known["present"].shape[1], dtype=bool)
+    valid = (
+        known["present"][:, :, None]
+        & known["present"][:, None]
+        & ~np.eye(known["present"].shape[1], dtype=bool)
+    )
     if target == "contact_new":
         valid &= ~(known["contact"] & ~known["contact_new"])
     window = np.nonzero(valid)[0]
@@ -120,14 +139,26 @@ def table(
     by_video = np.bincount(video, minlength=videos)
     rows: dict[str, Any] = {}
     for name, (adjacency, scores) in graphs.items():
-        edges = Edges(scores[valid], adjacency[valid] > 0.5, truth, near & ~truth, window, video[window], videos, by_video)
+        edges = Edges(
+            scores[valid],
+            adjacency[valid] > 0.5,
+            truth,
+            near & ~truth,
+            window,
+            video[window],
+            videos,
+            by_video,
+        )
         values, tallies = measure(edges), Tallies(edges)
 
         def again(drawn: np.ndarray, tallies: Tallies = tallies) -> np.ndarray:
             return tallies(np.bincount(drawn, minlength=videos))
 
         low, high = bootstrap(np.arange(videos), again, n=draws, seed=seed)
-        rows[name] = {m: {"value": plain(values[m]), "low": plain(low[n]), "high": plain(high[n])} for n, m in enumerate(MEASURES)}
+        rows[name] = {
+            m: {"value": plain(values[m]), "low": plain(low[n]), "high": plain(high[n])}
+            for n, m in enumerate(MEASURES)
+        }
     close = truth | near
     return {
         "base_rate": plain(truth.mean() if len(truth) else math.nan),
@@ -149,7 +180,10 @@ def markdown(result: dict[str, Any], target: str = "contact") -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in part["estimators"].items():
-        cells = [f"{show(row[m]['value'])} ({show(row[m]['low'])} .. {show(row[m]['high'])})" for m in MEASURES]
+        cells = [
+            f"{show(row[m]['value'])} ({show(row[m]['low'])} .. {show(row[m]['high'])})"
+            for m in MEASURES
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -159,7 +193,14 @@ def heatmaps(
     source: InMemoryWindows,
     context: GraphContext,
     path: str | Path,
-    estimators: Sequence[str] = ("published", "attention", "attention_rollout", "gradient", "interventional:empty", "distance"),
+    estimators: Sequence[str] = (
+        "published",
+        "attention",
+        "attention_rollout",
+        "gradient",
+        "interventional:empty",
+        "distance",
+    ),
     *,
     samples: int = 6,
     config: GraphConfig | None = None,
@@ -179,13 +220,22 @@ def heatmaps(
     columns = {"contact (truth)": part["contact"].float().cpu().numpy()}
     if "influence" in part:
         columns["influence (truth)"] = part["influence"].float().cpu().numpy()
-    columns |= {name: graph_of(name, predictor, part, present, context, config)[0] for name in estimators}
+    columns |= {
+        name: graph_of(name, predictor, part, present, context, config)[0] for name in estimators
+    }
     rows = min(samples, len(order))
-    figure, axes = pyplot.subplots(rows, len(columns), figsize=(1.7 * len(columns), 1.7 * rows + 0.5), squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows, len(columns), figsize=(1.7 * len(columns), 1.7 * rows + 0.5), squeeze=False
+    )
     for row in range(rows):
         for column, (name, maps) in enumerate(columns.items()):
             axis = axes[row, column]
-            axis.imshow(np.where(np.eye(maps.shape[1], dtype=bool), np.nan, maps[row]), vmin=0, vmax=1, cmap="viridis")
+            axis.imshow(
+                np.where(np.eye(maps.shape[1], dtype=bool), np.nan, maps[row]),
+                vmin=0,
+                vmax=1,
+                cmap="viridis",
+            )
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
@@ -213,25 +263,36 @@ def videos_of(source: InMemoryWindows, ids: np.ndarray) -> np.ndarray:
 
 
 def graph_of(
-    name: str, predictor: SlotPredictor, part: dict[str, Tensor], present: Tensor, context: GraphContext, config: GraphConfig | None
+    name: str,
+    predictor: SlotPredictor,
+    part: dict[str, Tensor],
+    present: Tensor,
+    context: GraphContext,
+    config: GraphConfig | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Adjacency and raw scores of a batch, float32 arrays (B, S, S)."""
     history = part["slots"][:, : predictor.config.history_frames]
     keys = dataclasses.replace(context, sample=part["sample"])
-    graph = estimate(graph_config(name, config), predictor, history, present, context=keys, truth=part)
+    graph = estimate(
+        graph_config(name, config), predictor, history, present, context=keys, truth=part
+    )
     return graph.adjacency.float().cpu().numpy(), graph.scores.float().cpu().numpy()
 
 
 def summary_graphs(source: InMemoryWindows, videos: np.ndarray, name: str, seed: int) -> np.ndarray:
     """Raw scores (V, S, S) of some videos by `summary:METHOD`, frames a model step apart."""
     method, lag = name.removeprefix("summary:"), int(source.steps[1])
-    return np.stack([discovery.summary_graph(source.video(v), method, lag=lag, seed=seed) for v in videos])
+    return np.stack(
+        [discovery.summary_graph(source.video(v), method, lag=lag, seed=seed) for v in videos]
+    )
 
 
 def summary_of(scores: np.ndarray, present: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Adjacency and raw scores of windows, float32 arrays (B, S, S), from the scores of their videos."""
     raw = torch.from_numpy(scores).to(present.device) * pairs(present)
-    return calibrate(raw, torch.full((), discovery.TAU, device=present.device), present).cpu().numpy(), raw.cpu().numpy()
+    return calibrate(
+        raw, torch.full((), discovery.TAU, device=present.device), present
+    ).cpu().numpy(), raw.cpu().numpy()
 
 
 def present_slots(predictor: SlotPredictor, part: dict[str, Tensor]) -> Tensor:

@@ -42,16 +42,25 @@ class Probe:
     def lift(self, slots: Tensor) -> Tensor:
         """(..., D) -> (..., 1 + D + UNITS)."""
         x = slots - self.centre
-        return torch.cat([torch.ones_like(x[..., :1]), x, torch.relu(x @ self.mix + self.offset)], dim=-1)
+        return torch.cat(
+            [torch.ones_like(x[..., :1]), x, torch.relu(x @ self.mix + self.offset)], dim=-1
+        )
 
 
-def fit_probe(data: str | Path, split: str, *, videos: int = 200, ridge: float = 1e-5, seed: int = 0) -> Probe | None:
+def fit_probe(
+    data: str | Path, split: str, *, videos: int = 200, ridge: float = 1e-5, seed: int = 0
+) -> Probe | None:
     """Fit on the slots that hold an object in view, at most 60,000 of them, of the first `videos` of a split; None without truth or match.
 
     `ridge` is relative to the mean square of the lifted slots. Float64 inside: slots may be nearly collinear.
     """
     slots, positions = [], []
-    for sample in read_split(data, split, ("slots.npy", "truth.npz", "match.npz"), videos=min(videos, Manifest.load(data).count(split))):
+    for sample in read_split(
+        data,
+        split,
+        ("slots.npy", "truth.npz", "match.npz"),
+        videos=min(videos, Manifest.load(data).count(split)),
+    ):
         known = sample.truth if sample.truth is not None else sample.match
         if known is None or sample.slots is None:
             return None

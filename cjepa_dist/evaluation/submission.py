@@ -22,4 +22,7 @@ def submission(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
                 for choice, given in zip(verdict.question["choices"], verdict.given)
             ]
         scenes[verdict.scene].append(entry)
-    return [{"scene_index": scene, "questions": sorted(scenes[scene], key=lambda q: q["question_id"])} for scene in sorted(scenes)]
+    return [
+        {"scene_index": scene, "questions": sorted(scenes[scene], key=lambda q: q["question_id"])}
+        for scene in sorted(scenes)
+    ]

@@ -36,7 +36,9 @@ def answer(reader: EventDecoder, samples: Iterable[Sample]) -> tuple[list[Verdic
     failed: Counter[str] = Counter()
     for sample in samples:
         if sample.questions is None:
-            raise UserError(f"key {sample.key}: has no questions.json; simulate or import the data with questions")
+            raise UserError(
+                f"key {sample.key}: has no questions.json; simulate or import the data with questions"
+            )
         removed = asked_slots(sample)
         known = {None, *(sample.worlds["removed"].tolist() if sample.worlds else ())}
         if missing := [slot for slot in removed if slot not in known]:
@@ -49,12 +51,18 @@ def answer(reader: EventDecoder, samples: Iterable[Sample]) -> tuple[list[Verdic
         scene = int(sample.questions["scene_index"])
         for question in sample.questions["questions"]:
             kind, steps = question["question_type"], program(question)
-            programs = [[program(choice), steps] for choice in question["choices"]] if "choices" in question else [[steps]]
+            programs = (
+                [[program(choice), steps] for choice in question["choices"]]
+                if "choices" in question
+                else [[steps]]
+            )
             answers = [run(ahead if kind == "predictive" else seen, parts) for parts in programs]
             asked[kind] += len(answers)
             failed[kind] += answers.count(None)
             given = [a == "yes" for a in answers] if "choices" in question else answers[0] or ""
-            verdicts.append(Verdict(scene, question, given, kind == "counterfactual" and next(left_out)))
+            verdicts.append(
+                Verdict(scene, question, given, kind == "counterfactual" and next(left_out))
+            )
     return verdicts, {kind: {"failed": failed[kind], "programs": asked[kind]} for kind in TYPES}
 
 

@@ -22,7 +22,9 @@ class Verdict:
 
     def answerable(self) -> bool:
         """Whether the answer is public, and the question could be asked."""
-        return not self.left_out and all("answer" in choice for choice in self.question.get("choices", [self.question]))
+        return not self.left_out and all(
+            "answer" in choice for choice in self.question.get("choices", [self.question])
+        )
 
     def right(self) -> list[bool] | None:
         """Right or wrong by option (one entry for a descriptive question); None if the question is not answerable."""
@@ -30,4 +32,7 @@ class Verdict:
             return None
         if isinstance(self.given, str):
             return [self.given == self.question["answer"]]
-        return [given == (choice["answer"] == "correct") for given, choice in zip(self.given, self.question["choices"])]
+        return [
+            given == (choice["answer"] == "correct")
+            for given, choice in zip(self.given, self.question["choices"])
+        ]

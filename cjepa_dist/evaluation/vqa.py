@@ -29,14 +29,24 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "descriptive.question": (("descriptive",), "question"),
     "multiple_choice.option": (CHOICE_TYPES, "option"),
     "multiple_choice.question": (CHOICE_TYPES, "question"),
-    **{f"{kind}.{unit}": ((kind,), unit) for kind in CHOICE_TYPES for unit in ("option", "question")},
+    **{
+        f"{kind}.{unit}": ((kind,), unit)
+        for kind in CHOICE_TYPES
+        for unit in ("option", "question")
+    },
 }
 
 WORDS = {index: word for word, index in ANSWERS.items()}
 
 
 @torch.no_grad()
-def answer(aloe: Aloe, source: QuestionBatches, *, batch: int = 64, progress: Callable[[int], None] | None = None) -> list[Verdict]:
+def answer(
+    aloe: Aloe,
+    source: QuestionBatches,
+    *,
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> list[Verdict]:
     """Verdicts on every question of a source, in its order. `progress(n)` is told how many more are done."""
     verdicts: list[Verdict] = []
     device = next(aloe.eval().parameters()).device
@@ -51,7 +61,9 @@ def answer(aloe: Aloe, source: QuestionBatches, *, batch: int = 64, progress: Ca
         for i in ids.tolist():
             question, rows = question_of(source, i), source.rows(i) - first
             given = [positive[r] for r in rows] if "choices" in question else WORDS[best[rows[0]]]
-            verdicts.append(Verdict(int(source.scene[i]), question, given, bool(source.left_out[i])))
+            verdicts.append(
+                Verdict(int(source.scene[i]), question, given, bool(source.left_out[i]))
+            )
         if progress is not None:
             progress(len(ids))
     return verdicts
@@ -59,13 +71,23 @@ def answer(aloe: Aloe, source: QuestionBatches, *, batch: int = 64, progress: Ca
 
 def question_of(source: QuestionBatches, index: int) -> Question:
     """What scoring needs of a question, named as in CLEVRER's JSON: type, ids, and the answers where they are public."""
-    question: Question = {"question_id": int(source.question_id[index]), "question_type": str(source.type[index])}
+    question: Question = {
+        "question_id": int(source.question_id[index]),
+        "question_type": str(source.type[index]),
+    }
     rows = source.rows(index)
     labels = [int(label) for label in source.label[rows]]
     if not source.is_choice[index]:
         return question | ({"answer": WORDS[labels[0]]} if labels[0] >= 0 else {})
-    answers = [{"answer": "correct" if label else "wrong"} if label >= 0 else {} for label in labels]
-    return question | {"choices": [{"choice_id": int(choice), **known} for choice, known in zip(source.choice_id[rows], answers)]}
+    answers = [
+        {"answer": "correct" if label else "wrong"} if label >= 0 else {} for label in labels
+    ]
+    return question | {
+        "choices": [
+            {"choice_id": int(choice), **known}
+            for choice, known in zip(source.choice_id[rows], answers)
+        ]
+    }
 
 
 def read_questions(data: str | Path, split: str) -> list[tuple[int, Question]]:
@@ -73,7 +95,13 @@ def read_questions(data: str | Path, split: str) -> list[tuple[int, Question]]:
     found = []
     for sample in read_split(data, split, ("questions.json",)):
         if sample.questions is None:
-            raise UserError(f"{data}, split {split!r}, key {sample.key}: has no questions.json; simulate or import the data with questions")
+            raise UserError(
+                f"{data}, split {split!r}, key {sample.key}: has no questions.json; simulate or import the data with questions"
+            )
         scene = int(sample.questions["scene_index"])
-        found += [(scene, question) for question in sample.questions["questions"] if Verdict(scene, question, []).answerable()]
+        found += [
+            (scene, question)
+            for question in sample.questions["questions"]
+            if Verdict(scene, question, []).answerable()
+        ]
     return found

@@ -27,11 +27,15 @@ def counts(verdicts: Iterable[Verdict], scenes: Sequence[int]) -> dict[str, np.n
             continue
         for group, (kinds, unit) in GROUPS.items():
             if verdict.question["question_type"] in kinds:
-                table[group][row[verdict.scene]] += (sum(right), len(right)) if unit == "option" else (all(right), 1)
+                table[group][row[verdict.scene]] += (
+                    (sum(right), len(right)) if unit == "option" else (all(right), 1)
+                )
     return table
 
 
-def evaluate_vqa(by_start: dict[int, list[Verdict]], main: int, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+def evaluate_vqa(
+    by_start: dict[int, list[Verdict]], main: int, *, draws: int = 1000, seed: int = 0
+) -> dict[str, Any]:
     """Accuracies at start `main` with intervals, mean and spread over all given starts, counts by video, and how many questions were
     left out of all of them, as a plain dict.
 
@@ -45,24 +49,41 @@ def evaluate_vqa(by_start: dict[int, list[Verdict]], main: int, *, draws: int = 
     for g, group in enumerate(names):
         correct, count = (int(n) for n in stacked[:, g].sum(0))
         interval = [float(low[g]), float(high[g])] if count else None
-        accuracy[group] = {"accuracy": correct / count if count else None, "ci": interval, "correct": correct, "count": count}
+        accuracy[group] = {
+            "accuracy": correct / count if count else None,
+            "ci": interval,
+            "correct": correct,
+            "count": count,
+        }
     starts = {
-        group: spread([float(ratio(tables[start][group])) for start in sorted(tables)]) for group in names if accuracy[group]["count"]
+        group: spread([float(ratio(tables[start][group])) for start in sorted(tables)])
+        for group in names
+        if accuracy[group]["count"]
     }
     return {
         "start": main,
         "accuracy": accuracy,
         "left_out": sum(verdict.left_out for verdict in by_start[main]),
         "starts": {"first_frames": sorted(tables), "groups": starts},
-        "videos": {"scenes": scenes, "counts": {group: tables[main][group].tolist() for group in names}},
+        "videos": {
+            "scenes": scenes,
+            "counts": {group: tables[main][group].tolist() for group in names},
+        },
     }
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values)), "min": min(values), "max": max(values)}
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values)),
+        "min": min(values),
+        "max": max(values),
+    }
 
 
-def majority(train: Iterable[tuple[int, Question]], scored: Iterable[tuple[int, Question]]) -> dict[str, dict[str, float | None]]:
+def majority(
+    train: Iterable[tuple[int, Question]], scored: Iterable[tuple[int, Question]]
+) -> dict[str, dict[str, float | None]]:
     """Accuracy without looking, by group: {"majority": one answer to all, "majority_by_kind": one to each kind of question, "chance"}.
 
     The most frequent answers are those of `train`. Kinds of descriptive questions are what they ask (count, exist, query_color, ...), of
@@ -90,11 +111,18 @@ def majority(train: Iterable[tuple[int, Question]], scored: Iterable[tuple[int, 
     scenes = sorted({scene for scene, _ in questions})
     result: dict[str, dict[str, float | None]] = {}
     for name, kinds in (("majority", False), ("majority_by_kind", True)):
-        table = counts((Verdict(scene, question, blind(question, kinds)) for scene, question in questions), scenes)
+        table = counts(
+            (Verdict(scene, question, blind(question, kinds)) for scene, question in questions),
+            scenes,
+        )
         result[name] = {group: fraction(*table[group].sum(0)) for group in GROUPS}
     hits: dict[str, list[float]] = {group: [] for group in GROUPS}
     for _, question in questions:
-        odds = 0.5 ** len(question["choices"]) if "choices" in question else 1 / max(1, len(all_answers))
+        odds = (
+            0.5 ** len(question["choices"])
+            if "choices" in question
+            else 1 / max(1, len(all_answers))
+        )
         for group, (types, unit) in GROUPS.items():
             if question["question_type"] in types:
                 hits[group] += [0.5] * len(question["choices"]) if unit == "option" else [odds]
@@ -105,7 +133,10 @@ def majority(train: Iterable[tuple[int, Question]], scored: Iterable[tuple[int, 
 def kind_of(question: Question) -> str:
     """What a descriptive question asks: its subtype, else the last step of its program, else its first two words."""
     program = question.get("program") or []
-    return str(question.get("question_subtype") or (program[-1] if program else " ".join(question["question"].split()[:2])))
+    return str(
+        question.get("question_subtype")
+        or (program[-1] if program else " ".join(question["question"].split()[:2]))
+    )
 
 
 def top(answers: Counter[str]) -> str:

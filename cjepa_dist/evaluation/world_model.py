@@ -42,18 +42,30 @@ Predict = Callable[[Tensor], Tensor]
 class Table:
     """Sums by (video, method, class, column) of squared slot error, squared position error, and how many objects they are over."""
 
-    def __init__(self, methods: list[str], classes: tuple[str, ...], columns: tuple[str, ...]) -> None:
+    def __init__(
+        self, methods: list[str], classes: tuple[str, ...], columns: tuple[str, ...]
+    ) -> None:
         self.methods, self.classes, self.columns = methods, classes, columns
         self.rows: dict[int, np.ndarray] = {}
 
-    def add(self, video: np.ndarray, method: str, column: str, errors: Tensor, seen: dict[str, Tensor]) -> None:
+    def add(
+        self, video: np.ndarray, method: str, column: str, errors: Tensor, seen: dict[str, Tensor]
+    ) -> None:
         """errors (B, F, S, 2): squared slot and position error; seen[class] (B, F, S) bool; video (B,)."""
         m, c = self.methods.index(method), self.columns.index(column)
         for k, name in enumerate(self.classes):
             mask = seen[name].to(errors.dtype)
-            total = torch.cat([(errors * mask[..., None]).sum((1, 2)), mask.sum((1, 2))[:, None]], dim=-1).double().numpy()
+            total = (
+                torch.cat(
+                    [(errors * mask[..., None]).sum((1, 2)), mask.sum((1, 2))[:, None]], dim=-1
+                )
+                .double()
+                .numpy()
+            )
             for v, row in zip(video.tolist(), total):
-                self.rows.setdefault(v, np.zeros((len(self.methods), len(self.classes), len(self.columns), 3)))[m, k, c] += row
+                self.rows.setdefault(
+                    v, np.zeros((len(self.methods), len(self.classes), len(self.columns), 3))
+                )[m, k, c] += row
 
     def summary(self, *, position: bool, draws: int, seed: int) -> dict[str, Any]:
         """{method: {class: {column: {slot_mse, slot_mse_ci, position_rmse, position_rmse_ci, count}}}}; None where nothing was counted."""
@@ -68,7 +80,9 @@ class Table:
                     for q, quantity in enumerate(("slot_mse", "position_rmse")):
                         known = cell["count"] > 0 and (q == 0 or position)
                         cell[quantity] = float(point[at][q]) if known else None
-                        cell[quantity + "_ci"] = [float(low[at][q]), float(high[at][q])] if known else None
+                        cell[quantity + "_ci"] = (
+                            [float(low[at][q]), float(high[at][q])] if known else None
+                        )
                     result.setdefault(method, {}).setdefault(name, {})[column] = cell
         return result
 
@@ -100,20 +114,35 @@ def evaluate_world_model(
     """
     predictors: dict[str, SlotPredictor] = {"predictor": predictor.eval()}
     if own_slot is not None:
-        shapes = [(p.config.history_frames, p.config.pred_frames, p.config.slots, p.config.slot_dim) for p in (predictor, own_slot)]
+        shapes = [
+            (p.config.history_frames, p.config.pred_frames, p.config.slots, p.config.slot_dim)
+            for p in (predictor, own_slot)
+        ]
         if shapes[0] != shapes[1]:
-            raise UserError(f"own_slot has (history, prediction, slots, slot_dim) {shapes[1]}, the run has {shapes[0]}: they must agree")
+            raise UserError(
+                f"own_slot has (history, prediction, slots, slot_dim) {shapes[1]}, the run has {shapes[0]}: they must agree"
+            )
         predictors["own_slot"] = own_slot.eval()
     probe = fit_probe(data, config.train_split, seed=seed) if has_truth(data, split) else None
     result: dict[str, Any] = {
         "history_frames": predictor.config.history_frames,
         "pred_frames": predictor.config.pred_frames,
         "frameskip": config.frameskip,
-        "units": {"slot_mse": "mean squared difference of a slot's numbers", "position_rmse": "world units", "horizon": "video frames"},
+        "units": {
+            "slot_mse": "mean squared difference of a slot's numbers",
+            "position_rmse": "world units",
+            "horizon": "video frames",
+        },
         "probe_rmse": probe.rmse if probe else None,
     }
-    result["one_step"] = one_step(predictors, config, data, split, probe, windows=windows, draws=draws, seed=seed)
-    result["rollout"] = rollout(predictors, config, data, split, probe, videos=videos, draws=draws, seed=seed) if probe else None
+    result["one_step"] = one_step(
+        predictors, config, data, split, probe, windows=windows, draws=draws, seed=seed
+    )
+    result["rollout"] = (
+        rollout(predictors, config, data, split, probe, videos=videos, draws=draws, seed=seed)
+        if probe
+        else None
+    )
     return result
 
 
@@ -123,10 +152,19 @@ def one_step(
 ) -> dict[str, Any]:  # fmt: skip
     """Error on the T_p frames after the history. Colliding: in a contact within the predicted interval; near miss: close, no contact."""
     history, ahead = config.predictor.history_frames, config.predictor.pred_frames
-    shape: dict[str, Any] = {"history_frames": history, "pred_frames": ahead, "frameskip": config.frameskip}
-    source = InMemoryWindows(str(data), split, **shape, contact_share=0.5 if probe else 0.0, truth=probe is not None)
+    shape: dict[str, Any] = {
+        "history_frames": history,
+        "pred_frames": ahead,
+        "frameskip": config.frameskip,
+    }
+    source = InMemoryWindows(
+        str(data), split, **shape, contact_share=0.5 if probe else 0.0, truth=probe is not None
+    )
     ids = distinct_windows(source, seed, windows)
-    methods: dict[str, Predict] = {"copy": lambda x: copy(x, ahead), "linear": lambda x: linear(x, ahead)}
+    methods: dict[str, Predict] = {
+        "copy": lambda x: copy(x, ahead),
+        "linear": lambda x: linear(x, ahead),
+    }
     methods |= {name: on_its_device(model, model.predict) for name, model in predictors.items()}
     table = Table(list(methods), CLASSES if probe else CLASSES[:1], ("mean",))
     for begin in range(0, len(ids), batch):
@@ -140,7 +178,13 @@ def one_step(
         for name, predict in methods.items():
             found = predict(past)
             true = sample["position"][:, history:] if probe else None
-            table.add(video, name, "mean", errors(found, target, true, probe), by_class(seen, sample) if probe else {"all": seen})
+            table.add(
+                video,
+                name,
+                "mean",
+                errors(found, target, true, probe),
+                by_class(seen, sample) if probe else {"all": seen},
+            )
     return {
         "windows": len(ids),
         "videos": len(table.rows),
@@ -152,7 +196,12 @@ def by_class(seen: Tensor, sample: dict[str, Tensor]) -> dict[str, Tensor]:
     """seen (B, F, S) split into the classes; an object both colliding and in a near miss with another is colliding."""
     colliding = sample["collides"][:, None]
     near = sample["near_miss"].any(-1)[:, None] & ~colliding
-    return {"all": seen, "colliding": seen & colliding, "near_miss": seen & near, "free": seen & ~colliding & ~near}
+    return {
+        "all": seen,
+        "colliding": seen & colliding,
+        "near_miss": seen & near,
+        "free": seen & ~colliding & ~near,
+    }
 
 
 def rollout(
@@ -161,18 +210,39 @@ def rollout(
 ) -> dict[str, Any] | None:  # fmt: skip
     """Error on frames 128 .. 159 given 0 .. 127. Colliding: in a contact in those frames. None if the data have no future slots."""
     skip = config.frameskip
-    methods: dict[str, Predict] = {"copy": lambda x: copy(x, FUTURE), "linear": lambda x: linear(x[:, [-1 - skip, -1]], FUTURE, skip)}
-    methods |= {name: on_its_device(model, partial(model.rollout, count=FUTURE, frameskip=skip)) for name, model in predictors.items()}
+    methods: dict[str, Predict] = {
+        "copy": lambda x: copy(x, FUTURE),
+        "linear": lambda x: linear(x[:, [-1 - skip, -1]], FUTURE, skip),
+    }
+    methods |= {
+        name: on_its_device(model, partial(model.rollout, count=FUTURE, frameskip=skip))
+        for name, model in predictors.items()
+    }
     columns = ("mean", *(str(h) for h in HORIZONS))
     table = Table(list(methods), ("all", "colliding", "free"), columns)
-    known = read_split(data, split, ("slots.npy", "truth.npz"), videos=min(videos, Manifest.load(data).count(split)))
+    known = read_split(
+        data,
+        split,
+        ("slots.npy", "truth.npz"),
+        videos=min(videos, Manifest.load(data).count(split)),
+    )
     for first, group in enumerate(grouped(known, batch)):
-        truths = [sample.truth for sample in group if sample.truth is not None and "future_slots" in sample.truth]
+        truths = [
+            sample.truth
+            for sample in group
+            if sample.truth is not None and "future_slots" in sample.truth
+        ]
         if len(truths) < len(group):
             return None
-        frames = torch.from_numpy(widen(np.stack([sample.slots[:OBSERVED] for sample in group if sample.slots is not None])))
+        frames = torch.from_numpy(
+            widen(
+                np.stack([sample.slots[:OBSERVED] for sample in group if sample.slots is not None])
+            )
+        )
         target = torch.from_numpy(widen(np.stack([truth["future_slots"] for truth in truths])))
-        true = torch.from_numpy(np.stack([truth["position"][OBSERVED:] for truth in truths])).float()
+        true = torch.from_numpy(
+            np.stack([truth["position"][OBSERVED:] for truth in truths])
+        ).float()
         present = torch.from_numpy(np.stack([truth["present"] for truth in truths]))
         seen = observed(present, OBSERVED - 1, skip) & present[:, OBSERVED:]
         colliding = torch.zeros(len(group), 1, frames.shape[2], dtype=torch.bool)
@@ -186,8 +256,18 @@ def rollout(
             table.add(video, name, "mean", squares, classes)
             for horizon in HORIZONS:
                 at = slice(horizon - 1, horizon)
-                table.add(video, name, str(horizon), squares[:, at], {k: mask[:, at] for k, mask in classes.items()})
-    return {"videos": len(table.rows), "frames": FUTURE, "methods": table.summary(position=True, draws=draws, seed=seed)}
+                table.add(
+                    video,
+                    name,
+                    str(horizon),
+                    squares[:, at],
+                    {k: mask[:, at] for k, mask in classes.items()},
+                )
+    return {
+        "videos": len(table.rows),
+        "frames": FUTURE,
+        "methods": table.summary(position=True, draws=draws, seed=seed),
+    }
 
 
 def observed(present: Tensor, last: int, spacing: int) -> Tensor:
@@ -198,7 +278,11 @@ def observed(present: Tensor, last: int, spacing: int) -> Tensor:
 def errors(found: Tensor, target: Tensor, position: Tensor | None, probe: Probe | None) -> Tensor:
     """(B, F, S, D) twice, true positions (B, F, S, 2) -> (B, F, S, 2): squared slot error, squared distance (0 without truth)."""
     slot = (found - target).square().mean(-1)
-    place = (probe(found) - position).square().sum(-1) if probe is not None and position is not None else torch.zeros_like(slot)
+    place = (
+        (probe(found) - position).square().sum(-1)
+        if probe is not None and position is not None
+        else torch.zeros_like(slot)
+    )
     return torch.stack([slot, place], dim=-1)
 
 
@@ -226,7 +310,9 @@ def on_its_device(model: SlotPredictor, predict: Predict) -> Predict:
 
 
 def has_truth(data: str | Path, split: str) -> bool:
-    return all(sample.truth is not None for sample in read_split(data, split, ("truth.npz",), videos=1))
+    return all(
+        sample.truth is not None for sample in read_split(data, split, ("truth.npz",), videos=1)
+    )
 
 
 def grouped(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:

@@ -24,7 +24,10 @@ from cjepa_dist.causal.interventional_graph import without_dropout
 from cjepa_dist.models.predictor import SlotPredictor
 from cjepa_dist.runtime.random import uniform
 
-STREAM_INVARIANCE, STREAM_SUFFICIENCY = 201, 202  # of `masking.uniform`, apart from masks and estimators
+STREAM_INVARIANCE, STREAM_SUFFICIENCY = (
+    201,
+    202,
+)  # of `masking.uniform`, apart from masks and estimators
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class CttTerms:
     sufficiency_sum: Tensor
     sufficiency_count: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)  # means over this batch, detached
-    clean: Tensor | None = None  # (B, T, S, D) prediction under M0 with its gradient, where the stacked forward made it
+    clean: Tensor | None = (
+        None  # (B, T, S, D) prediction under M0 with its gradient, where the stacked forward made it
+    )
 
 
 # --- as released -----------------------------------------------------------------------------------------------------
@@ -50,8 +55,12 @@ def draw_slots(hidden: Tensor, *, seed: int, step: int | Tensor) -> tuple[Tensor
     """
     batchwise = torch.zeros(1, dtype=torch.int64, device=hidden.device)
     burden = hidden.float().mean(dim=0)
-    first = (uniform(seed, step, batchwise, hidden.shape[1], STREAM_INVARIANCE)[0] - 2 * burden).argmax()
-    second = (uniform(seed, step, batchwise, hidden.shape[1], STREAM_SUFFICIENCY)[0] - 2 * burden).argmax()
+    first = (
+        uniform(seed, step, batchwise, hidden.shape[1], STREAM_INVARIANCE)[0] - 2 * burden
+    ).argmax()
+    second = (
+        uniform(seed, step, batchwise, hidden.shape[1], STREAM_SUFFICIENCY)[0] - 2 * burden
+    ).argmax()
     return first, second
 
 
@@ -82,7 +91,9 @@ def published(
         clean = z0 if clean is None else clean
         mean = published_adjacency(maps[-1], frames, slots).mean(dim=0) if mean is None else mean
     target = clean[:, -truth.shape[1] :].detach().float()
-    weight, far_from_k = published_choice(mean, hidden, threshold, slot_invariance, slot_sufficiency)
+    weight, far_from_k = published_choice(
+        mean, hidden, threshold, slot_invariance, slot_sufficiency
+    )
     index = torch.arange(slots, device=x.device)
     is_i, is_k = index == slot_invariance, index == slot_sufficiency
     masks = torch.cat([hidden | is_i, far_from_k.expand_as(hidden)])
@@ -93,19 +104,32 @@ def published(
     some = far_from_k.any().float()
     with torch.no_grad():
         edges = (mean >= threshold) & ~torch.eye(slots, dtype=torch.bool, device=x.device)
-        candidates = (~is_i & ~hidden & ~(hidden & is_i).any(dim=1, keepdim=True)).float().sum().clamp_min(1)
-        metrics = {"non_neighbour_fraction": weight.sum() / candidates, "edges_per_slot": edges.float().sum() / slots}
-    return CttTerms((weight * moved).sum(), weight.sum(), some * missed.sum(), some * len(x), metrics)
+        candidates = (
+            (~is_i & ~hidden & ~(hidden & is_i).any(dim=1, keepdim=True)).float().sum().clamp_min(1)
+        )
+        metrics = {
+            "non_neighbour_fraction": weight.sum() / candidates,
+            "edges_per_slot": edges.float().sum() / slots,
+        }
+    return CttTerms(
+        (weight * moved).sum(), weight.sum(), some * missed.sum(), some * len(x), metrics
+    )
 
 
 def published_choice(
-    mean: Tensor, hidden: Tensor, threshold: float, slot_invariance: int | Tensor, slot_sufficiency: int | Tensor
+    mean: Tensor,
+    hidden: Tensor,
+    threshold: float,
+    slot_invariance: int | Tensor,
+    slot_sufficiency: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Weights (B, S) float of the slots that invariance compares, and the slots (S,) bool that sufficiency hides; `mean` (S, S)."""
     index = torch.arange(len(mean), device=mean.device)
     is_i, is_k = index == slot_invariance, index == slot_sufficiency
     far_from_i = ((mean < threshold) & is_i).any(dim=1) & ~is_i  # j with A[j, i] < threshold
-    far_from_k = ((mean < threshold) & is_k[:, None]).any(dim=0) & ~is_k  # j with A[k, j] < threshold
+    far_from_k = ((mean < threshold) & is_k[:, None]).any(
+        dim=0
+    ) & ~is_k  # j with A[k, j] < threshold
     drawn_visible = ~(hidden & is_i).any(dim=1, keepdim=True)
     return (far_from_i & ~hidden & drawn_visible).float(), far_from_k
 
@@ -153,15 +177,21 @@ def per_sample(
     is_i, is_k = index == i_b[:, None], index == k_b[:, None]  # (B, S)
     pick = i_b[:, None, None].expand(-1, slots, 1)
     from_i = adjacency.gather(2, pick)[:, :, 0]  # influence of I_b on each j
-    neighbour = adjacency.gather(1, k_b[:, None, None].expand(-1, 1, slots))[:, 0] > 0.5  # j that influence k_b
+    neighbour = (
+        adjacency.gather(1, k_b[:, None, None].expand(-1, 1, slots))[:, 0] > 0.5
+    )  # j that influence k_b
 
     masks = [hidden | is_i, ~(neighbour | is_k)]
     with without_dropout(predictor):
         if z0 is None:
-            clean, z1, z2 = predictor(history.repeat(3, 1, 1, 1), torch.cat([hidden, *masks])).chunk(3)
+            clean, z1, z2 = predictor(
+                history.repeat(3, 1, 1, 1), torch.cat([hidden, *masks])
+            ).chunk(3)
         else:
             clean = z0
-            z1, z2 = predictor(history.repeat(2, 1, 1, 1), torch.cat(masks), future_only=True).chunk(2)
+            z1, z2 = predictor(
+                history.repeat(2, 1, 1, 1), torch.cat(masks), future_only=True
+            ).chunk(2)
     base, z1, z2 = (z[:, -truth.shape[1] :].float() for z in (clean.detach(), z1, z2))
 
     e0, e1, e2 = (normalized_error(z, truth, sigma2) for z in (base, z1, z2))
@@ -170,10 +200,14 @@ def per_sample(
     invariance = weight * normalized_error(z1, base, sigma2)
     excess = torch.relu(e2 - e0 - margin) * is_k * some[:, None]
     metrics = {name: value.detach() for name, value in graph_metrics(adjacency, present).items()}
-    return CttTerms(invariance.sum(), weight.sum(), excess.sum(), some.float().sum(), metrics, clean)
+    return CttTerms(
+        invariance.sum(), weight.sum(), excess.sum(), some.float().sum(), metrics, clean
+    )
 
 
-def consistency(predictor: SlotPredictor, x: Tensor, sigma2: Tensor, weights: Mapping[int, float | Tensor]) -> Tensor:
+def consistency(
+    predictor: SlotPredictor, x: Tensor, sigma2: Tensor, weights: Mapping[int, float | Tensor]
+) -> Tensor:
     """Axioms 2 and 5 over several steps: sum over k of weights[k] / k * e(f^k(history), truth k predictions ahead), a mean over slots, ().
 
     `x` (B, T_h + K T_p, S, D) with K the largest k of a weight above 0; f predicts T_p frames with nothing hidden and reads its own
@@ -188,7 +222,14 @@ def consistency(predictor: SlotPredictor, x: Tensor, sigma2: Tensor, weights: Ma
             sequence = torch.cat([sequence, following], dim=1)
             if k in counted:
                 begin = frames + (k - 1) * ahead
-                total = total + weights[k] / k * normalized_error(following.float(), x[:, begin : begin + ahead].float(), sigma2).mean()
+                total = (
+                    total
+                    + weights[k]
+                    / k
+                    * normalized_error(
+                        following.float(), x[:, begin : begin + ahead].float(), sigma2
+                    ).mean()
+                )
     return total
 
 
@@ -197,9 +238,13 @@ def normalized_error(a: Tensor, b: Tensor, sigma2: Tensor) -> Tensor:
     return ((a - b).square() / sigma2.float()).mean(dim=(1, 3))
 
 
-def draw_eligible_slot(eligible: Tensor, seed: int, step: int | Tensor, sample: Tensor, stream: int) -> Tensor:
+def draw_eligible_slot(
+    eligible: Tensor, seed: int, step: int | Tensor, sample: Tensor, stream: int
+) -> Tensor:
     """One eligible slot of each sample, uniformly, (B,) int64; any slot where none is eligible. A function of (seed, step, sample)."""
-    return torch.where(eligible, uniform(seed, step, sample, eligible.shape[1], stream), -1.0).argmax(dim=1)
+    return torch.where(
+        eligible, uniform(seed, step, sample, eligible.shape[1], stream), -1.0
+    ).argmax(dim=1)
 
 
 def graph_metrics(adjacency: Tensor, present: Tensor) -> dict[str, Tensor]:

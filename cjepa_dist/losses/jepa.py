@@ -14,11 +14,15 @@ def future_loss(z: Tensor, x: Tensor, history_frames: int) -> Tensor:
     return (z[:, history_frames:].float() - x[:, history_frames:].float()).square().mean()
 
 
-def history_loss(z: Tensor, x: Tensor, hidden: Tensor, history_frames: int, count: Tensor | float | None = None) -> Tensor:
+def history_loss(
+    z: Tensor, x: Tensor, hidden: Tensor, history_frames: int, count: Tensor | float | None = None
+) -> Tensor:
     """Mean squared error over the history of the hidden slots, t = 0 included as released; 0 where none is hidden.
 
     z, x (B, T_total, S, D), hidden (B, S) -> (). `count` > 0: what to divide by instead, where this batch is a part of a larger one.
     """
-    error = (z[:, :history_frames].float() - x[:, :history_frames].float()).square().mean(dim=(1, 3))  # (B, S)
+    error = (
+        (z[:, :history_frames].float() - x[:, :history_frames].float()).square().mean(dim=(1, 3))
+    )  # (B, S)
     total = torch.where(hidden, error, 0.0).sum()
     return total / (hidden.sum().clamp(min=1) if count is None else count)

@@ -13,10 +13,14 @@ from torch import Tensor
 
 def answer_loss(logits: Tensor, label: Tensor, count: Tensor | float) -> Tensor:
     """Cross-entropy: logits (R, answers), label (R,) int64 answer id or -1 -> sum over labelled rows / count, ()."""
-    return F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="sum") / torch.as_tensor(count).clamp(min=1)
+    return F.cross_entropy(
+        logits.float(), label, ignore_index=-1, reduction="sum"
+    ) / torch.as_tensor(count).clamp(min=1)
 
 
 def choice_loss(logits: Tensor, label: Tensor, count: Tensor | float) -> Tensor:
     """Binary cross-entropy: logits (R,), label (R,) int64 1 = right, 0 = wrong, or -1 -> sum over labelled rows / count, ()."""
-    error = F.binary_cross_entropy_with_logits(logits.float(), label.clamp(min=0).float(), reduction="none")
+    error = F.binary_cross_entropy_with_logits(
+        logits.float(), label.clamp(min=0).float(), reduction="none"
+    )
     return torch.where(label >= 0, error, 0.0).sum() / torch.as_tensor(count).clamp(min=1)

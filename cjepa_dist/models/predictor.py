@@ -31,16 +31,23 @@ class SlotPredictor(nn.Module):
         self.config = config
         slot_dim, width = config.slot_dim, config.width or config.slot_dim
         if width % config.heads:
-            raise UserError(f"predictor.heads={config.heads} must divide predictor.width or, where that is 0, slot_dim: {width}")
+            raise UserError(
+                f"predictor.heads={config.heads} must divide predictor.width or, where that is 0, slot_dim: {width}"
+            )
         if config.rotary and width // config.heads % 2:
-            raise UserError(f"predictor.rotary turns pairs of numbers: a head's width, {width} / {config.heads}, must be even")
+            raise UserError(
+                f"predictor.rotary turns pairs of numbers: a head's width, {width} / {config.heads}, must be even"
+            )
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
-        self.time = nn.Parameter(torch.randn(1, config.history_frames + config.pred_frames, 1, width))
+        self.time = nn.Parameter(
+            torch.randn(1, config.history_frames + config.pred_frames, 1, width)
+        )
         self.slot_in = nn.Linear(slot_dim, width) if config.width else nn.Identity()
         self.first_anchor = nn.Linear(slot_dim, width)
         self.last_anchor = nn.Linear(slot_dim, width) if config.last_anchor else None
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_dim, config.dropout, norm_first=config.norm_first) for _ in range(config.depth)
+            Block(width, config.heads, config.mlp_dim, config.dropout, norm_first=config.norm_first)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, slot_dim)
@@ -49,7 +56,12 @@ class SlotPredictor(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, history: Tensor, hidden: Tensor, *, need_attention: bool | Literal["last"] = False, future_only: bool = False
+        self,
+        history: Tensor,
+        hidden: Tensor,
+        *,
+        need_attention: bool | Literal["last"] = False,
+        future_only: bool = False,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Predict every slot of every frame, those that were given included.
 
@@ -70,12 +82,18 @@ class SlotPredictor(nn.Module):
             wanted = need_attention is True or (last and need_attention == "last")
             if last and future_only:
                 frames = self.config.pred_frames
-                x, weights = last_tokens(cast(Block, block), x, frames * (1 if own else slots), turn, wanted)
+                x, weights = last_tokens(
+                    cast(Block, block), x, frames * (1 if own else slots), turn, wanted
+                )
             else:
                 x, weights = block(x, need_weights=wanted, turn=turn)
             if weights is not None:
                 attention.append(expand_to_all_slots(weights, batch, slots) if own else weights)
-        x = x.view(batch, slots, frames, width).transpose(1, 2) if own else x.view(batch, frames, slots, width)
+        x = (
+            x.view(batch, slots, frames, width).transpose(1, 2)
+            if own
+            else x.view(batch, frames, slots, width)
+        )
         z = self.head(self.norm(x))
         if self.config.predict_change:
             z = last_visible[:, None] + z
@@ -86,24 +104,34 @@ class SlotPredictor(nn.Module):
         if not self.config.rotary:
             return None
         width = self.config.width or self.config.slot_dim
-        return rotary_angles(torch.arange(frames, device=device).repeat_interleave(slots), width // self.config.heads)
+        return rotary_angles(
+            torch.arange(frames, device=device).repeat_interleave(slots), width // self.config.heads
+        )
 
     def embed(self, history: Tensor, hidden: Tensor, last_visible: Tensor) -> Tensor:
         """Tokens (B, T + T_p, S, W) of history (B, T, S, D), with hidden (B, S) and last_visible (B, S, D)."""
         length, future = history.shape[1], self.config.pred_frames
         if not 1 <= length <= self.config.history_frames:
-            raise ValueError(f"history has {length} frames; this predictor takes 1 to {self.config.history_frames}")
+            raise ValueError(
+                f"history has {length} frames; this predictor takes 1 to {self.config.history_frames}"
+            )
         anchor = self.first_anchor(history[:, :1])  # (B, 1, S, W)
         query = self.mask_token + anchor
         shown = self.slot_in(history) + anchor if self.config.anchor_all else self.slot_in(history)
         past = torch.where(hidden[:, None, :, None], query, shown[:, 1:])  # t = 0 is always visible
-        ahead = query if self.last_anchor is None else query + self.last_anchor(last_visible)[:, None]
+        ahead = (
+            query if self.last_anchor is None else query + self.last_anchor(last_visible)[:, None]
+        )
         tokens = torch.cat([shown[:, :1], past, ahead.expand(-1, future, -1, -1)], dim=1)
-        return tokens + self.time[:, -(length + future) :]  # a history shorter than trained ends at the same "now"
+        return (
+            tokens + self.time[:, -(length + future) :]
+        )  # a history shorter than trained ends at the same "now"
 
     def predict(self, history: Tensor) -> Tensor:
         """The next T_p frames, nothing hidden: (B, T, S, D), T <= T_h -> (B, T_p, S, D)."""
-        hidden = torch.zeros(history.shape[0], history.shape[2], dtype=torch.bool, device=history.device)
+        hidden = torch.zeros(
+            history.shape[0], history.shape[2], dtype=torch.bool, device=history.device
+        )
         z: Tensor = self(history, hidden, future_only=True)
         return z
 
@@ -116,34 +144,64 @@ class SlotPredictor(nn.Module):
         videos, length, slots, slot_dim = frames.shape
         needed, future = self.config.history_frames * frameskip, self.config.pred_frames
         if length < needed:
-            raise UserError(f"a rollout needs history_frames x frameskip = {needed} frames; the video has {length}")
-        sequence = frames[:, length - needed :].unflatten(1, (-1, frameskip)).transpose(1, 2).flatten(0, 1)  # (V * frameskip, T_h, S, D)
+            raise UserError(
+                f"a rollout needs history_frames x frameskip = {needed} frames; the video has {length}"
+            )
+        sequence = (
+            frames[:, length - needed :].unflatten(1, (-1, frameskip)).transpose(1, 2).flatten(0, 1)
+        )  # (V * frameskip, T_h, S, D)
         steps = -(-count // frameskip)
         for _ in range(-(-steps // future)):
             following = self.predict(sequence[:, -self.config.history_frames :])
             sequence = torch.cat([sequence, following.to(sequence.dtype)], dim=1)
-        rolled = sequence[:, self.config.history_frames :][:, :steps].unflatten(0, (videos, frameskip))
+        rolled = sequence[:, self.config.history_frames :][:, :steps].unflatten(
+            0, (videos, frameskip)
+        )
         return rolled.transpose(1, 2).reshape(videos, steps * frameskip, slots, slot_dim)[:, :count]
 
     @classmethod
     def from_reference(
-        cls, state_dict: Mapping[str, Tensor], *, history_frames: int, pred_frames: int, heads: int, slots: int = 7, dropout: float = 0.1
+        cls,
+        state_dict: Mapping[str, Tensor],
+        *,
+        history_frames: int,
+        pred_frames: int,
+        heads: int,
+        slots: int = 7,
+        dropout: float = 0.1,
     ) -> SlotPredictor:
         """A released checkpoint's weights. Sizes are read off the shapes; heads, slots and dropout leave no trace in them.
 
         Keys may carry a common prefix (the predictor inside a larger model). Raises UserError naming what is missing or does not fit.
         """
-        prefix = next((key.removesuffix("time_pos_embed") for key in state_dict if key.endswith("time_pos_embed")), None)
+        prefix = next(
+            (
+                key.removesuffix("time_pos_embed")
+                for key in state_dict
+                if key.endswith("time_pos_embed")
+            ),
+            None,
+        )
         if prefix is None:
-            raise UserError("this is no released C-JEPA predictor: it has no parameter time_pos_embed")
-        found = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+            raise UserError(
+                "this is no released C-JEPA predictor: it has no parameter time_pos_embed"
+            )
+        found = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix)
+        }
         depth = len({key.split(".")[2] for key in found if key.startswith("transformer.layers.")})
         names = reference_names(depth)
         if missing := [theirs for theirs in names.values() if theirs not in found]:
-            raise UserError(f"the checkpoint lacks {prefix}{missing[0]} ({len(missing)} parameters are missing)")
+            raise UserError(
+                f"the checkpoint lacks {prefix}{missing[0]} ({len(missing)} parameters are missing)"
+            )
         if (trained := found["time_pos_embed"].shape[1]) != history_frames + pred_frames:
             expected = history_frames + pred_frames
-            raise UserError(f"the checkpoint has {trained} time embeddings, not history_frames + pred_frames = {expected}")
+            raise UserError(
+                f"the checkpoint has {trained} time embeddings, not history_frames + pred_frames = {expected}"
+            )
         model = cls(
             PredictorConfig(
                 slots=slots,
@@ -162,14 +220,28 @@ class SlotPredictor(nn.Module):
     def to_reference(self) -> dict[str, Tensor]:
         """The weights by the released names: the inverse of `from_reference`. Raises UserError if options make it another model."""
         config, released = self.config, PredictorConfig()
-        options = ("width", "norm_first", "predict_change", "last_anchor", "anchor_all", "rotary", "own_slot_only")
+        options = (
+            "width",
+            "norm_first",
+            "predict_change",
+            "last_anchor",
+            "anchor_all",
+            "rotary",
+            "own_slot_only",
+        )
         if added := [name for name in options if getattr(config, name) != getattr(released, name)]:
-            raise UserError(f"the released layout has no {', '.join(added)}: a predictor trained with it cannot be exported")
+            raise UserError(
+                f"the released layout has no {', '.join(added)}: a predictor trained with it cannot be exported"
+            )
         state = self.state_dict()
-        return {theirs: state[ours].clone() for ours, theirs in reference_names(config.depth).items()}
+        return {
+            theirs: state[ours].clone() for ours, theirs in reference_names(config.depth).items()
+        }
 
 
-def last_tokens(block: Block, x: Tensor, count: int, turn: Pair | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+def last_tokens(
+    block: Block, x: Tensor, count: int, turn: Pair | None, need_weights: bool
+) -> tuple[Tensor, Tensor | None]:
     """A layer's result for the last `count` of the tokens x (B, N, W), (B, count, W), and its weights (B, heads, count, N) if needed."""
     sizes = [x.shape[1] - count, count]
     past, future = x.split(sizes, dim=1)
@@ -184,7 +256,9 @@ def expand_to_all_slots(weights: Tensor, batch: int, slots: int) -> Tensor:
     """Attention within each slot, (B * S, heads, Q, T), as attention over all tokens, (B, heads, Q * S, T * S)."""
     _, heads, asked, frames = weights.shape
     same_slot = torch.eye(slots, dtype=weights.dtype, device=weights.device)
-    full = torch.einsum("bshtu,sr->bhtsur", weights.view(batch, slots, heads, asked, frames), same_slot)
+    full = torch.einsum(
+        "bshtu,sr->bhtsur", weights.view(batch, slots, heads, asked, frames), same_slot
+    )
     return full.reshape(batch, heads, asked * slots, frames * slots)
 
 
@@ -194,9 +268,16 @@ def reference_names(depth: int) -> dict[str, str]:
     modules = {"first_anchor": "id_projector", "norm": "transformer.norm", "head": "to_out"}
     for i in range(depth):
         theirs = f"transformer.layers.{i}"
-        names |= {f"blocks.{i}.attention.qkv.{part}": f"{theirs}.0.in_proj_{part}" for part in ("weight", "bias")}
+        names |= {
+            f"blocks.{i}.attention.qkv.{part}": f"{theirs}.0.in_proj_{part}"
+            for part in ("weight", "bias")
+        }
         modules |= {f"blocks.{i}.{ours}": f"{theirs}.{name}" for ours, name in _BLOCK.items()}
-    return names | {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in modules.items() for part in ("weight", "bias")}
+    return names | {
+        f"{ours}.{part}": f"{theirs}.{part}"
+        for ours, theirs in modules.items()
+        for part in ("weight", "bias")
+    }
 
 
 _BLOCK = {"attention.out": "0.out_proj", "norm": "1.0", "up": "1.1", "down": "1.4"}

@@ -21,16 +21,27 @@ HIDDEN = -3e4  # added to logits of padding: nothing is left of it
 LONG = 64  # of a row of logits
 
 
-def manual_attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, dropout: float, memory: Pair | None = None) -> Pair:
+def manual_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    padding: Tensor | None,
+    dropout: float,
+    memory: Pair | None = None,
+) -> Pair:
     """softmax(q k' / sqrt(d)) v and the weights before dropout, for q, k, v (B, heads, N, d); `padding` (B, 1, 1, N), True = ignore.
 
     `memory`: keys and values (B, heads, M, d) that come first. They are not copied beside the others: the weights are, which are smaller.
     """
     q = asking = q * (1 / math.sqrt(q.shape[-1]))
     offered = k
-    if padding is not None:  # as one more number of queries and keys, not as a pass over all logits, forward and backward
+    if (
+        padding is not None
+    ):  # as one more number of queries and keys, not as a pass over all logits, forward and backward
         asking = F.pad(q, (0, 1), value=1.0)
-        offered = torch.cat([k, (padding.transpose(-2, -1).to(k.dtype) * HIDDEN).expand(*k.shape[:-1], 1)], dim=-1)
+        offered = torch.cat(
+            [k, (padding.transpose(-2, -1).to(k.dtype) * HIDDEN).expand(*k.shape[:-1], 1)], dim=-1
+        )
     logits = asking @ offered.transpose(-2, -1)
     if memory is None:
         weights = softmax(logits)
@@ -46,7 +57,9 @@ def softmax(logits: Tensor) -> Tensor:
     """
     if logits.shape[-1] >= LONG:
         return logits.softmax(-1)
-    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(
+        logits.dtype
+    )
 
 
 def apply_dropout(x: Tensor, p: float) -> Tensor:
@@ -61,8 +74,16 @@ def apply_dropout(x: Tensor, p: float) -> Tensor:
     if x.device.type != "cpu" or p >= 1 or torch.compiler.is_compiling():
         return F.dropout(x, p)
     dropped = round(p * 65536)
-    draws = np.random.SFC64(int(torch.randint(1 << 62, ()))).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
-    keep = torch.ge(torch.from_numpy(draws).view(x.shape), dropped - 32768, out=torch.empty(x.shape, dtype=x.dtype))
+    draws = (
+        np.random.SFC64(int(torch.randint(1 << 62, ())))
+        .random_raw(-(-x.numel() // 4))
+        .view(np.int16)[: x.numel()]
+    )
+    keep = torch.ge(
+        torch.from_numpy(draws).view(x.shape),
+        dropped - 32768,
+        out=torch.empty(x.shape, dtype=x.dtype),
+    )
     return x * keep.mul_(65536 / (65536 - dropped))
 
 
@@ -114,9 +135,17 @@ class Attention(nn.Module):
         batch, width = x.shape[0], x.shape[2]
         asked = x.shape[1] if first is None else first
         if first is None:
-            q, k, v = self.qkv(x).view(batch, asked, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+            q, k, v = (
+                self.qkv(x)
+                .view(batch, asked, 3, self.heads, width // self.heads)
+                .permute(2, 0, 3, 1, 4)
+            )
         else:
-            q = F.linear(x[:, :first], self.qkv.weight[:width], self.qkv.bias[:width]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            q = (
+                F.linear(x[:, :first], self.qkv.weight[:width], self.qkv.bias[:width])
+                .unflatten(-1, (self.heads, -1))
+                .transpose(1, 2)
+            )
             k, v = self.keys(x)
         if turn is not None:
             q, k = apply_rotary(q, turn), apply_rotary(k, turn)
@@ -129,13 +158,21 @@ class Attention(nn.Module):
             if memory is not None:
                 k, v = torch.cat([memory[0], k], dim=2), torch.cat([memory[1], v], dim=2)
                 ignored = None if ignored is None else F.pad(ignored, (memory[0].shape[2], 0))
-            mixed = F.scaled_dot_product_attention(q, k, v, None if ignored is None else ~ignored, dropout)
-        return self.out(mixed.transpose(1, 2).reshape(batch, asked, width)), weights if need_weights else None
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, None if ignored is None else ~ignored, dropout
+            )
+        return self.out(
+            mixed.transpose(1, 2).reshape(batch, asked, width)
+        ), weights if need_weights else None
 
     def keys(self, x: Tensor) -> Pair:
         """Keys and values (B, heads, N, d) of tokens (B, N, W)."""
         width = x.shape[2]
-        k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        k, v = (
+            F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+            .unflatten(-1, (2, self.heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         return k, v
 
 
@@ -175,7 +212,9 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, N, W) -> (B, N, W) and, if asked, the attention weights (B, heads, N, N). The other arguments as in Attention."""
         p = self.dropout if self.training else 0.0
-        mixed, weights = self.attention(self.attention_norm(x), padding, need_weights, first, memory, turn)
+        mixed, weights = self.attention(
+            self.attention_norm(x), padding, need_weights, first, memory, turn
+        )
         x = x[:, :first] + (apply_dropout(mixed, p) if self.drop_attention_output else mixed)
         wide = self.up(self.norm(x))
         wide = F.relu(wide) if self.relu else F.gelu(wide)

@@ -1,6 +1,6 @@
-"""A running mean of the weights (`optimizer.ema`): what validations, checkpoints' model.safetensors and all that measures read.
+"""A running mean of the weights (`optimizer.ema_decay`): what validations, checkpoints' model.safetensors and all that measures read.
 
-The decay grows from 1/10 to `optimizer.ema` as (1 + step) / (10 + step), so that a short run's mean forgets the initial weights: a function
+The decay grows from 1/10 to `optimizer.ema_decay` as (1 + step) / (10 + step), so that a short run's mean forgets the initial weights: a function
 of the step, like everything else. Elementwise, so each process keeps the mean of those numbers that its engine lets it hold.
 """
 
@@ -24,7 +24,9 @@ class WeightEma:
 
     def pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """What this process holds of the means and of the weights, in one order."""
-        return [local_part(value) for value in self.mean.values()], [local_part(value.detach()) for value in self.live.values()]
+        return [local_part(value) for value in self.mean.values()], [
+            local_part(value.detach()) for value in self.live.values()
+        ]
 
     @torch.no_grad()
     def move(self, step: int | Tensor) -> None:

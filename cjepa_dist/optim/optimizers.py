@@ -21,12 +21,18 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     if config.name == "adam":
         return [torch.optim.Adam(parameters, lr=config.lr, fused=True)]
     if config.name == "adamw":
-        return [torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)]
+        return [
+            torch.optim.AdamW(
+                parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
+            )
+        ]
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in parameters if id(p) not in chosen]
     return [
-        Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(
+            matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, fused=True),
     ]
 
@@ -45,15 +51,25 @@ class Muon(torch.optim.Muon):
             for p in (p for p in group["params"] if p.grad is not None):
                 state = self.state[p]
                 if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p.grad, memory_format=torch.preserve_format)
+                    state["momentum_buffer"] = torch.zeros_like(
+                        p.grad, memory_format=torch.preserve_format
+                    )
                 state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-                update = p.grad.lerp(state["momentum_buffer"], momentum) if group["nesterov"] else state["momentum_buffer"]
-                update = orthogonalize(update.to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                update = (
+                    p.grad.lerp(state["momentum_buffer"], momentum)
+                    if group["nesterov"]
+                    else state["momentum_buffer"]
+                )
+                update = orthogonalize(
+                    update.to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
                 p.mul_(1 - lr * group["weight_decay"])
                 p.add_(update, alpha=-(lr * (0.2 * math.sqrt(max(p.shape)))))  # match_rms_adamw
 
 
-def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+def orthogonalize(
+    x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
     """The matrix (n, m) with its singular values brought near 1, by Newton-Schulz iterations (Jordan et al. 2024, Muon)."""
     a, b, c = coefficients
     turned = x.size(0) > x.size(1)

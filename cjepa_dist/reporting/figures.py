@@ -12,7 +12,13 @@ from cjepa_dist.evaluation.counterfactual import Example
 from cjepa_dist.reporting.tables import METHODS, label, title
 
 Measured = dict[str, dict[str, Any]]
-BARS = ("descriptive.question", "explanatory.question", "predictive.question", "counterfactual.question", "multiple_choice.option")
+BARS = (
+    "descriptive.question",
+    "explanatory.question",
+    "predictive.question",
+    "counterfactual.question",
+    "multiple_choice.option",
+)
 
 
 def canvas(columns: int, width: float = 6.0, rows: int = 1, height: float = 4.0) -> tuple[Any, Any]:
@@ -38,18 +44,35 @@ def vqa(measured: Measured, path: Path) -> Path:
     figure, axes = canvas(1, width=9.0)
     axis = axes[0, 0]
     first = next(iter(measured.values()))
-    groups = [group for group in BARS if any(result["accuracy"][group]["count"] for result in measured.values())]
+    groups = [
+        group
+        for group in BARS
+        if any(result["accuracy"][group]["count"] for result in measured.values())
+    ]
     x, width = np.arange(len(groups)), 0.8 / len(measured)
     for i, (name, result) in enumerate(measured.items()):
         cells = [result["accuracy"][group] for group in groups]
         heights = np.array([100 * (cell["accuracy"] or 0.0) for cell in cells])
         ends = np.array([[100 * v for v in (cell["ci"] or (0.0, 0.0))] for cell in cells])
         whiskers = np.abs(ends.T - heights)
-        axis.bar(x + (i + 0.5) * width - 0.4, heights, width, yerr=whiskers, capsize=2, label=title(name, result))
+        axis.bar(
+            x + (i + 0.5) * width - 0.4,
+            heights,
+            width,
+            yerr=whiskers,
+            capsize=2,
+            label=title(name, result),
+        )
     for i, group in enumerate(groups):
         majority = first["without_looking"]["majority_by_kind"][group]
         if majority is not None:
-            axis.hlines(100 * majority, i - 0.45, i + 0.45, colors="black", label="majority answer" if i == 0 else None)
+            axis.hlines(
+                100 * majority,
+                i - 0.45,
+                i + 0.45,
+                colors="black",
+                label="majority answer" if i == 0 else None,
+            )
     axis.set_xticks(x, [label(group).replace(", ", "\n") for group in groups])
     axis.set_ylabel("accuracy, percent")
     axis.set_ylim(0, 100)
@@ -59,7 +82,11 @@ def vqa(measured: Measured, path: Path) -> Path:
 
 def world_models(models: Measured, path: Path) -> Path:
     """Left: error of one step by class, log scale. Right, if rolled out: position error of colliding objects by horizon."""
-    rolled = {name: result["rollout"]["methods"] for name, result in models.items() if result.get("rollout")}
+    rolled = {
+        name: result["rollout"]["methods"]
+        for name, result in models.items()
+        if result.get("rollout")
+    }
     figure, axes = canvas(2 if rolled else 1)
     axis = axes[0, 0]
     lines = curves({name: result["one_step"]["methods"] for name, result in models.items()})
@@ -75,8 +102,17 @@ def world_models(models: Measured, path: Path) -> Path:
     if rolled:
         axis = axes[0, 1]
         for name, cells in curves(rolled).items():
-            horizons = [h for h in cells["colliding"] if h != "mean" and cells["colliding"][h]["position_rmse"] is not None]
-            axis.plot([int(h) for h in horizons], [cells["colliding"][h]["position_rmse"] for h in horizons], marker="o", label=name)
+            horizons = [
+                h
+                for h in cells["colliding"]
+                if h != "mean" and cells["colliding"][h]["position_rmse"] is not None
+            ]
+            axis.plot(
+                [int(h) for h in horizons],
+                [cells["colliding"][h]["position_rmse"] for h in horizons],
+                marker="o",
+                label=name,
+            )
         axis.set_xlabel("frames after 127")
         axis.set_ylabel("position RMSE, colliding objects, world units")
         axis.legend(fontsize=7)
@@ -85,7 +121,9 @@ def world_models(models: Measured, path: Path) -> Path:
 
 def curves(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """{legend: numbers by class}: every model's predictor, and the simple methods once (they are the same for all models of a data set)."""
-    lines = {METHODS[m]: cells for m, cells in next(iter(models.values())).items() if m != "predictor"}
+    lines = {
+        METHODS[m]: cells for m, cells in next(iter(models.values())).items() if m != "predictor"
+    }
     return lines | {name: methods["predictor"] for name, methods in models.items()}
 
 
@@ -108,7 +146,9 @@ def counterfactual(examples: Sequence[Example], path: Path) -> np.ndarray:
                 axis.plot(*known.T, linewidth=1, **style)
                 if slot != example.removed:
                     axis.plot(*np.where(later[:, None], known, np.nan).T, linewidth=3, **style)
-                axis.plot(*known[seen[:, slot].argmax()], marker="o", markersize=4, color=f"C{slot}")
+                axis.plot(
+                    *known[seen[:, slot].argmax()], marker="o", markersize=4, color=f"C{slot}"
+                )
             axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
         axes[0, column].set_title(example.title, fontsize=8)
     for row, name in enumerate(names):

@@ -31,7 +31,9 @@ def errors(result: dict[str, Any]) -> dict[str, float]:
     """The predictor's slot errors in evaluate's JSON, by the names in ERRORS; what was not measured is left out."""
     found = {}
     for name, (kind, group) in ERRORS.items():
-        cell = ((result.get(kind) or {}).get("methods", {}).get("predictor", {}).get(group) or {}).get("mean")
+        cell = (
+            (result.get(kind) or {}).get("methods", {}).get("predictor", {}).get(group) or {}
+        ).get("mean")
         if cell and cell["slot_mse"] is not None:
             found[name] = cell["slot_mse"]
     return found
@@ -39,12 +41,20 @@ def errors(result: dict[str, Any]) -> dict[str, float]:
 
 def accuracies(result: dict[str, Any]) -> dict[str, float]:
     """Percent right in evaluate's JSON of an ALOE, by group of questions."""
-    return {group: 100 * cell["accuracy"] for group, cell in result["accuracy"].items() if cell["accuracy"] is not None}
+    return {
+        group: 100 * cell["accuracy"]
+        for group, cell in result["accuracy"].items()
+        if cell["accuracy"] is not None
+    }
 
 
 def mean(results: list[dict[str, float]]) -> dict[str, float]:
     """Of several results, measure by measure; what one of them lacks is left out."""
-    return {name: float(np.mean([result[name] for result in results])) for name in results[0] if all(name in r for r in results)}
+    return {
+        name: float(np.mean([result[name] for result in results]))
+        for name in results[0]
+        if all(name in r for r in results)
+    }
 
 
 def arm_and_seed(run: Path) -> tuple[Path, str] | None:
@@ -58,17 +68,29 @@ def table(found: Found, *, percent: bool, draws: int, seed: int = 0, digits: int
     A seed that an arm has and the first arm lacks counts in the arm's mean alone.
     """
     reference = next(iter(found.values()))
-    measures = list(dict.fromkeys(name for runs in found.values() for run in runs.values() for name in run))
+    measures = list(
+        dict.fromkeys(name for runs in found.values() for run in runs.values() for name in run)
+    )
     change = "difference %" if percent else "difference"
-    lines = ["| arm | seeds | " + " | ".join(f"{name} | {change} [95 %] (by seed)" for name in measures) + " |"]
+    lines = [
+        "| arm | seeds | "
+        + " | ".join(f"{name} | {change} [95 %] (by seed)" for name in measures)
+        + " |"
+    ]
     lines.append("|---|---|" + "---|---|" * len(measures))
     for arm, runs in found.items():
         cells = [arm, str(len(runs))]
         for name in measures:
             values = [run[name] for run in runs.values() if name in run]
             cells.append(spread(values, digits))
-            pairs = [(run[name], reference[key][name]) for key, run in runs.items() if name in run and name in reference.get(key, {})]
-            cells.append("" if runs is reference else difference(np.array(pairs), percent, draws, seed))
+            pairs = [
+                (run[name], reference[key][name])
+                for key, run in runs.items()
+                if name in run and name in reference.get(key, {})
+            ]
+            cells.append(
+                "" if runs is reference else difference(np.array(pairs), percent, draws, seed)
+            )
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -77,7 +99,9 @@ def spread(values: list[float], digits: int) -> str:
     """Mean ± standard deviation (n - 1)."""
     if not values:
         return "-"
-    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+    return f"{np.mean(values):.{digits}f}" + (
+        f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    )
 
 
 def difference(pairs: np.ndarray, percent: bool, draws: int, seed: int) -> str:

@@ -35,7 +35,11 @@ def world_models(models: Measured) -> list[str]:
     lines = [
         "## World models\n",
         "Slot MSE [95 % interval over videos], position RMSE in brackets (world units; the probe that reads positions off slots errs by "
-        + ", ".join(f"{rmse:.3f}" for rmse in {result.get("probe_rmse"): 0 for result in models.values()} if rmse is not None)
+        + ", ".join(
+            f"{rmse:.3f}"
+            for rmse in {result.get("probe_rmse"): 0 for result in models.values()}
+            if rmse is not None
+        )
         + ").",
         "Objects in contact within the predicted interval, close to another without contact, and free.\n",
         "### One step\n",
@@ -45,11 +49,26 @@ def world_models(models: Measured) -> list[str]:
     for name, result in models.items():
         methods = result["one_step"]["methods"]
         for method in (m for m in METHODS if m in methods):
-            lines.append(row(name, METHODS[method], *(error(methods[method].get(c, {}).get("mean")) for c in classes)))
+            lines.append(
+                row(
+                    name,
+                    METHODS[method],
+                    *(error(methods[method].get(c, {}).get("mean")) for c in classes),
+                )
+            )
     rolled = {name: result["rollout"] for name, result in models.items() if result.get("rollout")}
     if rolled:
         lines += ["\n### Rollout of 32 frames (128 .. 159)\n"]
-        lines += header("model", "method", "colliding, mean", "after 8", "after 16", "after 32", "free, mean", "after 32")
+        lines += header(
+            "model",
+            "method",
+            "colliding, mean",
+            "after 8",
+            "after 16",
+            "after 32",
+            "free, mean",
+            "after 32",
+        )
         for name, result in rolled.items():
             methods = result["methods"]
             for method in (m for m in METHODS if m in methods):
@@ -71,7 +90,10 @@ def edges(measured: Measured) -> list[str]:
     """The edge tables of each world model, one a target."""
     if not measured:
         return []
-    lines = ["## Graphs: who influences whom\n", "Estimators against the simulator, present pairs; 95 % intervals over videos.\n"]
+    lines = [
+        "## Graphs: who influences whom\n",
+        "Estimators against the simulator, present pairs; 95 % intervals over videos.\n",
+    ]
     for name, result in measured.items():
         for target in result["targets"]:
             lines += [f"### {name}: {target}\n", graphs.markdown(result, target), ""]
@@ -90,14 +112,34 @@ def counterfactual(measured: Measured) -> list[str]:
     ]
     for name, result in measured.items():
         since = list(next(iter(result["rules"].values()))["affected"])[1:]
-        lines += [f"### {name}: {result['videos']} videos, frames {result['frames'][0]} to {result['frames'][1]}\n"]
-        columns = ("affected", *(f"{n} frames after" for n in since), "unaffected", "gap closed", "diverged: precision", "recall")
+        lines += [
+            f"### {name}: {result['videos']} videos, frames {result['frames'][0]} to {result['frames'][1]}\n"
+        ]
+        columns = (
+            "affected",
+            *(f"{n} frames after" for n in since),
+            "unaffected",
+            "gap closed",
+            "diverged: precision",
+            "recall",
+        )
         lines += header("rule", *columns, "collisions, F1", "came or went")
         for rule, found in result["rules"].items():
             affected = found["affected"]
-            cells = [place(affected["mean"]), *(place(affected[n], interval=False) for n in since), place(found["unaffected"]["mean"])]
-            divided = [found["divergence"]["precision"], found["divergence"]["recall"], found["collisions"]["f1"], found["changed"]]
-            lines.append(row(rule, *cells, share(found["gap_closed"]), *(share(value) for value in divided)))
+            cells = [
+                place(affected["mean"]),
+                *(place(affected[n], interval=False) for n in since),
+                place(found["unaffected"]["mean"]),
+            ]
+            divided = [
+                found["divergence"]["precision"],
+                found["divergence"]["recall"],
+                found["collisions"]["f1"],
+                found["changed"],
+            ]
+            lines.append(
+                row(rule, *cells, share(found["gap_closed"]), *(share(value) for value in divided))
+            )
         lines.append("")
     return lines
 
@@ -112,7 +154,9 @@ def place(cell: dict[str, Any], interval: bool = True) -> str:
 def share(cell: dict[str, float | None]) -> str:
     if cell["value"] is None:
         return "-"
-    return f"{cell['value']:.2f}" + ("" if cell["low"] is None else f" [{cell['low']:.2f}, {cell['high']:.2f}]")
+    return f"{cell['value']:.2f}" + (
+        "" if cell["low"] is None else f" [{cell['low']:.2f}, {cell['high']:.2f}]"
+    )
 
 
 def vqa(measured: Measured, heading: str = "VQA") -> list[str]:
@@ -131,7 +175,10 @@ def vqa(measured: Measured, heading: str = "VQA") -> list[str]:
         cells = [result["accuracy"][group] for result in measured.values()]
         if not any(cell["count"] for cell in cells):
             continue
-        shown = [accuracy(cell, result["starts"]["groups"].get(group)) for cell, result in zip(cells, measured.values())]
+        shown = [
+            accuracy(cell, result["starts"]["groups"].get(group))
+            for cell, result in zip(cells, measured.values())
+        ]
         blind = [percent(without[name][group]) for name in ("majority_by_kind", "chance")]
         lines.append(row(label(group), *shown, *blind, cells[0]["count"]))
     return [*lines, ""]
@@ -171,20 +218,33 @@ def differences(measured: Measured, *, draws: int, seed: int) -> list[str]:
     ]
     for group in GROUPS:
         if base["accuracy"][group]["count"]:
-            lines.append(row(label(group), *(difference(base, other, group, draws, seed) for _, other in others)))
+            lines.append(
+                row(
+                    label(group),
+                    *(difference(base, other, group, draws, seed) for _, other in others),
+                )
+            )
     return [*lines, ""]
 
 
-def difference(base: dict[str, Any], other: dict[str, Any], group: str, draws: int, seed: int) -> str:
+def difference(
+    base: dict[str, Any], other: dict[str, Any], group: str, draws: int, seed: int
+) -> str:
     if base["videos"]["scenes"] != other["videos"]["scenes"]:
         return "other videos"
-    values = np.array([side["videos"]["counts"][group] for side in (base, other)], dtype=np.float64).transpose(1, 0, 2)  # (V, 2 runs, 2)
+    values = np.array(
+        [side["videos"]["counts"][group] for side in (base, other)], dtype=np.float64
+    ).transpose(1, 0, 2)  # (V, 2 runs, 2)
     if not values[..., 1].sum(0).all():
         return "-"
 
     def gap(sample: np.ndarray) -> float:
         total = sample.sum(0)
-        return float(total[1, 0] / total[1, 1] - total[0, 0] / total[0, 1]) if total[:, 1].all() else float("nan")
+        return (
+            float(total[1, 0] / total[1, 1] - total[0, 0] / total[0, 1])
+            if total[:, 1].all()
+            else float("nan")
+        )
 
     low, high = bootstrap(values, gap, draws, seed)
     clear = "" if low <= 0 <= high else " *"
@@ -205,8 +265,15 @@ def published(measured: Measured) -> list[str]:
         lines.append(row(f"**{name}** (ours)", result["split"], *cells, f"step {result['step']}"))
     for entry in PUBLISHED:
         option = (None, *(entry.option or (None, None, None)))
-        cells = [f"{q:.1f}" + (f" (per option {o:.1f})" if o is not None else "") for q, o in zip(entry.question, option)]
-        note = "; ".join(part for part in (entry.note, f"average {entry.average}" if entry.average else "") if part)
+        cells = [
+            f"{q:.1f}" + (f" (per option {o:.1f})" if o is not None else "")
+            for q, o in zip(entry.question, option)
+        ]
+        note = "; ".join(
+            part
+            for part in (entry.note, f"average {entry.average}" if entry.average else "")
+            if part
+        )
         lines.append(row(entry.name, entry.split, *cells, note))
     return [*lines, ""]
 

@@ -17,12 +17,26 @@ from cjepa_dist.training.logger import RunLogger
 
 ESTIMATORS = ("published", "attention", "interventional")
 AHEAD = 32  # video frames of a rollout's picture
-COLOURS = np.array([(31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189), (23, 190, 207), (140, 86, 75)])
+COLOURS = np.array(
+    [
+        (31, 119, 180),
+        (214, 39, 40),
+        (44, 160, 44),
+        (255, 127, 14),
+        (148, 103, 189),
+        (23, 190, 207),
+        (140, 86, 75),
+    ]
+)
 
 
-def graph_picture(source: InMemoryWindows, ids: np.ndarray, samples: int = 4) -> Callable[[RunLogger, int, WorldModelTask], None]:
+def graph_picture(
+    source: InMemoryWindows, ids: np.ndarray, samples: int = 4
+) -> Callable[[RunLogger, int, WorldModelTask], None]:
     """A callback for the loop that draws the adjacency of `samples` windows, estimators as rows, as a task sees them after a step."""
-    batch = source.gather(chosen := ids[:: max(1, len(ids) // samples)][:samples], chosen.astype(np.int64))
+    batch = source.gather(
+        chosen := ids[:: max(1, len(ids) // samples)][:samples], chosen.astype(np.int64)
+    )
 
     def draw(telemetry: RunLogger, step: int, task: WorldModelTask) -> None:
         frames = task.config.predictor.history_frames
@@ -32,7 +46,12 @@ def graph_picture(source: InMemoryWindows, ids: np.ndarray, samples: int = 4) ->
         task.eval()
         with torch.no_grad():
             maps = [
-                estimate(GraphConfig(estimator=name), task.predictor, history, present, context=context).adjacency.float().cpu().numpy()
+                estimate(
+                    GraphConfig(estimator=name), task.predictor, history, present, context=context
+                )
+                .adjacency.float()
+                .cpu()
+                .numpy()
                 for name in ESTIMATORS
             ]
         task.train()
@@ -46,7 +65,11 @@ def tile(rows: list[np.ndarray], cell: int = 12, gap: int = 6) -> np.ndarray:
     lines = []
     for maps in rows:
         big = 1 - np.clip(maps, 0, 1).repeat(cell, 1).repeat(cell, 2)
-        lines.append(np.concatenate([np.pad(m, ((gap, gap), (gap, gap)), constant_values=0.6) for m in big], 1))
+        lines.append(
+            np.concatenate(
+                [np.pad(m, ((gap, gap), (gap, gap)), constant_values=0.6) for m in big], 1
+            )
+        )
     grey = (255 * np.concatenate(lines, 0)).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, 2)
 
@@ -74,12 +97,20 @@ def rollout_picture(
 
     @cache  # fitted when the first picture is drawn, on the rank that draws
     def plane() -> Callable[[torch.Tensor], torch.Tensor]:
-        return (fit_probe(config.data, config.train_split, videos=50) if source.present is not None else None) or principal(truth[shown])
+        return (
+            fit_probe(config.data, config.train_split, videos=50)
+            if source.present is not None
+            else None
+        ) or principal(truth[shown])
 
     def draw(telemetry: RunLogger, step: int, task: WorldModelTask) -> None:
         task.eval()
         with torch.no_grad():
-            found = task.predictor.rollout(past.to(task.sigma2.device), count, config.frameskip).float().cpu()
+            found = (
+                task.predictor.rollout(past.to(task.sigma2.device), count, config.frameskip)
+                .float()
+                .cpu()
+            )
         task.train()
         paths = [plane()(values).numpy() for values in (truth, found)]
         telemetry.image(step, "rollout/truth_above_prediction", panels(paths, shown.numpy()))
@@ -112,7 +143,9 @@ def panels(paths: list[np.ndarray], shown: np.ndarray, side: int = 160) -> np.nd
             for f in range(frames):
                 strength = 0.25 + 0.75 * (f + 1) / frames
                 for s in np.flatnonzero(shown[v, f]):
-                    x, y = np.clip((path[v, f, s] - (low + high) / 2) * scale + side / 2, -9, side + 9).astype(int)
+                    x, y = np.clip(
+                        (path[v, f, s] - (low + high) / 2) * scale + side / 2, -9, side + 9
+                    ).astype(int)
                     pictures[r, v, max(0, y - 1) : max(0, y + 2), max(0, x - 1) : max(0, x + 2)] = (
                         255 - strength * (255 - COLOURS[s % len(COLOURS)])
                     ).astype(np.uint8)

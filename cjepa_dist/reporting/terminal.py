@@ -10,7 +10,9 @@ from cjepa_dist.data.counterfactual_worlds import WHY
 
 
 def vqa_table(result: dict[str, Any]) -> RichTable:
-    table = RichTable(title=f"VQA, {result['split']}, {result['protocol']} protocol, start {result['start']}: accuracy in percent")
+    table = RichTable(
+        title=f"VQA, {result['split']}, {result['protocol']} protocol, start {result['start']}: accuracy in percent"
+    )
     if result["left_out"]:
         table.caption = f"{result['left_out']} counterfactual questions {WHY}"
     for name in ("questions", "accuracy", "95 %", "over starts", "majority", "chance", "count"):

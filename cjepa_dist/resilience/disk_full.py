@@ -32,7 +32,9 @@ def full_disk_is_a_user_error(run: Path) -> Iterator[None]:
         ) from error
 
 
-def on_main_process(run: Path, part: Callable[[], Any], *, first: bool, group: dist.ProcessGroup | None = None) -> None:
+def on_main_process(
+    run: Path, part: Callable[[], Any], *, first: bool, group: dist.ProcessGroup | None = None
+) -> None:
     """The `first` rank does `part`, which writes to `run`; all ranks call it.
 
     Where there is no room, all raise the UserError: had the first one left alone, the others would end in a broken collective.

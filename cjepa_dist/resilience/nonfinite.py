@@ -2,7 +2,7 @@
 
     loss ──spread──> backward ──DDP──> gradient norm: not finite on every rank as soon as one rank's loss or gradient is not
     guarded(norm is finite, update, ...)     weights, optimizer and statistics move, or stay as they are bit for bit
-    Skips.read(), when metrics are read      RUN/skipped.jsonl, and the count against loop.skip_budget
+    Skips.read(), when metrics are read      RUN/skipped.jsonl, and the count against loop.max_skipped_steps
 
 Nothing here asks a GPU for a value before metrics are read.
 """
@@ -29,7 +29,9 @@ def count_steps_on_device(optimizers: list[torch.optim.Optimizer]) -> None:
     """On a GPU, let the optimizers count their steps there, so that `guarded` can take a count back without a sync."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            if group["params"][0].is_cuda and "capturable" in group and not group["fused"]:  # fused ones do already
+            if (
+                group["params"][0].is_cuda and "capturable" in group and not group["fused"]
+            ):  # fused ones do already
                 group["capturable"] = True
                 for parameter in group["params"]:
                     state = optimizer.state.get(parameter, {})
@@ -38,7 +40,11 @@ def count_steps_on_device(optimizers: list[torch.optim.Optimizer]) -> None:
 
 
 def update_if_finite(
-    good: Tensor, update: Callable[[], None], task: nn.Module, optimizers: list[torch.optim.Optimizer], others: Iterable[Tensor] = ()
+    good: Tensor,
+    update: Callable[[], None],
+    task: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    others: Iterable[Tensor] = (),
 ) -> None:
     """`update` if `good` () bool, else nothing. A CPU asks; on a GPU it is done and taken back, since to ask would drain its queue.
 
@@ -53,7 +59,11 @@ def update_if_finite(
 
 @torch.no_grad()
 def update_then_revert(
-    good: Tensor, update: Callable[[], None], task: nn.Module, optimizers: list[torch.optim.Optimizer], others: Iterable[Tensor] = ()
+    good: Tensor,
+    update: Callable[[], None],
+    task: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    others: Iterable[Tensor] = (),
 ) -> None:
     """Run `update`, then put back what it changed unless `good`. Costs a second copy of weights and optimizer state while it runs.
 
@@ -62,14 +72,20 @@ def update_then_revert(
     before = list(as_integers(task, optimizers, others))
     kept = [tensor.clone() for tensor in before]
     update()
-    torch._foreach_mul_(list(as_integers(task, optimizers, others)), good.int())  # state made by this very step becomes 0, as it begins
+    torch._foreach_mul_(
+        list(as_integers(task, optimizers, others)), good.int()
+    )  # state made by this very step becomes 0, as it begins
     torch._foreach_mul_(kept, good.logical_not().int())
     torch._foreach_add_(before, kept)
 
 
-def as_integers(task: nn.Module, optimizers: list[torch.optim.Optimizer], others: Iterable[Tensor] = ()) -> Iterator[Tensor]:
+def as_integers(
+    task: nn.Module, optimizers: list[torch.optim.Optimizer], others: Iterable[Tensor] = ()
+) -> Iterator[Tensor]:
     """Weights, buffers, optimizer state and `others`, what this process holds of them, as integers of the same size."""
-    states = (value for part in optimizers for state in part.state.values() for value in state.values())
+    states = (
+        value for part in optimizers for state in part.state.values() for value in state.values()
+    )
     for tensor in (*task.parameters(), *task.buffers(), *others, *states):
         if isinstance(tensor, Tensor):
             held = local_part(tensor.detach())

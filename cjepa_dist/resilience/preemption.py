@@ -2,8 +2,8 @@
 
     RUN/.lock          held by rank 0 as long as the run lasts; a second run on the folder is refused (lock.py)
     a signal           SIGTERM, SIGUSR1, SIGUSR2 to any one rank ──> all agree at a step ──> checkpoint, RUN/resume.json, exit code 75
-    the clock          rank 0's says when loop.checkpoint_minutes have passed; agreed in the same way
-    a hung rank        no step in loop.hang_minutes ──> stacks of all threads in RUN/hang_rank<k>.txt and on stderr, exit code 70
+    the clock          rank 0's says when loop.checkpoint_every_minutes have passed; agreed in the same way
+    a hung rank        no step in loop.hang_timeout_minutes ──> stacks of all threads in RUN/hang_rank<k>.txt and on stderr, exit code 70
 
 A rank that left alone would hang the others: whatever ends a run is agreed first.
 """
@@ -43,15 +43,17 @@ class PreemptionGuard:
     """`with Guard(run, loop) as guard:` around the loop, on every rank. Raises UserError where another process trains in `run`."""
 
     def __init__(self, run: Path, loop: LoopConfig) -> None:
-        self.run, self.minutes = run, loop.checkpoint_minutes
+        self.run, self.minutes = run, loop.checkpoint_every_minutes
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.lock = run_lock.RunLock(run)
-        self.watchdog = Watchdog(loop.hang_minutes, run / f"hang_rank{self.rank}.txt")
+        self.watchdog = Watchdog(loop.hang_timeout_minutes, run / f"hang_rank{self.rank}.txt")
         self.signal, self.saved, self.left = 0, time.monotonic(), False
         self.handlers: dict[signal.Signals, Any] = {}
         # A group of its own, on the CPU: a signal must not wait for the GPUs' queue, nor they for it.
         self.group = dist.new_group(backend="gloo") if world_size() > 1 else None
-        self.writing = dist.new_group(backend="gloo") if world_size() > 1 else None  # for the thread that writes checkpoints
+        self.writing = (
+            dist.new_group(backend="gloo") if world_size() > 1 else None
+        )  # for the thread that writes checkpoints
         # A gloo group that dies waits for its threads, and they for the GIL to let go of their last tensors. So what refers to it last
         # must not hold the GIL: DDP's reducer does; these do not, and live longer. Else a run can hang after its last step (torch 2.13).
         self.backends = gloo_backends(self.group, self.writing)
@@ -60,13 +62,20 @@ class PreemptionGuard:
     def __enter__(self) -> PreemptionGuard:
         if refusal := first_error(self.own() if self.rank == 0 else None):
             raise UserError(refusal)
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python allows handlers nowhere else
             self.handlers = {name: signal.signal(name, self.note) for name in SIGNALS}
             die_with_launcher()
         self.watchdog.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.watchdog.stop()
         for name, handler in self.handlers.items():
             # Having left with 75: torchrun's SIGTERM to the slower ranks would make theirs -15.
@@ -103,9 +112,18 @@ class PreemptionGuard:
             work.wait()
         if found[1]:
             self.saved = time.monotonic()
-        due = self.rank == 0 and self.minutes > 0 and time.monotonic() - self.saved >= 60 * self.minutes
+        due = (
+            self.rank == 0
+            and self.minutes > 0
+            and time.monotonic() - self.saved >= 60 * self.minutes
+        )
         wish = torch.tensor([self.signal, due], dtype=torch.int64)
-        self.asked = wish, dist.all_reduce(wish, dist.ReduceOp.MAX, group=self.group, async_op=True) if self.group else None
+        self.asked = (
+            wish,
+            dist.all_reduce(wish, dist.ReduceOp.MAX, group=self.group, async_op=True)
+            if self.group
+            else None,
+        )
         return int(found[0]), bool(found[1])
 
     def leave(self, number: int, step: int) -> int:
@@ -116,13 +134,24 @@ class PreemptionGuard:
         self.left = True
         if self.rank == 0:
             name = signal.Signals(number).name
-            content = {"reason": name, "step": step, "time": timestamp(), "exit_code": EXIT_PREEMPTED}
+            content = {
+                "reason": name,
+                "step": step,
+                "time": timestamp(),
+                "exit_code": EXIT_PREEMPTED,
+            }
             (self.run / "resume.json").write_text(json.dumps(content, indent=1))
-            print(f"stopped by {name} after step {step} with a checkpoint; the same command goes on from there", flush=True)
+            print(
+                f"stopped by {name} after step {step} with a checkpoint; the same command goes on from there",
+                flush=True,
+            )
         return EXIT_PREEMPTED
 
 
 def die_with_launcher() -> None:
     """Under torchrun or accelerate, take the launcher's death as a SIGTERM: killed, it would leave its workers training on their own."""
-    if sys.platform == "linux" and {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+    if (
+        sys.platform == "linux"
+        and {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys()
+    ):
         ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG

@@ -1,4 +1,4 @@
-"""Replicas that should be equal, compared at run time (`loop.compare_every`): one checksum a process, one all_gather, one wait."""
+"""Replicas that should be equal, compared at run time (`loop.replica_check_every`): one checksum a process, one all_gather, one wait."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ def tensor_checksum(tensors: Iterable[Tensor]) -> Tensor:
 
     Any single change shows. Stays on the device; reads every number once.
     """
-    sums = torch.stack([value.detach().contiguous().view(-1).view(BITS[value.element_size()]).sum(dtype=torch.int64) for value in tensors])
+    sums = torch.stack(
+        [
+            value.detach()
+            .contiguous()
+            .view(-1)
+            .view(BITS[value.element_size()])
+            .sum(dtype=torch.int64)
+            for value in tensors
+        ]
+    )
     odd = 2 * torch.arange(len(sums), device=sums.device) + 1
     return (sums * odd).sum()
 
@@ -35,8 +44,12 @@ def compare_replicas(tensors: list[Tensor], step: int) -> None:
     sums = torch.stack(found).tolist()
     (usual, count), *_ = Counter(sums).most_common()
     if wrong := [rank for rank, value in enumerate(sums) if value != usual]:
-        which = f"ranks {', '.join(map(str, wrong))} differ from the others" if 2 * count > len(sums) else "there is no majority"
+        which = (
+            f"ranks {', '.join(map(str, wrong))} differ from the others"
+            if 2 * count > len(sums)
+            else "there is no majority"
+        )
         raise UserError(
-            f"the replicas of the weights differ after step {step} (loop.compare_every): checksums by rank {sums}, {which}; "
+            f"the replicas of the weights differ after step {step} (loop.replica_check_every): checksums by rank {sums}, {which}; "
             "a memory fault or different software: leave these machines out; the same command goes on from the last checkpoint"
         )

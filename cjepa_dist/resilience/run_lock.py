@@ -29,7 +29,9 @@ from typing import Any
 import psutil
 
 HEARTBEAT = 5.0  # s
-SILENCE = 3 * HEARTBEAT  # an owner on another host that did not touch its file for so long may be dead
+SILENCE = (
+    3 * HEARTBEAT
+)  # an owner on another host that did not touch its file for so long may be dead
 HANDOVER_TIMEOUT = 180.0  # s that a later start of the same job waits for the earlier
 LOCK_FILES = (".lock", ".lock.json", ".lock.wanted")
 
@@ -59,7 +61,11 @@ class RunLock:
         end = time.monotonic() + HANDOVER_TIMEOUT
         while (owner := self.owner()) is not None:
             if not later(self.me, owner) or time.monotonic() > end:
-                who = "process {pid} on {host}, since {since}".format(**owner) if owner else "another process"
+                who = (
+                    "process {pid} on {host}, since {since}".format(**owner)
+                    if owner
+                    else "another process"
+                )
                 return f"{self.path.parent} is in use: {who}, works in it; wait for it, stop it, or choose another folder"
             write(self.wanted, self.me)
             time.sleep(1)
@@ -108,7 +114,11 @@ class RunLock:
                 if not owner:  # somebody removed it
                     write(self.side, self.me)
                 elif owner != self.me:
-                    print(f"error: {self.path.parent} was taken over by {owner}; this process ends", file=sys.stderr, flush=True)
+                    print(
+                        f"error: {self.path.parent} was taken over by {owner}; this process ends",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     os._exit(os.EX_SOFTWARE)
                 os.utime(self.side)
             except OSError:
@@ -123,7 +133,9 @@ def alive(owner: Owner, side: Path) -> bool:
     if owner["host"] == socket.gethostname():
         try:
             process = psutil.Process(owner["pid"])
-            same = abs(process.create_time() - owner["born"]) < 2  # s: it is derived from a clock that is set at times
+            same = (
+                abs(process.create_time() - owner["born"]) < 2
+            )  # s: it is derived from a clock that is set at times
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
@@ -139,13 +151,22 @@ def running(job: str, restart: int) -> bool:
     """Whether Slurm says that this start of a job runs (what only stands still may go on); False where there is no Slurm."""
     if not job or not shutil.which("squeue"):
         return False
-    done = subprocess.run(["squeue", "-h", "-j", job, "-O", "State:20,RestartCnt:10"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["squeue", "-h", "-j", job, "-O", "State:20,RestartCnt:10"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout.split()[:2] == ["RUNNING", str(restart)]
 
 
 def later(one: Owner, other: Owner) -> bool:
     """Whether `one` is a later start of the Slurm job that `other` is of."""
-    return bool(one.get("job")) and one["job"] == other.get("job") and one["restart"] > other["restart"]
+    return (
+        bool(one.get("job"))
+        and one["job"] == other.get("job")
+        and one["restart"] > other["restart"]
+    )
 
 
 def touched(path: Path) -> int:

@@ -32,13 +32,19 @@ class SkippedSteps:
             return 0
         losses = (all_reduce(torch.stack([loss for _, _, loss in noted])) / world_size()).cpu()
         lines = [
-            {"step": done, "loss": str(loss.item()), "samples": samples(done - 1)}  # "nan" and "inf" are no JSON numbers
+            {
+                "step": done,
+                "loss": str(loss.item()),
+                "samples": samples(done - 1),
+            }  # "nan" and "inf" are no JSON numbers
             for (done, _, _), fine, loss in zip(noted, good, losses)
             if not fine
         ]
         self.count += len(lines)
         if self.first:
-            print(f"warning: skipped steps with a loss or gradient that is not finite: {len(lines)}, {self.count} so far; see {self.path}")
+            print(
+                f"warning: skipped steps with a loss or gradient that is not finite: {len(lines)}, {self.count} so far; see {self.path}"
+            )
 
         def write() -> None:
             with self.path.open("a") as stream:

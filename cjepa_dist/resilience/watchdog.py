@@ -47,9 +47,11 @@ class Watchdog:
                 self.end()
 
     def end(self) -> None:
-        message = f"no step finished in loop.hang_minutes={self.limit / 60:g}: process {os.getpid()} on {socket.gethostname()} ends"
+        message = f"no step finished in loop.hang_timeout_minutes={self.limit / 60:g}: process {os.getpid()} on {socket.gethostname()} ends"
         try:
-            with self.path.open("a") as stream:  # a scheduler may start the run again before anyone has read it
+            with self.path.open(
+                "a"
+            ) as stream:  # a scheduler may start the run again before anyone has read it
                 stream.write(f"{timestamp()} {message}; stacks of its threads:\n")
                 stream.flush()
                 faulthandler.dump_traceback(stream)
@@ -57,5 +59,7 @@ class Watchdog:
             message += f" ({self.path}: {error})"
         print(f"error: {message}; stacks in {self.path}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(2)
-        time.sleep(max(3.0, 2 * self.tick))  # the first to leave breaks the others' collectives: let them write their stacks too
+        time.sleep(
+            max(3.0, 2 * self.tick)
+        )  # the first to leave breaks the others' collectives: let them write their stacks too
         os._exit(EXIT_HUNG)

@@ -15,7 +15,12 @@ from torch.distributed.tensor import DTensor
 def all_reduce(values: torch.Tensor) -> torch.Tensor:
     """Sum over all processes, without gradient; the tensor itself on one process, and where it is a meta tensor, which has no values."""
     values = values.detach()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and not values.is_meta:
+    if (
+        dist.is_available()
+        and dist.is_initialized()
+        and dist.get_world_size() > 1
+        and not values.is_meta
+    ):
         values = values.clone()
         dist.all_reduce(values)
     return values
@@ -47,7 +52,11 @@ def gloo_backends(*groups: dist.ProcessGroup | None) -> list[Any]:
     """The gloo parts of the default group and of `groups`; empty on one process."""
     if world_size() == 1:
         return []
-    found = [group for group in (dist.group.WORLD, *groups) if group is not None and "cpu:gloo" in dist.get_backend_config(group)]
+    found = [
+        group
+        for group in (dist.group.WORLD, *groups)
+        if group is not None and "cpu:gloo" in dist.get_backend_config(group)
+    ]
     return [group._get_backend(torch.device("cpu")) for group in found]
 
 

@@ -17,7 +17,11 @@ def make_accelerator(precision: str, **plugins: Any) -> Accelerator:
     """The Accelerate handle of this process; `plugins` as Accelerator takes them (engines/base.py)."""
     on_cpu = not torch.cuda.is_available()
     # With cpu=True Accelerate leaves plugins out, in silence; without it and without a GPU it takes the CPU all the same.
-    handle = Accelerator(cpu=on_cpu and not plugins, mixed_precision="bf16" if precision == "bf16" else "no", **plugins)
+    handle = Accelerator(
+        cpu=on_cpu and not plugins,
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        **plugins,
+    )
     if on_cpu:
         keep_freed_memory()
         # accelerate launch sets OMP_NUM_THREADS=1 without being asked: share the cores between the local processes.

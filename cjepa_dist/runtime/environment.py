@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-PACKAGES = ("torch", "accelerate", "deepspeed", "webdataset", "numpy", "tensorboard", "submitit", "cjepa_dist")
+PACKAGES = (
+    "torch",
+    "accelerate",
+    "deepspeed",
+    "webdataset",
+    "numpy",
+    "tensorboard",
+    "submitit",
+    "cjepa_dist",
+)
 
 
 def describe_environment(handle: Accelerator, engine: str, precision: str) -> dict[str, Any]:
@@ -32,7 +41,9 @@ def describe_environment(handle: Accelerator, engine: str, precision: str) -> di
         "commit": git_output("rev-parse", "HEAD"),
         "diff": git_output("diff", "HEAD", "--stat"),
         "machine": platform.platform(),
-        "device": torch.cuda.get_device_name() if handle.device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name()
+        if handle.device.type == "cuda"
+        else platform.processor() or "cpu",
         "engine": engine,
         "processes": handle.num_processes,
         "threads": torch.get_num_threads(),
@@ -43,5 +54,7 @@ def describe_environment(handle: Accelerator, engine: str, precision: str) -> di
 def git_output(*arguments: str) -> str:
     """Output of git in the project's folder; empty where there is no repository."""
     folder = Path(__file__).resolve().parent
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip()

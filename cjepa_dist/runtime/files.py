@@ -21,30 +21,41 @@ def file_checksum(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def fsync_directory(folder: str | Path) -> None:
-    """Flush a folder's list of names: a rename is safe from a power cut only after this."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: str | Path) -> None:
+    """Flush a file, or a folder's list of names: a rename is safe from a power cut only after it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file whole, or leave the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
+    temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all, and its folder where that is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(content, indent=1, allow_nan=False))
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of a JSON-lines file that belong to steps after `step`.
+
+    A run that goes on from `step` takes those steps anew. A last line that a full disk cut off
+    goes too.
+    """
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = (line for line in lines if json.loads(line)["step"] <= step)
+        write_text_atomic(path, "".join(kept))
 
 
 def free_bytes(folder: Path) -> int:
     """Bytes free where `folder` is, or will be."""
-    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free

@@ -12,7 +12,9 @@ from torch import Tensor
 def hash_array(values: np.ndarray, seed: int) -> np.ndarray:
     """64 well-mixed bits of each value and the seed (splitmix64): the same on any machine, in any batch."""
     with np.errstate(over="ignore"):
-        x = values.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
+        x = values.astype(np.uint64) + np.uint64(
+            (seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        )
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
         return x ^ (x >> np.uint64(31))
@@ -23,9 +25,13 @@ def uniform(seed: int, step: int | Tensor, sample: Tensor, n: int, stream: int) 
 
     `step` is an int or a 0-d int64 tensor; `stream` keeps the draws made for different purposes apart.
     """
-    key = reduce(absorb, (seed, stream, step), torch.zeros((), dtype=torch.int64, device=sample.device))
+    key = reduce(
+        absorb, (seed, stream, step), torch.zeros((), dtype=torch.int64, device=sample.device)
+    )
     bits = absorb(absorb(key, sample)[:, None], torch.arange(n, device=sample.device))
-    return shift(bits, 40).to(torch.float32) * 2.0**-24  # the upper 24 bits: all that a float32 below 1 resolves
+    return (
+        shift(bits, 40).to(torch.float32) * 2.0**-24
+    )  # the upper 24 bits: all that a float32 below 1 resolves
 
 
 def absorb(key: Tensor, value: int | Tensor) -> Tensor:

@@ -21,5 +21,13 @@ class TaskOutput:
 
     def emptied(self) -> TaskOutput:
         """The same names and shapes, and no samples: what a rank without any adds to the sums."""
-        nothing = {name: (torch.zeros_like(total), torch.zeros_like(count)) for name, (total, count) in self.metrics.items()}
-        return TaskOutput(self.loss, nothing, None, None if self.moments is None else torch.zeros_like(self.moments))
+        nothing = {
+            name: (torch.zeros_like(total), torch.zeros_like(count))
+            for name, (total, count) in self.metrics.items()
+        }
+        return TaskOutput(
+            self.loss,
+            nothing,
+            None,
+            None if self.moments is None else torch.zeros_like(self.moments),
+        )

@@ -16,7 +16,9 @@ def collapse_moments(z: Tensor, x: Tensor, seen: Tensor) -> Tensor:
     """
     weight = seen.flatten().double()[:, None]
     a, b = (value.flatten(0, -2).double() * weight for value in (z, x))
-    return torch.cat([weight.sum()[None], a.sum(0), b.sum(0), (a.T @ a).flatten(), (b.T @ b).flatten()])
+    return torch.cat(
+        [weight.sum()[None], a.sum(0), b.sum(0), (a.T @ a).flatten(), (b.T @ b).flatten()]
+    )
 
 
 def collapse_metrics(sums: Tensor) -> dict[str, float]:
@@ -31,10 +33,17 @@ def collapse_metrics(sums: Tensor) -> dict[str, float]:
     count, z, x, zz, xx = sums.split([1, dim, dim, dim * dim, dim * dim])
     if not count > 0 or not sums.isfinite().all():
         return {}
-    spread = [square.view(dim, dim) / count - torch.outer(mean / count, mean / count) for mean, square in ((z, zz), (x, xx))]
+    spread = [
+        square.view(dim, dim) / count - torch.outer(mean / count, mean / count)
+        for mean, square in ((z, zz), (x, xx))
+    ]
     predicted, true = (float(each.trace()) for each in spread)
     ranks = [effective_rank(each) for each in spread]
-    return {"predicted_variance": predicted / max(true, 1e-12), "effective_rank": ranks[0], "effective_rank_data": ranks[1]}
+    return {
+        "predicted_variance": predicted / max(true, 1e-12),
+        "effective_rank": ranks[0],
+        "effective_rank_data": ranks[1],
+    }
 
 
 def effective_rank(covariance: Tensor) -> float:

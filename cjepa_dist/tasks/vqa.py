@@ -36,7 +36,10 @@ class VqaTask(nn.Module):
 
     def combine(self, means: dict[str, float]) -> float:
         """The validation loss from the means of its parts."""
-        parts = ((self.config.descriptive_weight, "loss_descriptive"), (self.config.choice_weight, "loss_choice"))
+        parts = (
+            (self.config.descriptive_weight, "loss_descriptive"),
+            (self.config.choice_weight, "loss_choice"),
+        )
         return sum(weight * means.get(name, 0.0) for weight, name in parts)
 
     def survey(self, batches: list[Batch], step: int, progress: float) -> Tensor:
@@ -47,26 +50,52 @@ class VqaTask(nn.Module):
         """None that changes within a run."""
         return TermWeights({})
 
-    def forward(self, batch: Batch, step: int | Tensor, progress: float | TermWeights = 0.0, survey: Tensor | None = None) -> TaskOutput:
+    def forward(
+        self,
+        batch: Batch,
+        step: int | Tensor,
+        progress: float | TermWeights = 0.0,
+        survey: Tensor | None = None,
+    ) -> TaskOutput:
         """batch as from QuestionSource; without a `survey` it is the whole of what the losses divide by."""
-        answers, choices = self.aloe(batch["slots"], batch["tokens"], batch["padding"], batch["is_choice"], row_view=batch["row_view"])
+        answers, choices = self.aloe(
+            batch["slots"],
+            batch["tokens"],
+            batch["padding"],
+            batch["is_choice"],
+            row_view=batch["row_view"],
+        )
         is_choice, label = batch["is_choice"], batch["label"]
         mine = count_labelled(batch)
-        total, scale = (mine, 1) if survey is None else (survey, world_size() * self.config.loop.accumulation)
-        answer_label, choice_label = torch.where(is_choice, -1, label), torch.where(is_choice, label, -1)
+        total, scale = (
+            (mine, 1)
+            if survey is None
+            else (survey, world_size() * self.config.loop.gradient_accumulation)
+        )
+        answer_label, choice_label = (
+            torch.where(is_choice, -1, label),
+            torch.where(is_choice, label, -1),
+        )
         answer = vqa.answer_loss(answers, answer_label, total[0])
         choice = vqa.choice_loss(choices, choice_label, total[1])
-        loss = (self.config.descriptive_weight * answer + self.config.choice_weight * choice) * scale
+        loss = (
+            self.config.descriptive_weight * answer + self.config.choice_weight * choice
+        ) * scale
         known = label >= 0
         metrics = {
             "loss": (loss.detach(), torch.ones_like(loss)),
             "loss_descriptive": (answer.detach() * total[0], mine[0]),
             "loss_choice": (choice.detach() * total[1], mine[1]),
         }
-        right = known & torch.where(is_choice, (choices > 0) == (label > 0), answers.argmax(-1) == label)
+        right = known & torch.where(
+            is_choice, (choices > 0) == (label > 0), answers.argmax(-1) == label
+        )
         for index, name in enumerate(TYPES):  # of answers, or of options
             of_kind = batch["kind"] == index
-            metrics[f"accuracy_{name}"] = ((right & of_kind).sum().float(), (known & of_kind).sum().float())
+            metrics[f"accuracy_{name}"] = (
+                (right & of_kind).sum().float(),
+                (known & of_kind).sum().float(),
+            )
         return TaskOutput(loss, metrics)
 
 

@@ -60,7 +60,11 @@ class WorldModelTask(nn.Module):
         self.register_buffer("empty", torch.zeros(dim))
 
     def forward(
-        self, batch: Batch, step: int | Tensor, progress: float | TermWeights = 0.0, survey: LossDenominators | None = None
+        self,
+        batch: Batch,
+        step: int | Tensor,
+        progress: float | TermWeights = 0.0,
+        survey: LossDenominators | None = None,
     ) -> TaskOutput:
         """batch slots (B, T, S, D), present (B, T, S), sample (B,); progress in [0, 1) is the part of the run behind us, or what `terms`
         makes of it.
@@ -69,7 +73,11 @@ class WorldModelTask(nn.Module):
         """
         config, history_frames = self.config, self.config.predictor.history_frames
         window = history_frames + config.predictor.pred_frames
-        x, present, sample = batch["slots"][:, :window], batch["present"][:, :window], batch["sample"]
+        x, present, sample = (
+            batch["slots"][:, :window],
+            batch["present"][:, :window],
+            batch["sample"],
+        )
         history = x[:, :history_frames]
         hidden = hidden_slots(config.mask, config.seed, step, sample, x.shape[2])
         weights = self.weights(progress)
@@ -90,7 +98,12 @@ class WorldModelTask(nn.Module):
         }
         if weights:
             adjacency = None if maps is None else self.mean_adjacency(maps[-1])
-            terms = self.causal_terms(self.part(batch), self.chosen(z), adjacency if survey is None else survey.adjacency, step)
+            terms = self.causal_terms(
+                self.part(batch),
+                self.chosen(z),
+                adjacency if survey is None else survey.adjacency,
+                step,
+            )
             loss = loss + self.weighted(terms, weights, survey, metrics)
         if steps := self.consistency_weights(progress):
             term = ctt.consistency(self.predictor, self.chosen(batch["slots"]), self.sigma2, steps)
@@ -98,48 +111,75 @@ class WorldModelTask(nn.Module):
             loss = loss + config.ctt.consistency.weight * term
         metrics["loss"] = (loss.detach() * rows, rows)
         with torch.no_grad():
-            metrics["copy_last_frame"] = ((x[:, history_frames:] - x[:, history_frames - 1 : history_frames]).square().mean() * rows, rows)
+            metrics["copy_last_frame"] = (
+                (x[:, history_frames:] - x[:, history_frames - 1 : history_frames]).square().mean()
+                * rows,
+                rows,
+            )
             statistics = self.statistics(z, x, present)
             ahead = slice(history_frames, None)
-            moments = None if self.training else collapse.collapse_moments(z[:, ahead], x[:, ahead], present[:, ahead.start : window])
+            moments = (
+                None
+                if self.training
+                else collapse.collapse_moments(
+                    z[:, ahead], x[:, ahead], present[:, ahead.start : window]
+                )
+            )
         return TaskOutput(loss, metrics, statistics, moments)
 
     def terms(self, progress: float) -> TermWeights:
         """What counts at a point of the run."""
-        steps = {f"consistency_{k}": weight for k, weight in self.consistency_weights(progress).items() if weight}
+        steps = {
+            f"consistency_{k}": weight
+            for k, weight in self.consistency_weights(progress).items()
+            if weight
+        }
         return TermWeights({**self.weights(progress), **steps})
 
     def weights(self, progress: float | TermWeights) -> dict[str, float | Tensor]:
         """Weights of the terms that need a graph, {} when all are 0 or in evaluation."""
         if isinstance(progress, TermWeights):
             return progress.chosen(("invariance", "sufficiency"))
-        found: dict[str, float | Tensor] = {name: ramp(getattr(self.config.ctt, name), progress) for name in ("invariance", "sufficiency")}
+        found: dict[str, float | Tensor] = {
+            name: ramp(getattr(self.config.ctt, name), progress)
+            for name in ("invariance", "sufficiency")
+        }
         return found if self.training and any(found.values()) else {}
 
     def consistency_weights(self, progress: float | TermWeights) -> dict[int, float | Tensor]:
         """How far each number of predictions in a row counts at this point of the run, 0 to 1; {} when none does or in evaluation."""
         term = self.config.ctt.consistency
         if isinstance(progress, TermWeights):
-            return {k: progress.values[name] for k in sorted(term.steps) if (name := f"consistency_{k}") in progress.values}
+            return {
+                k: progress.values[name]
+                for k in sorted(term.steps)
+                if (name := f"consistency_{k}") in progress.values
+            }
         found: dict[int, float | Tensor] = {
-            k: ramp(TermConfig(1.0, term.start + i * term.ramp, term.ramp), progress) for i, k in enumerate(sorted(term.steps))
+            k: ramp(TermConfig(1.0, term.start + i * term.ramp, term.ramp), progress)
+            for i, k in enumerate(sorted(term.steps))
         }
         return found if self.training and term.weight and any(found.values()) else {}
 
     def hidden_share(self, step: int | Tensor, device: torch.device) -> Tensor:
         """() hidden slots of the global batch / (processes x accumulation). Masks are functions of the sample: nothing is communicated."""
-        parts = world_size() * self.config.loop.accumulation
+        parts = world_size() * self.config.loop.gradient_accumulation
         return self.global_hidden(step, device).sum().float().clamp(min=1) / parts
 
     def global_hidden(self, step: int | Tensor, device: torch.device) -> Tensor:
         """(global batch, S) bool: the masks of all ranks."""
-        batch = self.config.loop.global_batch
+        batch = self.config.loop.global_batch_size
         sample = step * batch + torch.arange(batch, device=device)
-        return hidden_slots(self.config.mask, self.config.seed, step, sample, self.config.predictor.slots)
+        return hidden_slots(
+            self.config.mask, self.config.seed, step, sample, self.config.predictor.slots
+        )
 
     def combine(self, means: dict[str, float]) -> float:
         """The validation loss from the means of its parts: a mean of batches' losses would depend on how samples fall into batches."""
-        parts = ((self.config.future_weight, "loss_future"), (self.config.history_weight, "loss_masked_history"))
+        parts = (
+            (self.config.future_weight, "loss_future"),
+            (self.config.history_weight, "loss_masked_history"),
+        )
         return sum(weight * means.get(name, 0.0) for weight, name in parts)
 
     def chosen(self, values: Tensor) -> Tensor:
@@ -154,7 +194,11 @@ class WorldModelTask(nn.Module):
         return values[torch.tensor(rows, device=values.device)]
 
     def part(self, batch: Batch) -> Batch:
-        return {name: self.chosen(value) for name, value in batch.items() if value.ndim and len(value) == len(batch["sample"])}
+        return {
+            name: self.chosen(value)
+            for name, value in batch.items()
+            if value.ndim and len(value) == len(batch["sample"])
+        }
 
     def mean_adjacency(self, last: Tensor) -> Tensor:
         """The released graph (S, S): of attention (B, heads, N, N), a mean over the batch of all ranks."""
@@ -166,7 +210,9 @@ class WorldModelTask(nn.Module):
         """The slots i and k of the released losses: from the masks of the global batch, so every rank and pass draws the same."""
         return ctt.draw_slots(self.global_hidden(step, device), seed=self.config.seed, step=step)
 
-    def causal_terms(self, part: Batch, z: Tensor, adjacency: Tensor | None, step: int | Tensor) -> CttTerms:
+    def causal_terms(
+        self, part: Batch, z: Tensor, adjacency: Tensor | None, step: int | Tensor
+    ) -> CttTerms:
         """Invariance and sufficiency on `part` of a batch; z (b, T, S, D) its prediction, `adjacency` (S, S) for the released losses."""
         config, frames = self.config.ctt, self.config.predictor.history_frames
         x, sample = part["slots"][:, : frames + self.config.predictor.pred_frames], part["sample"]
@@ -174,11 +220,24 @@ class WorldModelTask(nn.Module):
         if config.kind == "published":
             i, k = self.drawn_slots(step, x.device)
             threshold = config.graph.threshold
-            return ctt.published(self.predictor, x, hidden, z, threshold=threshold, slot_invariance=i, slot_sufficiency=k, mean=adjacency)
+            return ctt.published(
+                self.predictor,
+                x,
+                hidden,
+                z,
+                threshold=threshold,
+                slot_invariance=i,
+                slot_sufficiency=k,
+                mean=adjacency,
+            )
         present = part["present"][:, frames - 1]
         context = self.graph_context(sample, step)
-        graph = estimate(config.graph, self.predictor, x[:, :frames], present, context=context, truth=part)
-        if self.config.predictor.dropout:  # the terms compare passes without it; else the base pass is the clean one
+        graph = estimate(
+            config.graph, self.predictor, x[:, :frames], present, context=context, truth=part
+        )
+        if (
+            self.config.predictor.dropout
+        ):  # the terms compare passes without it; else the base pass is the clean one
             with torch.no_grad(), without_dropout(self.predictor):
                 z = self.predictor(x[:, :frames], hidden, future_only=True)
         return ctt.per_sample(
@@ -187,16 +246,28 @@ class WorldModelTask(nn.Module):
             z0=z,
         )  # fmt: skip
 
-    def weighted(self, terms: CttTerms, weights: dict[str, float | Tensor], survey: LossDenominators | None, metrics: dict) -> Tensor:
+    def weighted(
+        self,
+        terms: CttTerms,
+        weights: dict[str, float | Tensor],
+        survey: LossDenominators | None,
+        metrics: dict,
+    ) -> Tensor:
         """The terms as part of the loss: what they divide by is of the global batch, from `survey` or summed here over ranks."""
         counts = torch.stack([terms.invariance_count, terms.sufficiency_count]).float()
         total = all_reduce(counts) if survey is None else survey.counts
-        scale = world_size() * self.config.loop.accumulation / total.clamp(min=1e-6)
-        for name, value, n in (("invariance", terms.invariance_sum, counts[0]), ("sufficiency", terms.sufficiency_sum, counts[1])):
+        scale = world_size() * self.config.loop.gradient_accumulation / total.clamp(min=1e-6)
+        for name, value, n in (
+            ("invariance", terms.invariance_sum, counts[0]),
+            ("sufficiency", terms.sufficiency_sum, counts[1]),
+        ):
             metrics[f"loss_{name}"] = (value.detach(), n)
         count = torch.ones_like(counts[0])
         metrics.update({name: (value.detach(), count) for name, value in terms.metrics.items()})
-        return weights["invariance"] * terms.invariance_sum * scale[0] + weights["sufficiency"] * terms.sufficiency_sum * scale[1]
+        return (
+            weights["invariance"] * terms.invariance_sum * scale[0]
+            + weights["sufficiency"] * terms.sufficiency_sum * scale[1]
+        )
 
     @torch.no_grad()
     def survey(self, batches: list[Batch], step: int, progress: float) -> LossDenominators | None:
@@ -208,19 +279,38 @@ class WorldModelTask(nn.Module):
             return None
         config, frames = self.config.ctt, self.config.predictor.history_frames
         parts = [self.part(batch) for batch in batches]
-        hidden = [hidden_slots(self.config.mask, self.config.seed, step, part["sample"], part["slots"].shape[2]) for part in parts]
+        hidden = [
+            hidden_slots(
+                self.config.mask, self.config.seed, step, part["sample"], part["slots"].shape[2]
+            )
+            for part in parts
+        ]
         if config.kind == "published":
             maps = [
-                self.predictor(part["slots"][:, :frames], mask, need_attention="last", future_only=True)[1][-1]
+                self.predictor(
+                    part["slots"][:, :frames], mask, need_attention="last", future_only=True
+                )[1][-1]
                 for part, mask in zip(parts, hidden)
             ]
             adjacency = torch.stack(
-                [published_adjacency(last, frames, last.shape[-1] // (frames + self.config.predictor.pred_frames)) for last in maps]
+                [
+                    published_adjacency(
+                        last, frames, last.shape[-1] // (frames + self.config.predictor.pred_frames)
+                    )
+                    for last in maps
+                ]
             )
             mean = all_reduce(adjacency.float().mean(dim=(0, 1))) / world_size()
             i, k = self.drawn_slots(step, mean.device)
-            choices = [ctt.published_choice(mean, mask, config.graph.threshold, i, k) for mask in hidden]
-            counts = torch.stack([torch.stack([weight.sum(), far.any() * float(len(weight))]) for weight, far in choices]).sum(0)
+            choices = [
+                ctt.published_choice(mean, mask, config.graph.threshold, i, k) for mask in hidden
+            ]
+            counts = torch.stack(
+                [
+                    torch.stack([weight.sum(), far.any() * float(len(weight))])
+                    for weight, far in choices
+                ]
+            ).sum(0)
             return LossDenominators(all_reduce(counts), mean)
         counts = torch.zeros(2, device=self.sigma2.device)
         for part, mask in zip(parts, hidden):
@@ -233,12 +323,22 @@ class WorldModelTask(nn.Module):
     def statistics(self, z: Tensor, x: Tensor, present: Tensor) -> Tensor:
         """(D + 1 + BINS,): squared residuals summed, their count, a histogram of residuals in nats: sums, so exact over ranks."""
         history_frames = self.config.predictor.history_frames
-        seen = (present[:, history_frames - 1 : history_frames] & present[:, history_frames:]).float()
+        seen = (
+            present[:, history_frames - 1 : history_frames] & present[:, history_frames:]
+        ).float()
         error = (z[:, history_frames:] - x[:, history_frames:]).float()
         squares = (error.square() * seen[..., None]).sum((0, 1, 2))
         nats = residual(z[:, history_frames:].float(), x[:, history_frames:], self.sigma2)
-        place = ((nats.clamp(min=1e-30).log() - LOG_RANGE[0]) / (LOG_RANGE[1] - LOG_RANGE[0]) * BINS).long().clamp(0, BINS - 1)
-        histogram = torch.zeros_like(squares[:1]).expand(BINS).scatter_add(0, place.flatten(), seen.amin(1).flatten())
+        place = (
+            ((nats.clamp(min=1e-30).log() - LOG_RANGE[0]) / (LOG_RANGE[1] - LOG_RANGE[0]) * BINS)
+            .long()
+            .clamp(0, BINS - 1)
+        )
+        histogram = (
+            torch.zeros_like(squares[:1])
+            .expand(BINS)
+            .scatter_add(0, place.flatten(), seen.amin(1).flatten())
+        )
         return torch.cat([squares, seen.sum()[None], histogram])
 
     @torch.no_grad()
@@ -246,9 +346,20 @@ class WorldModelTask(nn.Module):
         """Move the running statistics; `statistics` as from forward, summed over ranks. The first update replaces them."""
         dim = len(self.sigma2)
         decay = STATISTICS_DECAY * (self.updates > 0)
-        self.sigma2.lerp_((statistics[:dim] / statistics[dim].clamp(min=1)).clamp(min=1e-8), 1 - decay)
-        self.tau.lerp_(histogram_median(statistics[dim + 1 :]), 1 - STATISTICS_DECAY * (self.updates > 1))
+        self.sigma2.lerp_(
+            (statistics[:dim] / statistics[dim].clamp(min=1)).clamp(min=1e-8), 1 - decay
+        )
+        self.tau.lerp_(
+            histogram_median(statistics[dim + 1 :]), 1 - STATISTICS_DECAY * (self.updates > 1)
+        )
         self.updates += 1
 
     def graph_context(self, sample: Tensor, step: int | Tensor = 0) -> GraphContext:
-        return GraphContext(sigma2=self.sigma2, tau=self.tau, empty=self.empty, seed=self.config.seed, step=step, sample=sample)
+        return GraphContext(
+            sigma2=self.sigma2,
+            tau=self.tau,
+            empty=self.empty,
+            seed=self.config.seed,
+            step=step,
+            sample=sample,
+        )

@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from cjepa_dist.config.schema import TrainConfig
 from cjepa_dist.data.windows import to_device
 from cjepa_dist.engines.base import Engine
 from cjepa_dist.errors import UserError
@@ -16,7 +18,6 @@ from cjepa_dist.resilience.nonfinite import propagate_nonfinite
 from cjepa_dist.runtime.random import derive_seed
 from cjepa_dist.tasks.base import TaskOutput
 from cjepa_dist.tasks.schedule import TermWeights
-from cjepa_dist.training.run_dir import TrainConfig
 from cjepa_dist.training.train_step import Batch, EagerStep
 
 
@@ -41,7 +42,9 @@ class CudaGraphStep(EagerStep):
         device = engine.handle.device
         self.counter = torch.full((1,), start, dtype=torch.int64, device=device)
         unit = replace(config.optimizer, lr=1.0)
-        self.share = torch.tensor([learning_rate(step, steps, unit) for step in range(steps)], device=device)
+        self.share = torch.tensor(
+            [learning_rate(step, steps, unit) for step in range(steps)], device=device
+        )
         for part in engine.optimizers:
             for group in part.param_groups:
                 group["lr"] = config.optimizer.lr  # a checkpoint brings that of its step
@@ -69,7 +72,9 @@ class CudaGraphStep(EagerStep):
         for recording in self.recordings.values():
             if recording.sums is not None:
                 table = recording.sums.clone()
-                self.sums.add({name: (table[i, 0], table[i, 1]) for i, name in enumerate(recording.names)})
+                self.sums.add(
+                    {name: (table[i, 0], table[i, 1]) for i, name in enumerate(recording.names)}
+                )
                 recording.sums.zero_()
         return super().read()
 
@@ -84,8 +89,14 @@ class CudaGraphStep(EagerStep):
             shapes[name] = (-(-rows // multiple) * multiple, *rest)
         key = (terms, *sorted(shapes.items()))
         if key not in self.recordings:
-            buffers = {name: torch.empty(shape, dtype=batch[name].dtype, device=device) for name, shape in shapes.items()}
-            loss, good = torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device)
+            buffers = {
+                name: torch.empty(shape, dtype=batch[name].dtype, device=device)
+                for name, shape in shapes.items()
+            }
+            loss, good = (
+                torch.zeros((), device=device),
+                torch.zeros((), dtype=torch.bool, device=device),
+            )
             self.recordings[key] = RecordedStep(buffers, terms, loss, good)
         found = self.recordings[key]
         for name, value in batch.items():
@@ -98,16 +109,23 @@ class CudaGraphStep(EagerStep):
 
     def record(self, recording: RecordedStep) -> torch.cuda.CUDAGraph:
         """The step's launches, none of which is executed. UserError where something in it asks the device for a value."""
-        graph, groups = torch.cuda.CUDAGraph(), [group for part in self.engine.optimizers for group in part.param_groups]
+        graph, groups = (
+            torch.cuda.CUDAGraph(),
+            [group for part in self.engine.optimizers for group in part.param_groups],
+        )
         before = [group.get("capturable") for group in groups]
         self.pool = self.pool or torch.cuda.graph_pool_handle()
         for group in groups:
-            group["capturable"] = True  # torch's own check, which asks for it although fused optimizers can be captured without
+            group["capturable"] = (
+                True  # torch's own check, which asks for it although fused optimizers can be captured without
+            )
         try:
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 self.run(recording)
         except RuntimeError as error:
-            raise UserError(f"a step of this run cannot be recorded as a CUDA graph ({error}): set loop.capture=false") from error
+            raise UserError(
+                f"a step of this run cannot be recorded as a CUDA graph ({error}): set loop.cuda_graph=false"
+            ) from error
         finally:
             for group, value in zip(groups, before):
                 if value is None:
@@ -122,15 +140,36 @@ class CudaGraphStep(EagerStep):
         row = self.weights.index_select(0, place)[0]
         terms = TermWeights({name: row[self.names.index(name)] for name in recording.terms})
         with engine.autocast():
-            outcome: TaskOutput = engine.model(to_device(recording.batch, place.device), place[0], terms, None)
+            outcome: TaskOutput = engine.model(
+                to_device(recording.batch, place.device), place[0], terms, None
+            )
             loss = propagate_nonfinite(outcome.loss)
             engine.backward(loss)
-        norm, good = engine.update(outcome.statistics, place[0], self.share.index_select(0, place)[0])
+        norm, good = engine.update(
+            outcome.statistics, place[0], self.share.index_select(0, place)[0]
+        )
         metrics = {**outcome.metrics, "gradient_norm": (norm, torch.ones_like(norm))}
-        table = torch.stack([torch.stack([value.float() for value in metrics[name]]) for name in sorted(metrics)])
+        table = torch.stack(
+            [torch.stack([value.float() for value in metrics[name]]) for name in sorted(metrics)]
+        )
         if recording.sums is None:
             recording.names, recording.sums = sorted(metrics), torch.zeros_like(table)
         recording.sums += torch.where(good, table, 0)
         recording.loss.copy_(loss.detach())
         recording.good.copy_(good)
         self.counter += 1
+
+
+def build_train_step(engine: Engine, config: TrainConfig, *, start: int, steps: int) -> EagerStep:
+    """The kind of step that fits: captured where one process trains on its own, on a GPU, and loop.cuda_graph allows it."""
+    alone = (
+        type(engine) is Engine
+        and engine.handle.device.type == "cuda"
+        and not isinstance(engine.model, DistributedDataParallel)
+    )
+    kind = (
+        CudaGraphStep
+        if alone and config.loop.cuda_graph and config.loop.gradient_accumulation == 1
+        else EagerStep
+    )
+    return kind(engine, config, start=start, steps=steps)

@@ -1,6 +1,6 @@
 """Batches of this rank, one ahead of the step that uses them; in host memory (for a GPU in what it copies from by itself).
 
-The position is one integer, step * global_batch; the ids of a global batch come from it alone, so nothing here has state to save.
+The position is one integer, step * global_batch_size; the ids of a global batch come from it alone, so nothing here has state to save.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from cjepa_dist.config import schema
+from cjepa_dist.config.schema import TrainConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.collectives import all_reduce
-from cjepa_dist.training.run_dir import TrainConfig
 
 Batch = dict[str, torch.Tensor]
 
@@ -42,19 +42,27 @@ class PrefetchingLoader:
         seed: int,
         start: int,
         stop: int,
-        global_batch: int,
+        global_batch_size: int,
         accumulation: int,
         rank: int,
         world: int,
         device: torch.device,
     ) -> None:
         self.source, self.seed, self.range = source, seed, range(start, stop)
-        self.global_batch, self.accumulation, self.rank, self.world, self.device = global_batch, accumulation, rank, world, device
+        self.global_batch_size, self.accumulation, self.rank, self.world, self.device = (
+            global_batch_size,
+            accumulation,
+            rank,
+            world,
+            device,
+        )
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
         with ThreadPoolExecutor(1) as pool:
-            coming: Future[list[Batch]] | None = pool.submit(self.read, self.range.start) if self.range else None
+            coming: Future[list[Batch]] | None = (
+                pool.submit(self.read, self.range.start) if self.range else None
+            )
             for step in self.range:
                 assert coming is not None
                 began = time.perf_counter()
@@ -64,15 +72,19 @@ class PrefetchingLoader:
                 yield step, batches
 
     def read(self, step: int) -> list[Batch]:
-        position = step * self.global_batch
-        ids = self.source.order(self.seed, position, self.global_batch)
-        share = self.global_batch // self.world
+        position = step * self.global_batch_size
+        ids = self.source.order(self.seed, position, self.global_batch_size)
+        share = self.global_batch_size // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
-        sample = position + np.arange(self.global_batch, dtype=np.int64)
+        sample = position + np.arange(self.global_batch_size, dtype=np.int64)
         ids = self.source.ready(self.seed, position, ids, mine)
         parts = zip(ids.reshape(self.accumulation, -1), sample[mine].reshape(self.accumulation, -1))
         batches = [self.source.gather(i, s) for i, s in parts]
-        return [{name: pin_memory(value) for name, value in b.items()} for b in batches] if self.device.type == "cuda" else batches
+        return (
+            [{name: pin_memory(value) for name, value in b.items()} for b in batches]
+            if self.device.type == "cuda"
+            else batches
+        )
 
     def counts(self) -> dict[str, float]:
         """What reading cost so far: `read_mb` of all ranks, of the one with the least and the one with the most. All ranks call it."""
@@ -103,15 +115,15 @@ def pin_memory(value: torch.Tensor) -> torch.Tensor:
 
 def check_batch_divides(config: TrainConfig, world: int) -> None:
     loop = config.loop
-    parts = world * loop.accumulation
-    if loop.global_batch % parts:
+    parts = world * loop.gradient_accumulation
+    if loop.global_batch_size % parts:
         raise UserError(
-            f"loop.global_batch={loop.global_batch} is not divisible by {world} processes x loop.accumulation={loop.accumulation}"
+            f"loop.global_batch_size={loop.global_batch_size} is not divisible by {world} processes x loop.gradient_accumulation={loop.gradient_accumulation}"
         )
     if isinstance(config, schema.TrainWorldModel) and (fraction := config.ctt.fraction) < 1:
-        share = fraction * loop.global_batch / parts
+        share = fraction * loop.global_batch_size / parts
         if share < 1 or abs(share - round(share)) > 1e-6:
             raise UserError(
-                f"ctt.fraction={fraction} of the {loop.global_batch // parts} windows of a pass is {share:g}: take a fraction that gives a "
+                f"ctt.fraction={fraction} of the {loop.global_batch_size // parts} windows of a pass is {share:g}: take a fraction that gives a "
                 "whole number, so that the windows chosen do not depend on the number of processes"
             )

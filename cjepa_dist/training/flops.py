@@ -39,7 +39,9 @@ def meta_copy(task: nn.Module) -> nn.Module:
     return copy.deepcopy(task).to("meta").train()
 
 
-def step_flops(shadow: nn.Module, batches: list[dict[str, Tensor]], step: int, progress: float) -> int:
+def step_flops(
+    shadow: nn.Module, batches: list[dict[str, Tensor]], step: int, progress: float
+) -> int:
     """FLOP of the matrix products of a forward and backward over this process's `batches`; a multiply-add is two.
 
     `shadow` is from `shapes_of`. These are model FLOP: without the optimizer's, and without what a fused kernel computes a second time.
@@ -47,6 +49,8 @@ def step_flops(shadow: nn.Module, batches: list[dict[str, Tensor]], step: int, p
     """
     with FlopCounterMode(display=False) as counter:
         for batch in batches[:1]:  # all of a step's passes have the same shapes, or near enough
-            outcome = shadow({name: value.to("meta") for name, value in batch.items()}, step, progress)
+            outcome = shadow(
+                {name: value.to("meta") for name, value in batch.items()}, step, progress
+            )
             outcome.loss.backward()
     return counter.get_total_flops() * len(batches)

@@ -20,14 +20,23 @@ from torch.utils.tensorboard.summary import hparams, image, scalar
 
 from cjepa_dist.config.merge import flatten
 from cjepa_dist.resilience.disk_full import on_main_process
-from cjepa_dist.runtime.files import write_text_atomic
+from cjepa_dist.runtime.files import drop_lines_after
 from cjepa_dist.training.progress_bar import progress_bar
 
 
 class RunLogger:
     """Writes into RUN on rank 0, where it is `active`. All ranks make one, and call `write`: UserError on all where there is no room."""
 
-    def __init__(self, run: Path, config: Any, *, active: bool, start: int, steps: int, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: Any,
+        *,
+        active: bool,
+        start: int,
+        steps: int,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
         self.run, self.active, self.steps, self.group = run, active, steps, group
         self.bar = progress_bar(start, steps) if active else None
         self.lines, self.events = run / "metrics.jsonl", EventFile(run)
@@ -36,21 +45,34 @@ class RunLogger:
 
     def begin(self, config: Any, start: int) -> None:
         if self.lines.exists():
-            drop_later_lines(self.lines, start)
+            drop_lines_after(self.lines, start)
             # TensorBoard forgets what it has of this step and later ones.
-            self.events.write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+            self.events.write(
+                Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+            )
         else:
-            fields = {key: value for key, value in flatten(dataclasses.asdict(config)) if isinstance(value, (int, float, str, bool))}
-            self.events.write(*(Event(summary=summary) for summary in hparams(fields, {"val/loss": 0.0})))
+            fields = {
+                key: value
+                for key, value in flatten(dataclasses.asdict(config))
+                if isinstance(value, (int, float, str, bool))
+            }
+            self.events.write(
+                *(Event(summary=summary) for summary in hparams(fields, {"val/loss": 0.0}))
+            )
 
     def write(self, step: int, values: dict[str, float], kind: str = "train") -> None:
         """`step` counts finished steps. The pictures since the last call are written too."""
-        on_main_process(self.run, lambda: self.add(step, values, kind), first=self.active, group=self.group)
+        on_main_process(
+            self.run, lambda: self.add(step, values, kind), first=self.active, group=self.group
+        )
 
     def add(self, step: int, values: dict[str, float], kind: str) -> None:
         with self.lines.open("a") as stream:
             stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        points = [Event(step=step, summary=scalar(f"{kind}/{name}", value)) for name, value in values.items()]
+        points = [
+            Event(step=step, summary=scalar(f"{kind}/{name}", value))
+            for name, value in values.items()
+        ]
         self.events.write(*points, *self.pictures)
         self.pictures.clear()
         if self.bar is not None and kind == "train":
@@ -84,13 +106,18 @@ class EventFile:
     number = itertools.count()
 
     def __init__(self, run: Path) -> None:
-        self.path = run / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self.number)}"
+        self.path = (
+            run
+            / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self.number)}"
+        )
 
     def write(self, *events: Event) -> None:
         content = io.BytesIO()
         records = RecordWriter(content)
         with self.path.open("ab") as stream:
-            for event in events if stream.tell() else (Event(file_version="brain.Event:2"), *events):
+            for event in (
+                events if stream.tell() else (Event(file_version="brain.Event:2"), *events)
+            ):
                 event.wall_time = time.time()
                 records.write(event.SerializeToString())
             stream.write(content.getvalue())
@@ -99,10 +126,3 @@ class EventFile:
 def log_image(run: Path, step: int, name: str, picture: np.ndarray) -> None:
     """A picture (H, W, 3) uint8 among those of a run that has ended."""
     EventFile(run).write(Event(step=step, summary=image(name, picture, dataformats="HWC")))
-
-
-def drop_later_lines(path: Path, start: int) -> None:
-    """Drop the lines of steps after `start`: in the run that goes on from there they never happened. And one that a full disk cut off."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        write_text_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= start))

@@ -23,6 +23,7 @@ import numpy as np
 from cjepa_dist.checkpoint.resume import resume
 from cjepa_dist.checkpoint.writer import CheckpointWriter
 from cjepa_dist.config import schema
+from cjepa_dist.config.schema import TrainConfig
 from cjepa_dist.engines.base import Engine
 from cjepa_dist.engines.build import build_engine, resolve_precision
 from cjepa_dist.errors import UserError
@@ -32,14 +33,15 @@ from cjepa_dist.resilience.disk_full import full_disk_is_a_user_error, on_main_p
 from cjepa_dist.resilience.preemption import PreemptionGuard
 from cjepa_dist.resilience.skipped_steps import SkippedSteps
 from cjepa_dist.runtime.environment import describe_environment
+from cjepa_dist.runtime.files import write_json
 from cjepa_dist.tasks.vqa import VqaTask
 from cjepa_dist.tasks.world_model import WorldModelTask
+from cjepa_dist.training.cuda_graph import build_train_step
 from cjepa_dist.training.data_loader import Dataset, PrefetchingLoader, check_batch_divides
 from cjepa_dist.training.logger import RunLogger
 from cjepa_dist.training.profiler import Profiler
-from cjepa_dist.training.run_dir import TrainConfig, check_run_dir, open_run_dir, write_json
+from cjepa_dist.training.run_dir import check_run_dir, open_run_dir
 from cjepa_dist.training.throughput import ThroughputMeter
-from cjepa_dist.training.train_step import build_train_step
 from cjepa_dist.training.validation import validate
 
 Picture = Callable[[RunLogger, int, Any], None]
@@ -58,7 +60,7 @@ def train(
 
     `val_ids` are the samples of `validation` that a validation reads, each once. `picture(telemetry, step, task)` draws after a validation.
     Raises UserError when the run folder belongs to another config or is in use, when the batch does not divide, when the engine or the
-    number of processes is not what was asked for, when replicas differ, when more steps than loop.skip_budget had no finite loss (with a
+    number of processes is not what was asked for, when replicas differ, when more steps than loop.max_skipped_steps had no finite loss (with a
     checkpoint of the last good state) and when the disk is full.
     """
     run = Path(config.run)
@@ -71,7 +73,12 @@ def train(
         about = describe_environment(handle, engine.name, config.loop.precision)
         open_run_dir(run, config, about, first=handle.is_main_process, group=guard.group)
         background = config.loop.async_checkpoints
-        with CheckpointWriter(run / "checkpoints", keep=config.loop.keep, background=background, group=guard.writing) as writer:
+        with CheckpointWriter(
+            run / "checkpoints",
+            keep=config.loop.keep_checkpoints,
+            background=background,
+            group=guard.writing,
+        ) as writer:
             return fit(task, source, validation, config, guard, engine, writer, val_ids, picture)
 
 
@@ -93,19 +100,24 @@ def fit(
     meter = ThroughputMeter(task, loop, handle.device, steps=steps)
     meta = engine.open(task, partial(resume, run, first=first))
     start = meta["step"]
-    stop = min(steps, loop.stop_at or steps)
+    stop = min(steps, loop.stop_at_step or steps)
     if start >= steps:
         if first:
-            write_json(run / "done.json", {"step": steps})  # killed between its last checkpoint and this
+            write_json(
+                run / "done.json", {"step": steps}
+            )  # killed between its last checkpoint and this
         print(f"run {run} is complete at step {start}: nothing to do", flush=True)
         return 0
     engine.wrap()
     if first:
         print(engine.describe(), flush=True)
     telemetry = RunLogger(run, config, active=first, start=start, steps=steps, group=guard.group)
-    skips, best = SkippedSteps(run, count=meta.get("skipped", 0), first=first), meta.get("best") if loop.keep_best else None
+    skips, best = (
+        SkippedSteps(run, count=meta.get("skipped", 0), first=first),
+        meta.get("best") if loop.keep_best else None,
+    )
     feed = PrefetchingLoader(
-        source, seed=config.seed, start=start, stop=stop, global_batch=loop.global_batch, accumulation=loop.accumulation,
+        source, seed=config.seed, start=start, stop=stop, global_batch_size=loop.global_batch_size, accumulation=loop.gradient_accumulation,
         rank=handle.process_index, world=handle.num_processes, device=handle.device,
     )  # fmt: skip
     profiler = Profiler(run, loop, first=first, start=start, stop=stop)
@@ -121,13 +133,13 @@ def fit(
         profiler.step(done)
 
         fault_injection.inject_replica_fault(done, engine.replicas)
-        if loop.compare_every and done % loop.compare_every == 0:
+        if loop.replica_check_every and done % loop.replica_check_every == 0:
             replica_check.compare_replicas(engine.replicas(), done)
         signal, clock = guard.agreed()
         log = done % loop.log_every == 0 or done == stop
         save = done % loop.checkpoint_every == 0 or done == stop or signal or clock
         new = skips.read(partial(batch_names, config, source)) if log or save else 0
-        spent = new and skips.count > loop.skip_budget
+        spent = new and skips.count > loop.max_skipped_steps
         if log:
             values = {
                 **take.read(),
@@ -140,7 +152,7 @@ def fit(
             telemetry.write(done, values)
         if (loop.eval_every and done % loop.eval_every == 0) or done == steps:
             with engine.measured() as measured:
-                values = validate(measured, validation, val_ids, engine, loop.global_batch)
+                values = validate(measured, validation, val_ids, engine, loop.global_batch_size)
                 if picture is not None and first:
                     picture(telemetry, done, measured)
                 telemetry.write(done, values, kind="val")
@@ -150,7 +162,7 @@ def fit(
             meter.restart(done, feed.waited)  # a validation is no training time
         if save or spent:
             meta = {
-                "position": done * loop.global_batch,
+                "position": done * loop.global_batch_size,
                 "processes": handle.num_processes,
                 "skipped": skips.count,
                 "best": best,
@@ -163,7 +175,7 @@ def fit(
             telemetry.close()
             raise UserError(
                 f"{skips.count} steps up to {done} of {run} had a loss or gradient that is not finite, more than "
-                f"loop.skip_budget={loop.skip_budget}: {skips.path} names their samples; mend these, or lower optimizer.lr in a new run"
+                f"loop.max_skipped_steps={loop.max_skipped_steps}: {skips.path} names their samples; mend these, or lower optimizer.lr in a new run"
             )
         if signal:
             break
@@ -173,7 +185,12 @@ def fit(
     if (read := feed.describe()) and first:
         print(read, flush=True)
     if done == steps:
-        on_main_process(run, lambda: write_json(run / "done.json", {"step": steps}), first=first, group=guard.group)
+        on_main_process(
+            run,
+            lambda: write_json(run / "done.json", {"step": steps}),
+            first=first,
+            group=guard.group,
+        )
     handle.wait_for_everyone()
     handle.end_training()
     return guard.leave(signal, done) if signal and done < steps else 0
@@ -181,9 +198,13 @@ def fit(
 
 def total_steps(loop: schema.LoopConfig, samples: int) -> int:
     """Steps of a whole run over a split of `samples`."""
-    return loop.steps or math.ceil(loop.epochs * samples / loop.global_batch)
+    return loop.steps or math.ceil(loop.epochs * samples / loop.global_batch_size)
 
 
 def batch_names(config: TrainConfig, source: Dataset, step: int) -> list[str]:
     """(global batch,): all samples of a step, by names that a user can look up."""
-    return source.names(source.order(config.seed, step * config.loop.global_batch, config.loop.global_batch))
+    return source.names(
+        source.order(
+            config.seed, step * config.loop.global_batch_size, config.loop.global_batch_size
+        )
+    )

@@ -25,13 +25,20 @@ class MetricAccumulator:
         """What was added; unless `good`, nothing, or on a GPU zeros, and so no samples."""
         if good.is_cpu:
             return self.values if good else {}
-        return {name: (torch.where(good, total, 0), torch.where(good, count, 0)) for name, (total, count) in self.values.items()}
+        return {
+            name: (torch.where(good, total, 0), torch.where(good, count, 0))
+            for name, (total, count) in self.values.items()
+        }
 
     def read(self) -> dict[str, float]:
         """Means over everything since the last read, over all ranks; a metric without samples is left out."""
         if not self.values:
             return {}
         names = sorted(self.values)
-        table = all_reduce(torch.stack([torch.stack([v.float() for v in self.values[name]]) for name in names])).cpu()
+        table = all_reduce(
+            torch.stack([torch.stack([v.float() for v in self.values[name]]) for name in names])
+        ).cpu()
         self.values = {}
-        return {name: (total / count).item() for name, (total, count) in zip(names, table) if count > 0}
+        return {
+            name: (total / count).item() for name, (total, count) in zip(names, table) if count > 0
+        }

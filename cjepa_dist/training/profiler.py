@@ -25,7 +25,10 @@ class Profiler:
             return
         warm = max(0, min(WARM, stop - start - LOOK - 1))
         self.begin = start + warm + 2  # the first step looked at, counted from 1
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        activities = [
+            ProfilerActivity.CPU,
+            *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
+        ]
         plan = schedule(wait=warm, warmup=1, active=LOOK, repeat=1)
         self.inner = profile(activities=activities, schedule=plan, on_trace_ready=self.write)
         self.inner.start()

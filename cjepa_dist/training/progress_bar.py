@@ -29,7 +29,11 @@ class ProgressBar:
 
     def say(self, values: dict[str, float]) -> None:
         """The newest loss and samples a second, beside the bar."""
-        shown = [f"{name} {values[name]:.4g}" for name in ("loss", "samples_per_second") if name in values]
+        shown = [
+            f"{name} {values[name]:.4g}"
+            for name in ("loss", "samples_per_second")
+            if name in values
+        ]
         self.progress.update(self.task, loss="  ".join(shown))
 
     def stop(self) -> None:

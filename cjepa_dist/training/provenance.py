@@ -33,7 +33,9 @@ def write_provenance(run: Path) -> None:
 
 def given_config(arguments: list[str]) -> str:
     """The text of the YAML file among `arguments`, if there is one, then the key=value as comments."""
-    files = [Path(each) for each in arguments if "=" not in each and each.endswith((".yaml", ".yml"))]
+    files = [
+        Path(each) for each in arguments if "=" not in each and each.endswith((".yaml", ".yml"))
+    ]
     text = "".join(f"# {path}\n{path.read_text().rstrip()}\n" for path in files if path.is_file())
     return text + "".join(f"# {each}\n" for each in arguments if "=" in each)
 
@@ -54,7 +56,9 @@ def command() -> str:
 
 def write_code_diff(run: Path) -> str:
     """Write the code's difference from its commit unless an earlier start had the same; returns `, FILE` or nothing where it is clean."""
-    done = subprocess.run(["git", "diff", "HEAD"], cwd=Path(__file__).parent, capture_output=True, check=False)
+    done = subprocess.run(
+        ["git", "diff", "HEAD"], cwd=Path(__file__).parent, capture_output=True, check=False
+    )
     if not done.stdout:
         return ""
     number = 1

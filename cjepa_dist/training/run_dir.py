@@ -6,7 +6,6 @@ config.yaml (resolved), environment.json, and what record.py adds; checkpoints/ 
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ import torch.distributed as dist
 
 from cjepa_dist.checkpoint.loading import read_config
 from cjepa_dist.checkpoint.resume import MAY_CHANGE
-from cjepa_dist.config import fields, merge, schema
+from cjepa_dist.config import fields, merge
+from cjepa_dist.config.schema import TrainConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience.disk_full import on_main_process
 from cjepa_dist.resilience.preemption import OWN_FILES
-from cjepa_dist.runtime.files import write_text_atomic
+from cjepa_dist.runtime.files import write_json
 from cjepa_dist.training import provenance
-
-TrainConfig = schema.TrainWorldModel | schema.TrainAloe
 
 
 def check_run_dir(run: Path, config: TrainConfig) -> None:
@@ -30,23 +28,38 @@ def check_run_dir(run: Path, config: TrainConfig) -> None:
     if (run / "config.yaml").exists():
         old, new = read_config(run), config
         if type(old) is not type(new):
-            raise UserError(f"{run} holds a run of another kind ({type(old).__name__}): choose another run folder")
+            raise UserError(
+                f"{run} holds a run of another kind ({type(old).__name__}): choose another run folder"
+            )
         for key, _ in fields.leaf_fields(type(config)):
-            if key not in MAY_CHANGE and (was := config_value(old, key)) != (now := config_value(new, key)):
-                raise UserError(f"{run} was started with {key}={was}, not {now}: choose another run folder or remove this one")
-    elif run.exists() and any(path.name not in OWN_FILES and path.suffix != ".partial" for path in run.iterdir()):
+            if key not in MAY_CHANGE and (was := config_value(old, key)) != (
+                now := config_value(new, key)
+            ):
+                raise UserError(
+                    f"{run} was started with {key}={was}, not {now}: choose another run folder or remove this one"
+                )
+    elif run.exists() and any(
+        path.name not in OWN_FILES and path.suffix != ".partial" for path in run.iterdir()
+    ):
         raise UserError(f"{run} is not empty and no run folder (no config.yaml): choose another")
 
 
 def open_run_dir(
-    run: Path, config: TrainConfig, environment: dict[str, Any], *, first: bool, group: dist.ProcessGroup | None = None
+    run: Path,
+    config: TrainConfig,
+    environment: dict[str, Any],
+    *,
+    first: bool,
+    group: dist.ProcessGroup | None = None,
 ) -> None:
     """Make the run folder and write what the run is; `check_run` has seen it. All ranks call it; UserError where there is no room."""
 
     def write() -> None:
         run.mkdir(parents=True, exist_ok=True)
         merge.save_yaml(config, temporary := run / "config.yaml.partial")
-        os.replace(temporary, run / "config.yaml")  # before all else: without it what follows is no run folder
+        os.replace(
+            temporary, run / "config.yaml"
+        )  # before all else: without it what follows is no run folder
         write_json(run / "environment.json", environment)
         provenance.write_provenance(run)
 
@@ -57,8 +70,3 @@ def config_value(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = getattr(config, name)
     return config
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write whole or not at all."""
-    write_text_atomic(path, json.dumps(content, indent=1))

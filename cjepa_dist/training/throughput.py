@@ -22,7 +22,11 @@ class ThroughputMeter:
 
     def __init__(self, task: nn.Module, loop: Any, device: torch.device, *, steps: int) -> None:
         self.loop, self.steps, self.device, self.done = loop, steps, device, 0
-        self.peak = peak_flops(torch.cuda.get_device_name(device), loop.precision) if device.type == "cuda" else None
+        self.peak = (
+            peak_flops(torch.cuda.get_device_name(device), loop.precision)
+            if device.type == "cuda"
+            else None
+        )
         self.shadow = None if self.peak is None else meta_copy(task)
         self.flops: dict[Any, int] = {}
         self.began, self.waited = time.perf_counter(), 0.0
@@ -49,9 +53,13 @@ class ThroughputMeter:
         - memory_gb: resident on a CPU, on a GPU the most that tensors held so far; 1e9 bytes
         - mfu, where the device's peak is known: model FLOP over what the device could have done; `batches` are the last step's
         """
-        count, spent, waited_here = done - self.done, time.perf_counter() - self.began, waited - self.waited
+        count, spent, waited_here = (
+            done - self.done,
+            time.perf_counter() - self.began,
+            waited - self.waited,
+        )
         values = {
-            "samples_per_second": count * self.loop.global_batch / spent,
+            "samples_per_second": count * self.loop.global_batch_size / spent,
             "data_wait_share": waited_here / spent,
             "data_seconds": waited_here / count,
             "step_seconds": (spent - waited_here - self.stalled) / count,
@@ -60,7 +68,9 @@ class ThroughputMeter:
         if self.saving_took:
             values["checkpoint_seconds"], self.saving_took = self.saving_took, 0.0
         if self.shadow is not None and self.peak is not None:
-            values["mfu"] = self.model_flops(done - 1, batches) * count / (spent - self.stalled) / self.peak
+            values["mfu"] = (
+                self.model_flops(done - 1, batches) * count / (spent - self.stalled) / self.peak
+            )
         self.restart(done, waited)
         return values
 
@@ -68,8 +78,15 @@ class ThroughputMeter:
         """FLOP of a step on this process, counted anew when a term of the loss joins or shapes change."""
         assert self.shadow is not None
         progress = step / self.steps
-        terms = [getattr(self.shadow, name)(progress) for name in ("weights", "consistency_weights") if hasattr(self.shadow, name)]
-        key = (*(name for term in terms for name, weight in term.items() if weight), *(tuple(value.shape) for value in batches[0].values()))
+        terms = [
+            getattr(self.shadow, name)(progress)
+            for name in ("weights", "consistency_weights")
+            if hasattr(self.shadow, name)
+        ]
+        key = (
+            *(name for term in terms for name, weight in term.items() if weight),
+            *(tuple(value.shape) for value in batches[0].values()),
+        )
         if key not in self.flops:
             self.flops = {key: step_flops(self.shadow, batches, step, progress)}
         return self.flops[key]
@@ -77,11 +94,8 @@ class ThroughputMeter:
 
 def memory_in_use(device: torch.device) -> int:
     """Bytes: the most that was allocated on a GPU, what is resident on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-
-
-@torch.no_grad()
-def parameter_norm(task: nn.Module) -> float:
-    """The norm of all parameters as one vector; read from the device. All ranks call it (parameters may be sharded)."""
-    norm: Any = torch.nn.utils.get_total_norm(task.parameters(), foreach=True)
-    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+    return (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else psutil.Process().memory_info().rss
+    )

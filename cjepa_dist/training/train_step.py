@@ -12,26 +12,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
+from cjepa_dist.config.schema import TrainConfig
 from cjepa_dist.data.windows import to_device
 from cjepa_dist.engines.base import Engine
 from cjepa_dist.optim.learning_rate import learning_rate
 from cjepa_dist.resilience.nonfinite import propagate_nonfinite
 from cjepa_dist.runtime.random import derive_seed
 from cjepa_dist.tasks.base import TaskOutput
-from cjepa_dist.training.cuda_graph import CudaGraphStep
 from cjepa_dist.training.metrics import MetricAccumulator
-from cjepa_dist.training.run_dir import TrainConfig
 
 Batch = dict[str, Tensor]
-
-
-def build_train_step(engine: Engine, config: TrainConfig, *, start: int, steps: int) -> EagerStep:
-    """The kind of step that fits: captured where one process trains on its own, on a GPU, and loop.capture allows it."""
-    alone = type(engine) is Engine and engine.handle.device.type == "cuda" and not isinstance(engine.model, DistributedDataParallel)
-    kind = CudaGraphStep if alone and config.loop.capture and config.loop.accumulation == 1 else EagerStep
-    return kind(engine, config, start=start, steps=steps)
 
 
 class EagerStep:
@@ -62,7 +53,9 @@ class EagerStep:
             total += loss.detach()
             metrics.add(outcome.metrics)
             if outcome.statistics is not None:
-                statistics = outcome.statistics if statistics is None else statistics + outcome.statistics
+                statistics = (
+                    outcome.statistics if statistics is None else statistics + outcome.statistics
+                )
         norm, good = engine.update(statistics, step)
         metrics.add({"gradient_norm": (norm, torch.ones_like(norm))})
         self.sums.add(metrics.where(good))

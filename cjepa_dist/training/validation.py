@@ -17,12 +17,20 @@ from cjepa_dist.training.metrics import MetricAccumulator
 
 
 @torch.no_grad()
-def validate(task: Any, source: Dataset, ids: np.ndarray, engine: Engine, batch: int) -> dict[str, float]:
+def validate(
+    task: Any, source: Dataset, ids: np.ndarray, engine: Engine, batch: int
+) -> dict[str, float]:
     """Metrics over `ids`, each counted once: ranks take interleaved shares, uneven ones included, and no forward waits for another rank."""
     task.eval()
     handle = engine.handle
-    mine, sums, moments = ids[handle.process_index :: handle.num_processes], MetricAccumulator(), None
-    blank = not len(mine)  # more processes than samples: such a rank adds zeros, since the others wait for its part of the sums
+    mine, sums, moments = (
+        ids[handle.process_index :: handle.num_processes],
+        MetricAccumulator(),
+        None,
+    )
+    blank = not len(
+        mine
+    )  # more processes than samples: such a rank adds zeros, since the others wait for its part of the sums
     mine = ids[:1] if blank else mine
     share = max(1, batch // handle.num_processes)
     for begin in range(0, len(mine), share):

@@ -38,10 +38,18 @@ SIZED = {  # width of the length, what follows it
 class Source:
     """Where a pickle is read from: a part of an open file, or memory (then nothing can be left in it)."""
 
-    def __init__(self, descriptor: int | None, offset: int = 0, length: int = 0, memory: bytes = b"") -> None:
-        self.descriptor, self.offset, self.length = descriptor, offset, length if descriptor is not None else len(memory)
+    def __init__(
+        self, descriptor: int | None, offset: int = 0, length: int = 0, memory: bytes = b""
+    ) -> None:
+        self.descriptor, self.offset, self.length = (
+            descriptor,
+            offset,
+            length if descriptor is not None else len(memory),
+        )
         part = Extent(offset, length)
-        self.file: BinaryIO = BytesIO(memory) if descriptor is None else BufferedReader(Part(descriptor, part), LONG)
+        self.file: BinaryIO = (
+            BytesIO(memory) if descriptor is None else BufferedReader(Part(descriptor, part), LONG)
+        )
 
     def take(self, length: int, kind: str) -> Stretch:
         """The next `length` bytes. EOFError if there are fewer."""
@@ -57,7 +65,9 @@ class Source:
 class Machine:
     """Reads one pickle from `source`. `find(module, name)` gives what a global stands for, `persistent(id)` what a persistent id does."""
 
-    def __init__(self, source: Source, find: Callable[[str, str], Any], persistent: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, source: Source, find: Callable[[str, str], Any], persistent: Callable[[Any], Any]
+    ) -> None:
         self.source, self.find, self.persistent = source, find, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -112,7 +122,9 @@ class Machine:
     def build(self, thing: Any, state: Any) -> None:
         """Sets the state of an array or a dtype; nothing else has one."""
         if not isinstance(thing, (Array, Dtype)):
-            raise pickle.UnpicklingError(f"the pickle changes {getattr(thing, 'name', type(thing).__name__)}")
+            raise pickle.UnpicklingError(
+                f"the pickle changes {getattr(thing, 'name', type(thing).__name__)}"
+            )
         thing.build(state)
         self.push(thing)
 

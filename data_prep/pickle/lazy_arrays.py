@@ -84,13 +84,17 @@ class Dtype:
 
     def __init__(self, name: Any, *_: Any) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[biufcSU]\d+|\?", name):
-            raise UserError(f"the pickle holds an array of dtype {name!r}; only numbers and text are read")
+            raise UserError(
+                f"the pickle holds an array of dtype {name!r}; only numbers and text are read"
+            )
         self.value = np.dtype(name)
 
     def build(self, state: Any) -> None:
         _, order, subtype, names, fields = state[:5]
         if subtype is not None or names is not None or fields is not None:
-            raise UserError("the pickle holds an array of a structured dtype; only numbers and text are read")
+            raise UserError(
+                "the pickle holds an array of a structured dtype; only numbers and text are read"
+            )
         if order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError(f"byte order {order!r}")
         self.value = self.value.newbyteorder(order)
@@ -111,10 +115,16 @@ class Array:
         self.fill(content, dtype, shape, "F" if fortran else "C")
 
     def fill(self, content: Any, dtype: Any, shape: Any, order: str) -> Array:
-        content = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote bytes as text
+        content = (
+            content.encode("latin1") if isinstance(content, str) else content
+        )  # Python 2 wrote bytes as text
         if isinstance(content, (bytes, bytearray)):
             content = Stretch(-1, 0, len(content), "bytes", bytes(content))
-        if not isinstance(content, Stretch) or content.kind == "text" or not isinstance(dtype, Dtype):
+        if (
+            not isinstance(content, Stretch)
+            or content.kind == "text"
+            or not isinstance(dtype, Dtype)
+        ):
             raise pickle.UnpicklingError("an array that is not made of bytes and a dtype")
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if not all(isinstance(n, int) and n >= 0 for n in self.shape):
@@ -126,7 +136,9 @@ class Array:
 
     def check(self, length: int) -> None:
         if length != math.prod(self.shape) * self.dtype.itemsize:
-            raise pickle.UnpicklingError(f"{length} bytes for an array {self.shape} of {self.dtype}")
+            raise pickle.UnpicklingError(
+                f"{length} bytes for an array {self.shape} of {self.dtype}"
+            )
 
     def settle(self) -> np.ndarray:
         if self.content is None:
@@ -162,7 +174,9 @@ class Storage:
             raise pickle.UnpicklingError("a tensor without content")
         size = self.element.itemsize
         if stop * size > self.content.length:
-            raise pickle.UnpicklingError(f"a tensor that reaches element {stop - 1} of {self.content.length // size}")
+            raise pickle.UnpicklingError(
+                f"a tensor that reaches element {stop - 1} of {self.content.length // size}"
+            )
         flat = np.frombuffer(self.content.raw(start * size, (stop - start) * size), self.element)
         return widen(flat) if self.dtype == "bfloat16" else flat
 
@@ -192,22 +206,41 @@ class Tensor:
 
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> None:
         numbers = (offset, *shape, *strides)
-        if not isinstance(storage, Storage) or len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise pickle.UnpicklingError("a tensor that is not made of a storage, an offset, sizes and strides")
-        self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
+        if (
+            not isinstance(storage, Storage)
+            or len(shape) != len(strides)
+            or not all(isinstance(n, int) and n >= 0 for n in numbers)
+        ):
+            raise pickle.UnpicklingError(
+                "a tensor that is not made of a storage, an offset, sizes and strides"
+            )
+        self.storage, self.offset, self.shape, self.strides = (
+            storage,
+            offset,
+            tuple(shape),
+            tuple(strides),
+        )
 
     def settle(self) -> np.ndarray:
         if 0 in self.shape:
             return np.empty(self.shape, self.storage.read(0, 0).dtype)
-        stop = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)) + 1
-        flat = self.storage.read(self.offset, stop)  # which refuses a reach past the end: as_strided itself would read there
+        stop = (
+            self.offset
+            + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+            + 1
+        )
+        flat = self.storage.read(
+            self.offset, stop
+        )  # which refuses a reach past the end: as_strided itself would read there
         steps = [step * flat.itemsize for step in self.strides]
         return np.lib.stride_tricks.as_strided(flat, self.shape, steps)
 
 
 def reconstruct(kind: Any, *_: Any) -> Array:
     if not isinstance(kind, Allowed) or kind.name != "numpy.ndarray":
-        raise UserError(f"the pickle makes an array of class {getattr(kind, 'name', kind)!r}; only numpy.ndarray is read")
+        raise UserError(
+            f"the pickle makes an array of class {getattr(kind, 'name', kind)!r}; only numpy.ndarray is read"
+        )
     return Array()
 
 
@@ -218,8 +251,14 @@ def scalar(dtype: Any, content: Any) -> Any:
 def encode(text: Any, encoding: Any = "utf-8") -> bytes | Stretch:
     long = isinstance(text, Stretch) and text.kind == "text"
     if not (long or isinstance(text, str)) or encoding != "latin1":
-        raise UserError(f"the pickle calls _codecs.encode with encoding {encoding!r}; only latin1 is read")
-    return Stretch(text.descriptor, text.offset, text.length, "latin1") if long else text.encode("latin1")
+        raise UserError(
+            f"the pickle calls _codecs.encode with encoding {encoding!r}; only latin1 is read"
+        )
+    return (
+        Stretch(text.descriptor, text.offset, text.length, "latin1")
+        if long
+        else text.encode("latin1")
+    )
 
 
 def plain(kind: type) -> Callable[..., Any]:
@@ -228,7 +267,9 @@ def plain(kind: type) -> Callable[..., Any]:
     def make(*arguments: Any) -> Any:
         if len(arguments) == 1 and isinstance(arguments[0], Stretch) and kind in (bytes, bytearray):
             return arguments[0]
-        if len(arguments) > 1 or any(not isinstance(a, (list, tuple, bytes, bytearray)) for a in arguments):
+        if len(arguments) > 1 or any(
+            not isinstance(a, (list, tuple, bytes, bytearray)) for a in arguments
+        ):
             raise pickle.UnpicklingError(f"{kind.__name__} of {arguments!r:.80}")
         return kind(*arguments)
 

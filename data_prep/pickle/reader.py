@@ -89,7 +89,9 @@ def errors_named(path: str | Path) -> Iterator[None]:
     except MemoryError as error:
         raise UserError(f"{path} does not fit in memory, or is damaged") from error
     except Exception as error:
-        raise UserError(f"{path} is not a readable pickle of arrays: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{path} is not a readable pickle of arrays: {type(error).__name__}: {error}"
+        ) from error
 
 
 @cache
@@ -100,13 +102,19 @@ def allowed() -> dict[tuple[str, str], Any]:
         ("_codecs", "encode"): Allowed("_codecs.encode", encode),
         ("collections", "OrderedDict"): Allowed("collections.OrderedDict", plain(OrderedDict)),
         ("torch._utils", "_rebuild_tensor_v2"): Allowed("torch._utils._rebuild_tensor_v2", Tensor),
-        ("torch._utils", "_rebuild_parameter"): Allowed("torch._utils._rebuild_parameter", lambda data, *_: data),
-        ("torch.storage", "_load_from_bytes"): Allowed("torch.storage._load_from_bytes", storage_from_bytes),
+        ("torch._utils", "_rebuild_parameter"): Allowed(
+            "torch._utils._rebuild_parameter", lambda data, *_: data
+        ),
+        ("torch.storage", "_load_from_bytes"): Allowed(
+            "torch.storage._load_from_bytes", storage_from_bytes
+        ),
     }
     for package in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
         table[f"{package}.multiarray", "_reconstruct"] = Allowed("numpy._reconstruct", reconstruct)
         table[f"{package}.multiarray", "scalar"] = Allowed("numpy.scalar", scalar)
-        table[f"{package}.numeric", "_frombuffer"] = Allowed("numpy._frombuffer", lambda b, d, s, o: Array().fill(b, d, s, o))
+        table[f"{package}.numeric", "_frombuffer"] = Allowed(
+            "numpy._frombuffer", lambda b, d, s, o: Array().fill(b, d, s, o)
+        )
     for module in ("builtins", "__builtin__"):  # Python 3 and Python 2
         for kind in (set, frozenset, bytes, bytearray):
             table[module, kind.__name__] = Allowed(kind.__name__, plain(kind))
@@ -115,7 +123,9 @@ def allowed() -> dict[tuple[str, str], Any]:
     return table
 
 
-def program(source: Source, origin: str, storage: Callable[[StorageType, str], Storage] | None = None) -> Any:
+def program(
+    source: Source, origin: str, storage: Callable[[StorageType, str], Storage] | None = None
+) -> Any:
     """Run one pickle. `storage` gives the memory for a tensor's key; without it there are none."""
 
     def find(module: str, name: str) -> Any:
@@ -125,10 +135,19 @@ def program(source: Source, origin: str, storage: Callable[[StorageType, str], S
         return allowed()[module, name]
 
     def persistent(identifier: Any) -> Storage:
-        if storage is None or not isinstance(identifier, tuple) or len(identifier) < 5 or not isinstance(identifier[1], StorageType):
-            raise UserError(f"{origin} refers to something outside of it ({identifier!r:.80}); only torch.save files may, to tensors")
+        if (
+            storage is None
+            or not isinstance(identifier, tuple)
+            or len(identifier) < 5
+            or not isinstance(identifier[1], StorageType)
+        ):
+            raise UserError(
+                f"{origin} refers to something outside of it ({identifier!r:.80}); only torch.save files may, to tensors"
+            )
         if len(identifier) > 5 and identifier[5] is not None:
-            raise UserError(f"{origin} holds a view of a storage as torch before 0.4 wrote it; save it again with a newer torch")
+            raise UserError(
+                f"{origin} holds a view of a storage as torch before 0.4 wrote it; save it again with a newer torch"
+            )
         return storage(identifier[1], str(identifier[2]))
 
     return Machine(source, find, persistent).load()
@@ -136,7 +155,11 @@ def program(source: Source, origin: str, storage: Callable[[StorageType, str], S
 
 def read(source: Source, origin: str) -> Any:
     content = program(source, origin)
-    return read_legacy(source, origin) if isinstance(content, int) and content == TORCH_MAGIC else content
+    return (
+        read_legacy(source, origin)
+        if isinstance(content, int) and content == TORCH_MAGIC
+        else content
+    )
 
 
 def read_legacy(source: Source, origin: str) -> Any:
@@ -146,7 +169,9 @@ def read_legacy(source: Source, origin: str) -> Any:
     system = program(source, origin)
     if not system["little_endian"]:
         raise UserError(f"{origin} was written on a big-endian machine; save it again on another")
-    content = program(source, origin, lambda kind, key: storages.setdefault(key, Storage(kind.dtype)))
+    content = program(
+        source, origin, lambda kind, key: storages.setdefault(key, Storage(kind.dtype))
+    )
     for key in program(source, origin):
         count = int.from_bytes(source.file.read(8), "little")
         storages[key].content = source.take(count * storages[key].element.itemsize, "bytes")
@@ -163,7 +188,9 @@ def storage_from_bytes(content: Any) -> Storage:
         source = Source(None, memory=content)
     storage = read(source, "the pickle")
     if not isinstance(storage, Storage):
-        raise pickle.UnpicklingError("torch.storage._load_from_bytes of something that is no storage")
+        raise pickle.UnpicklingError(
+            "torch.storage._load_from_bytes of something that is no storage"
+        )
     return storage
 
 
@@ -171,16 +198,25 @@ def read_archive(descriptor: int, origin: str) -> Any:
     """torch.save since 1.6: a zip of NAME/data.pkl, NAME/data/<key> for each storage, and NAME/byteorder."""
     with os.fdopen(os.dup(descriptor), "rb") as file, zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-        root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
+        root = next(
+            (name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None
+        )
         if root is None:
             raise UserError(f"{origin} is a zip, but not one of torch.save")
-        if f"{root}byteorder" in names and bytes(member(archive.getinfo(f"{root}byteorder"), descriptor).raw()) != b"little":
-            raise UserError(f"{origin} was written on a big-endian machine; save it again on another")
+        if (
+            f"{root}byteorder" in names
+            and bytes(member(archive.getinfo(f"{root}byteorder"), descriptor).raw()) != b"little"
+        ):
+            raise UserError(
+                f"{origin} was written on a big-endian machine; save it again on another"
+            )
         storages: dict[str, Storage] = {}
 
         def storage(kind: StorageType, key: str) -> Storage:
             if key not in storages:
-                storages[key] = Storage(kind.dtype, member(archive.getinfo(f"{root}data/{key}"), descriptor))
+                storages[key] = Storage(
+                    kind.dtype, member(archive.getinfo(f"{root}data/{key}"), descriptor)
+                )
             return storages[key]
 
         place = member(archive.getinfo(f"{root}data.pkl"), descriptor)
@@ -190,11 +226,18 @@ def read_archive(descriptor: int, origin: str) -> Any:
 def member(info: zipfile.ZipInfo, descriptor: int) -> Stretch:
     """Where the bytes of a zip's member are. torch stores them as they are; UserError for one that somebody has compressed."""
     if info.compress_type != zipfile.ZIP_STORED:
-        raise UserError(f"{info.filename} within the zip is compressed; save it again with torch.save")
+        raise UserError(
+            f"{info.filename} within the zip is compressed; save it again with torch.save"
+        )
     header = os.pread(descriptor, 30, info.header_offset)
     if header[:4] != ZIP_MAGIC:
         raise zipfile.BadZipFile(f"no member at byte {info.header_offset}")
-    start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    start = (
+        info.header_offset
+        + 30
+        + int.from_bytes(header[26:28], "little")
+        + int.from_bytes(header[28:30], "little")
+    )
     if start + info.file_size > os.fstat(descriptor).st_size:
         raise EOFError(f"it ends within {info.filename}")
     return Stretch(descriptor, start, info.file_size)
@@ -204,7 +247,10 @@ def settle(content: Any, seen: dict[int, Any]) -> Any:
     """The content with arrays in the places of their placeholders; dicts and lists are changed in place."""
     if isinstance(content, (Array, Tensor, Storage, Stretch)):
         if id(content) not in seen:
-            seen[id(content)] = content.settle(), content  # the placeholder too: its id must not be given to another
+            seen[id(content)] = (
+                content.settle(),
+                content,
+            )  # the placeholder too: its id must not be given to another
         return seen[id(content)][0]
     if isinstance(content, dict):
         for key in content:
@@ -214,5 +260,7 @@ def settle(content: Any, seen: dict[int, Any]) -> Any:
     elif isinstance(content, tuple):
         return tuple(settle(item, seen) for item in content)
     elif isinstance(content, (Allowed, Dtype, StorageType)):
-        raise UserError("the pickle holds a class or a function; only arrays, tensors, containers, text and numbers are read")
+        raise UserError(
+            "the pickle holds a class or a function; only arrays, tensors, containers, text and numbers are read"
+        )
     return content

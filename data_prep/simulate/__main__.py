@@ -31,7 +31,17 @@ from cjepa_dist.errors import UserError
 from data_prep.parts import share, with_part
 from data_prep.progress import Progress
 from data_prep.simulate import slots as encoder
-from data_prep.simulate.video import SPLITS, VERSION, Simulate, Video, listed, make_chunk, make_video, rare_collections, video_key
+from data_prep.simulate.video import (
+    SPLITS,
+    VERSION,
+    Simulate,
+    Video,
+    listed,
+    make_chunk,
+    make_video,
+    rare_collections,
+    video_key,
+)
 
 CHUNK = 8  # videos a job
 
@@ -44,19 +54,37 @@ def main(config: Simulate) -> int:
         if Manifest.load(config.out).source == source:
             print(f"{config.out} already holds this data set")
             return 0
-        raise UserError(f"{config.out} holds a data set made with other settings; choose another out=, or remove it first")
+        raise UserError(
+            f"{config.out} holds a data set made with other settings; choose another out=, or remove it first"
+        )
     rare_collections()
     began, totals = time.monotonic(), np.zeros(3, np.int64)
-    videos = share([(split, index) for split in SPLITS for index in range(getattr(config, split))], config.part)
+    videos = share(
+        [(split, index) for split in SPLITS for index in range(getattr(config, split))], config.part
+    )
     empty = encoder.empty_slot(config.slot_dim)
     name, size = encoder.encoder_name(config.tier), config.shard_mb
     with DatasetWriter(
-        config.out, encoder=name, source=source, dtype=config.dtype, shard_mb=size, empty_slot=empty, resume=source
+        config.out,
+        encoder=name,
+        source=source,
+        dtype=config.dtype,
+        shard_mb=size,
+        empty_slot=empty,
+        resume=source,
     ) as writer:
-        todo = [(split, index) for split, index in videos if video_key(config, split, index) not in writer.split(split).known]
+        todo = [
+            (split, index)
+            for split, index in videos
+            if video_key(config, split, index) not in writer.split(split).known
+        ]
         progress = Progress(len(todo))
         for (split, _), video in zip(todo, produce(config, todo)):
-            writer.split(split).add(Sample(video.key, video.slots, video.annotation.json(), video.questions, video.truth))
+            writer.split(split).add(
+                Sample(
+                    video.key, video.slots, video.annotation.json(), video.questions, video.truth
+                )
+            )
             totals += video.rejected, video.collisions, video.unseen
             progress.add()
     seconds, done = time.monotonic() - began, progress.done
@@ -73,9 +101,13 @@ def check(config: Simulate) -> None:
     for name in ("questions", "counterfactual_splits", "influence"):
         unknown = [s for s in listed(getattr(config, name)) if s not in SPLITS]
         if unknown:
-            raise UserError(f"config field {name}={getattr(config, name)!r}: {unknown[0]!r} is no split; splits are {', '.join(SPLITS)}")
+            raise UserError(
+                f"config field {name}={getattr(config, name)!r}: {unknown[0]!r} is no split; splits are {', '.join(SPLITS)}"
+            )
     if config.influence_horizon > TRUTH_FRAMES - SHOWN:
-        raise UserError(f"config field influence_horizon={config.influence_horizon}: must be at most {TRUTH_FRAMES - SHOWN}")
+        raise UserError(
+            f"config field influence_horizon={config.influence_horizon}: must be at most {TRUTH_FRAMES - SHOWN}"
+        )
     if not any(getattr(config, split) for split in SPLITS):
         raise UserError("train, val and test are all 0; there is nothing to simulate")
 
@@ -87,7 +119,15 @@ def describe(config: Simulate) -> dict[str, Any]:
         del settings[name]
     for name in ("questions", "counterfactual_splits", "influence"):
         settings[name] = listed(settings[name])
-    return with_part({"made_by": "data_prep.simulate", "version": VERSION, "map_version": encoder.MAP_VERSION, **settings}, config.part)
+    return with_part(
+        {
+            "made_by": "data_prep.simulate",
+            "version": VERSION,
+            "map_version": encoder.MAP_VERSION,
+            **settings,
+        },
+        config.part,
+    )
 
 
 def produce(config: Simulate, videos: list[tuple[str, int]]) -> Iterator[Video]:
@@ -99,15 +139,22 @@ def produce(config: Simulate, videos: list[tuple[str, int]]) -> Iterator[Video]:
         return
     chunks = collections.deque(videos[i : i + CHUNK] for i in range(0, len(videos), CHUNK))
     jobs: collections.deque[Future[list[Video]]] = collections.deque()
-    context = multiprocessing.get_context("spawn")  # forking a process that has threads (BLAS, torch) can deadlock
-    with one_thread(), ProcessPoolExecutor(workers, mp_context=context, initializer=rare_collections) as pool:
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # forking a process that has threads (BLAS, torch) can deadlock
+    with (
+        one_thread(),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=rare_collections) as pool,
+    ):
         try:
             while chunks or jobs:
                 while chunks and len(jobs) < 3 * workers:
                     jobs.append(pool.submit(make_chunk, config, chunks.popleft()))
                 yield from jobs.popleft().result()
         except BrokenProcessPool:
-            raise UserError("a worker process was killed (out of memory?); try fewer workers=") from None
+            raise UserError(
+                "a worker process was killed (out of memory?); try fewer workers="
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from cjepa_dist.clevrer.language import BY_FAMILY, TIMES, Filler, Form, Namer, at_event, fill, phrase, plain
+from cjepa_dist.clevrer.language import (
+    BY_FAMILY,
+    TIMES,
+    Filler,
+    Form,
+    Namer,
+    at_event,
+    fill,
+    phrase,
+    plain,
+)
 from cjepa_dist.clevrer.programs import ATTRIBUTES, World
 from cjepa_dist.clevrer.scene import SHOWN
 from cjepa_dist.errors import UserError
@@ -25,8 +35,24 @@ PLAN: tuple[dict[str, float], ...] = (
     *[{"query_order": 0.35, "query_partner": 0.25, "query_partner_order": 0.4}] * 3,
     *[{"query_state": 1.0}] * 2,
 )
-COUNTS = {"0": 0.24, "1": 0.275, "2": 0.164, "3": 0.143, "4": 0.178}  # targets; what comes out has the real frequencies
-ANSWERS = {"0", "1", "2", "3", "4", "5", "yes", "no", *(v for values in ATTRIBUTES.values() for v in values)}
+COUNTS = {
+    "0": 0.24,
+    "1": 0.275,
+    "2": 0.164,
+    "3": 0.143,
+    "4": 0.178,
+}  # targets; what comes out has the real frequencies
+ANSWERS = {
+    "0",
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "yes",
+    "no",
+    *(v for values in ATTRIBUTES.values() for v in values),
+}
 ASKED = {"color": 0.37, "material": 0.29, "shape": 0.34}  # attribute of a query, real frequencies
 TIME = {"": 0.2, " when the video begins": 0.2, " when the video ends": 0.2, "event": 0.4}
 # Which attributes a plural description names.
@@ -75,7 +101,13 @@ def descriptive(world: World, namer: Namer, random: Random) -> list[Question]:
             asked.add(text)
             subtype = f"query_{attribute}" if attribute else form.subtype
             questions.append(
-                {"question": text, "question_type": "descriptive", "question_subtype": subtype, "program": program, "answer": answer}
+                {
+                    "question": text,
+                    "question_type": "descriptive",
+                    "question_subtype": subtype,
+                    "program": program,
+                    "answer": answer,
+                }
             )
     return questions
 
@@ -96,7 +128,11 @@ Blanks = dict[str, Filler]
 
 def _state(world: World, namer: Namer, random: Random) -> Blanks | None:
     time = _time(world, namer, random)
-    return time and {"OBJS": _plural(world, random), "STATE": plain("STATE", random.choice(("moving", "stationary"))), "TIME": time}
+    return time and {
+        "OBJS": _plural(world, random),
+        "STATE": plain("STATE", random.choice(("moving", "stationary"))),
+        "TIME": time,
+    }
 
 
 def _event(world: World, namer: Namer, random: Random) -> Blanks | None:
@@ -122,7 +158,11 @@ def _collision(at_all: bool) -> Callable[[World, Namer, Random], Blanks | None]:
 
 def _query_order(world: World, namer: Namer, random: Random) -> Blanks | None:
     do = "enters" if random.random() < 0.8 else "exits"
-    return {"A": _attribute(random), "ORDER": plain("ORDER", random.choice(("first", "last"))), "DOES": plain("DOES", do)}
+    return {
+        "A": _attribute(random),
+        "ORDER": plain("ORDER", random.choice(("first", "last"))),
+        "DOES": plain("DOES", do),
+    }
 
 
 def _partner(ordered: bool) -> Callable[[World, Namer, Random], Blanks | None]:
@@ -131,8 +171,14 @@ def _partner(ordered: bool) -> Callable[[World, Namer, Random], Blanks | None]:
         if not hits:
             return None
         item = random.choice(hits)
-        order = random.choice(("first", "second", "last") if hits.count(item) > 2 else ("first", "last"))
-        return {"A": _attribute(random), "X": namer(item), **({"ORDER": plain("ORDER", order)} if ordered else {})}
+        order = random.choice(
+            ("first", "second", "last") if hits.count(item) > 2 else ("first", "last")
+        )
+        return {
+            "A": _attribute(random),
+            "X": namer(item),
+            **({"ORDER": plain("ORDER", order)} if ordered else {}),
+        }
 
     return draw
 
@@ -155,7 +201,12 @@ def _query_state(world: World, namer: Namer, random: Random) -> Blanks | None:
     others = [name for name in ATTRIBUTES if name != asked.text]
     named = random.choices((others[:1], others[1:], others, []), (0.4, 0.4, 0.12, 0.08))[0]
     values = {name: world.attribute[name][item] if name in named else "" for name in ATTRIBUTES}
-    return {"A": asked, "D": phrase(**values), "STATE": plain("STATE", "moving" if moving else "stationary"), "TIME": time}
+    return {
+        "A": asked,
+        "D": phrase(**values),
+        "STATE": plain("STATE", "moving" if moving else "stationary"),
+        "TIME": time,
+    }
 
 
 FILL: dict[str, Callable[[World, Namer, Random], Blanks | None]] = {
@@ -180,7 +231,9 @@ def _plural(world: World, random: Random, pool: list[int] | None = None) -> Fill
     """A plural description that fits an object of `pool`, or (FOREIGN) perhaps none."""
     names = random.choices(list(PLURAL), list(PLURAL.values()))[0]
     if random.random() < FOREIGN:
-        values = {name: random.choice(ATTRIBUTES[name]) if name in names else "" for name in ATTRIBUTES}
+        values = {
+            name: random.choice(ATTRIBUTES[name]) if name in names else "" for name in ATTRIBUTES
+        }
     else:
         item = random.choice(pool or world.objects)
         values = {name: world.attribute[name][item] if name in names else "" for name in ATTRIBUTES}
@@ -188,7 +241,11 @@ def _plural(world: World, random: Random, pool: list[int] | None = None) -> Fill
 
 
 def _io(world: World) -> Iterator[tuple[int, str]]:
-    return ((e.objects[0], "enters" if e.kind == "in" else "exits") for e in world.happened if e.kind != "collision")
+    return (
+        (e.objects[0], "enters" if e.kind == "in" else "exits")
+        for e in world.happened
+        if e.kind != "collision"
+    )
 
 
 def _time(world: World, namer: Namer, random: Random) -> Filler | None:

@@ -24,7 +24,9 @@ from cjepa_dist.clevrer.programs import Event, World
 from cjepa_dist.clevrer.scene import FRAMES, SHOWN, TRUTH_FRAMES
 
 Question = dict[str, Any]
-Option = tuple[str, tuple[int, ...], bool]  # family of the choice, its objects, whether it is true before negation
+Option = tuple[
+    str, tuple[int, ...], bool
+]  # family of the choice, its objects, whether it is true before negation
 Weighted = list[tuple[Option, float]]
 Subject = TypeVar("Subject", bound=Hashable)
 
@@ -53,10 +55,15 @@ def explanatory(world: World, namer: Namer, random: Random) -> list[Question]:
     """Up to two questions, each about another effect: a collision, or where these do not suffice an exit (of real ones one in ten)."""
     times = Counter(e.objects for e in world.happened if e.kind == "collision")
     questions: list[Question] = []
-    for kind, family in (("collision", "collision"), *([("out", "exit")] if random.random() < EXITS else [])):
+    for kind, family in (
+        ("collision", "collision"),
+        *([("out", "exit")] if random.random() < EXITS else []),
+    ):
         effects = [e for e in world.happened if e.kind == kind and times[e.objects] < 2]
         subjects = {effect: _causes(world, effect, times) for effect in effects}
-        for effect, chosen in _fairly(subjects, dict.fromkeys(effects, 1.0), CAUSES_SPLITS, 2 - len(questions), random):
+        for effect, chosen in _fairly(
+            subjects, dict.fromkeys(effects, 1.0), CAUSES_SPLITS, 2 - len(questions), random
+        ):
             questions.append(_ask(world, namer, random, family, effect.objects, chosen))
     return questions
 
@@ -64,29 +71,53 @@ def explanatory(world: World, namer: Namer, random: Random) -> list[Question]:
 def _causes(world: World, effect: Event, times: Counter) -> Weighted:
     causes = world.ancestors(effect)
     involved = {o for e in causes for o in e.objects}
-    options: list[tuple[str, Option]] = [("presence", ("presence", (o,), o in involved)) for o in world.objects if o not in effect.objects]
+    options: list[tuple[str, Option]] = [
+        ("presence", ("presence", (o,), o in involved))
+        for o in world.objects
+        if o not in effect.objects
+    ]
     for event in world.happened:
         touching = not set(event.objects).isdisjoint(effect.objects)
-        if event.kind == "collision" and event != effect and times[event.objects] == 1 and not (touching and effect.kind == "out"):
-            options.append(("touching" if touching else "apart", ("cause_collision", event.objects, event in causes)))
+        if (
+            event.kind == "collision"
+            and event != effect
+            and times[event.objects] == 1
+            and not (touching and effect.kind == "out")
+        ):
+            options.append(
+                (
+                    "touching" if touching else "apart",
+                    ("cause_collision", event.objects, event in causes),
+                )
+            )
         elif event.kind == "in" and not touching:
             options.append(("entrance", ("entrance", event.objects, event in causes)))
     alike = Counter((kind, option[2]) for kind, option in options)
-    return [(option, CAUSES[effect.kind, option[2]][kind] / alike[kind, option[2]]) for kind, option in options]
+    return [
+        (option, CAUSES[effect.kind, option[2]][kind] / alike[kind, option[2]])
+        for kind, option in options
+    ]
 
 
 def predictive(world: World, namer: Namer, random: Random) -> list[Question]:
     """One question if a pair collides within the rolled-out frames after the shown ones and another never does; else none."""
     unseen = {e.objects: e.frame for e in reversed(world.unseen) if e.kind == "collision"}
     will = [pair for pair, frame in unseen.items() if frame < TRUTH_FRAMES]
-    hidden = {(c.a, c.b) for c in world.history.collisions if c.frame >= SHOWN}  # also those out of view: not a fair "wrong"
+    hidden = {
+        (c.a, c.b) for c in world.history.collisions if c.frame >= SHOWN
+    }  # also those out of view: not a fair "wrong"
     wont = [e.objects for e in world.pairs if e.objects not in hidden]
     if not will or not wont:
         return []
     right = random.choice(will)
     met = {e.objects for e in world.happened}  # they seldom meet again: too easy a "wrong"
     closest = _approach(world, SHOWN - 1, FRAMES - SHOWN)
-    near = [(0.5 if pair in met else 1.0) * (0.3 + math.exp(-closest[pair] / 0.3)) if pair in closest else 1e-3 for pair in wont]
+    near = [
+        (0.5 if pair in met else 1.0) * (0.3 + math.exp(-closest[pair] / 0.3))
+        if pair in closest
+        else 1e-3
+        for pair in wont
+    ]
     wrong = random.choices(wont, near)[0]
     chosen: list[Option] = [("pair", right, True), ("pair", wrong, False)]
     random.shuffle(chosen)
@@ -98,7 +129,9 @@ def counterfactual(world: World, namer: Namer, random: Random) -> list[Question]
     collisions = [e for e in world.happened if e.kind == "collision"]
     often = {o: 0.1 for o in world.objects}
     for event in collisions:
-        for o in {o for cause in world.ancestors(event) for o in cause.objects} - set(event.objects):
+        for o in {o for cause in world.ancestors(event) for o in cause.objects} - set(
+            event.objects
+        ):
             often[o] += 4.0
         for o in event.objects:
             often[o] += 0.3
@@ -125,17 +158,28 @@ def _pairs(world: World, removed: int, factual: set[tuple[int, ...]]) -> Weighte
 
 
 def _fairly(
-    subjects: dict[Subject, Weighted], often: dict[Subject, float], splits: dict[tuple[int, int], float], most: int, random: Random
+    subjects: dict[Subject, Weighted],
+    often: dict[Subject, float],
+    splits: dict[tuple[int, int], float],
+    most: int,
+    random: Random,
 ) -> Iterator[tuple[Subject, list[Option]]]:
     """Up to `most` subjects, each once, with two to four of its options in random order.
 
     A split (a, b) is drawn only where (b, a) is within reach too, of the same subject or of another, and then each as often: with the
     rarer side rarer among the options, a model that reads only the text would profit.
     """
-    pools = {subject: [[pair for pair in options if pair[0][2] == side] for side in (True, False)] for subject, options in subjects.items()}
+    pools = {
+        subject: [[pair for pair in options if pair[0][2] == side] for side in (True, False)]
+        for subject, options in subjects.items()
+    }
     for _ in range(most):
         able = {
-            split: [s for s, (true, false) in pools.items() if len(true) >= split[0] and len(false) >= split[1]]
+            split: [
+                s
+                for s, (true, false) in pools.items()
+                if len(true) >= split[0] and len(false) >= split[1]
+            ]
             for a, b in splits
             for split in ((a, b), (b, a))
         }
@@ -154,17 +198,33 @@ def _fairly(
         yield subject, chosen
 
 
-def _ask(world: World, namer: Namer, random: Random, family: str, about: tuple[int, ...], options: Sequence[Option]) -> Question:
+def _ask(
+    world: World,
+    namer: Namer,
+    random: Random,
+    family: str,
+    about: tuple[int, ...],
+    options: Sequence[Option],
+) -> Question:
     """The question's JSON, without `question_id`. Every answer comes from the executor; the expected one is asserted."""
     form = random.choice(BY_FAMILY[family])
     negated = "{NOT}" in form.text and random.random() < 0.5
-    text, program = fill(form, {"NOT": plain("NOT", "not " if negated else ""), **_named(namer, random, about)})
+    text, program = fill(
+        form, {"NOT": plain("NOT", "not " if negated else ""), **_named(namer, random, about)}
+    )
     choices = []
     for number, (kind, objects, true) in enumerate(options):
         words, steps = fill(random.choice(BY_FAMILY[kind]), _named(namer, random, objects))
         answer = world.run(steps, program)
         assert (answer == "yes") == (true != negated), (words, text, answer)
-        choices.append({"choice_id": number, "choice": words, "program": steps, "answer": "correct" if answer == "yes" else "wrong"})
+        choices.append(
+            {
+                "choice_id": number,
+                "choice": words,
+                "program": steps,
+                "answer": "correct" if answer == "yes" else "wrong",
+            }
+        )
     return {"question": text, "question_type": form.kind, "program": program, "choices": choices}
 
 

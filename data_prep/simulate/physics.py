@@ -89,7 +89,9 @@ class Paths:
     hits: list[Hit]
 
 
-def simulate(bodies: list[Body], removed: int = -1, steps: int = GRID, gone: Array | None = None) -> Paths:
+def simulate(
+    bodies: list[Body], removed: int = -1, steps: int = GRID, gone: Array | None = None
+) -> Paths:
     """The world of `bodies` for `steps` grid points without the body `removed`. `gone` (n,) bool: bodies that have left before."""
     n = len(bodies)
     x, y, vx, vy, angle, spin = np.zeros((6, n, steps))
@@ -134,7 +136,9 @@ def _approaching(p: Paths, pairs: list[tuple[int, int]], start: int) -> list[tup
     return [pair for pair, near in zip(pairs, (nearest < reach * reach).tolist()) if near]
 
 
-def _slide(p: Paths, i: int, k: int, x: float, y: float, vx: float, vy: float, angle: float, spin: float) -> None:
+def _slide(
+    p: Paths, i: int, k: int, x: float, y: float, vx: float, vy: float, angle: float, spin: float
+) -> None:
     """Fill body i's path from grid point k on with free sliding; at rest it stays where it is, to the bit."""
     t = _TIMES[: p.x.shape[1] - k]
     speed = float(np.sqrt(vx * vx + vy * vy))
@@ -170,7 +174,9 @@ def _view(p: Paths, i: int) -> None:
     p.alive[i] = first, (first + last if out[last] else len(inside))
 
 
-Touch = tuple[int, float, float, float, float, float]  # grid point, normal from i to j (2), contact point (2), depth
+Touch = tuple[
+    int, float, float, float, float, float
+]  # grid point, normal from i to j (2), contact point (2), depth
 _NO_TOUCH: Touch = (NEVER, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -182,7 +188,13 @@ def _first_touch(p: Paths, bodies: list[Body], i: int, j: int, start: int) -> To
         return _NO_TOUCH
     dx, dy = p.x[j, start:stop] - p.x[i, start:stop], p.y[j, start:stop] - p.y[i, start:stop]
     cubes = bodies[i].cube + bodies[j].cube
-    reach = 2.0 * RADIUS if cubes == 0 else RADIUS + HALF_SIDE * 2**0.5 if cubes == 1 else 2.0 * HALF_SIDE * 2**0.5
+    reach = (
+        2.0 * RADIUS
+        if cubes == 0
+        else RADIUS + HALF_SIDE * 2**0.5
+        if cubes == 1
+        else 2.0 * HALF_SIDE * 2**0.5
+    )
     near = (dx * dx + dy * dy < reach * reach).nonzero()[0]
     if not len(near):
         return _NO_TOUCH
@@ -192,17 +204,37 @@ def _first_touch(p: Paths, bodies: list[Body], i: int, j: int, start: int) -> To
         k, touch_at = k[_disc_cube_depth(p, i, j, k, bodies[i].cube) > 0.0], _disc_cube
     elif cubes == 2:
         k, touch_at = k[_cube_cube_depths(p, i, j, k).min(0) > 0.0], _cube_cube
-    for part in (k[:FEW], k[FEW:]):  # mostly the first overlap is the touch; later ones count only if the bodies were parting then
+    for part in (
+        k[:FEW],
+        k[FEW:],
+    ):  # mostly the first overlap is the touch; later ones count only if the bodies were parting then
         if not len(part):
             break
         nx, ny, cx, cy, depth = touch_at(p, i, j, part, bodies[i].cube)
         xi, yi, xj, yj = p.x[i, part], p.y[i, part], p.x[j, part], p.y[j, part]
-        ux = p.vx[j, part] - p.spin[j, part] * (cy - yj) - p.vx[i, part] + p.spin[i, part] * (cy - yi)
-        uy = p.vy[j, part] + p.spin[j, part] * (cx - xj) - p.vy[i, part] - p.spin[i, part] * (cx - xi)
+        ux = (
+            p.vx[j, part]
+            - p.spin[j, part] * (cy - yj)
+            - p.vx[i, part]
+            + p.spin[i, part] * (cy - yi)
+        )
+        uy = (
+            p.vy[j, part]
+            + p.spin[j, part] * (cx - xj)
+            - p.vy[i, part]
+            - p.spin[i, part] * (cx - xi)
+        )
         approach = ux * nx + uy * ny < -1e-9
         q = int(approach.argmax())
         if approach[q]:
-            return int(part[q]), float(nx[q]), float(ny[q]), float(cx[q]), float(cy[q]), float(depth[q])
+            return (
+                int(part[q]),
+                float(nx[q]),
+                float(ny[q]),
+                float(cx[q]),
+                float(cy[q]),
+                float(depth[q]),
+            )
     return _NO_TOUCH
 
 
@@ -210,20 +242,26 @@ def _first_touch(p: Paths, bodies: list[Body], i: int, j: int, start: int) -> To
 # and the depth, each (len(k),).
 
 
-def _disc_disc(p: Paths, i: int, j: int, k: Array, _: bool) -> tuple[Array, Array, Array, Array, Array]:
+def _disc_disc(
+    p: Paths, i: int, j: int, k: Array, _: bool
+) -> tuple[Array, Array, Array, Array, Array]:
     dx, dy = p.x[j, k] - p.x[i, k], p.y[j, k] - p.y[i, k]
     distance = np.sqrt(dx * dx + dy * dy)
     nx, ny, depth = dx / distance, dy / distance, 2.0 * RADIUS - distance
     return nx, ny, p.x[i, k] + 0.5 * dx, p.y[i, k] + 0.5 * dy, depth
 
 
-def _disc_cube(p: Paths, i: int, j: int, k: Array, i_is_cube: bool) -> tuple[Array, Array, Array, Array, Array]:
+def _disc_cube(
+    p: Paths, i: int, j: int, k: Array, i_is_cube: bool
+) -> tuple[Array, Array, Array, Array, Array]:
     """The contact point is the cube's nearest point to the disc's centre."""
     cube = i if i_is_cube else j
     c, s, u, v = _in_cube(p, i, j, k, i_is_cube)
     pu, pv = np.clip(u, -HALF_SIDE, HALF_SIDE), np.clip(v, -HALF_SIDE, HALF_SIDE)
     gap = np.sqrt((u - pu) ** 2 + (v - pv) ** 2)
-    inside = gap <= 0.0  # the disc's centre is in the cube: only after an overlapping entry; push out along the nearer face
+    inside = (
+        gap <= 0.0
+    )  # the disc's centre is in the cube: only after an overlapping entry; push out along the nearer face
     by_u = np.abs(u) > np.abs(v)
     safe = np.where(inside, 1.0, gap)
     nu = np.where(inside, np.where(by_u, np.sign(u), 0.0), (u - pu) / safe)
@@ -240,7 +278,9 @@ def _disc_cube_depth(p: Paths, i: int, j: int, k: Array, i_is_cube: bool) -> Arr
     return RADIUS - np.sqrt(u * u + v * v)
 
 
-def _in_cube(p: Paths, i: int, j: int, k: Array, i_is_cube: bool) -> tuple[Array, Array, Array, Array]:
+def _in_cube(
+    p: Paths, i: int, j: int, k: Array, i_is_cube: bool
+) -> tuple[Array, Array, Array, Array]:
     """Cosine and sine of the cube's angle, and the disc's centre in the cube's frame."""
     disc, cube = (j, i) if i_is_cube else (i, j)
     angle = p.angle[cube, k]
@@ -249,13 +289,22 @@ def _in_cube(p: Paths, i: int, j: int, k: Array, i_is_cube: bool) -> tuple[Array
     return c, s, c * dx + s * dy, c * dy - s * dx
 
 
-def _cube_cube(p: Paths, i: int, j: int, k: Array, _: bool) -> tuple[Array, Array, Array, Array, Array]:
+def _cube_cube(
+    p: Paths, i: int, j: int, k: Array, _: bool
+) -> tuple[Array, Array, Array, Array, Array]:
     """Separating axes: the normal is the axis of least overlap, the contact point the mean of the corners inside the other cube."""
     depths = _cube_cube_depths(p, i, j, k)
     axis, every = depths.argmin(0), np.arange(len(k))
-    angle, x, y = p.angle[[i, j]][:, k], p.x[[i, j]][:, k], p.y[[i, j]][:, k]  # (2, K): of i and of j
+    angle, x, y = (
+        p.angle[[i, j]][:, k],
+        p.x[[i, j]][:, k],
+        p.y[[i, j]][:, k],
+    )  # (2, K): of i and of j
     c, s = np.cos(angle), np.sin(angle)
-    nx, ny = np.stack([c[0], -s[0], c[1], -s[1]])[axis, every], np.stack([s[0], c[0], s[1], c[1]])[axis, every]
+    nx, ny = (
+        np.stack([c[0], -s[0], c[1], -s[1]])[axis, every],
+        np.stack([s[0], c[0], s[1], c[1]])[axis, every],
+    )
     sign = np.where((x[1] - x[0]) * nx + (y[1] - y[0]) * ny < 0.0, -1.0, 1.0)
     u, v = _CORNERS[:, :1, None], _CORNERS[:, 1:, None]
     wx, wy = x + c * u - s * v, y + s * u + c * v  # (4, 2, K) corners
@@ -273,7 +322,9 @@ def _cube_cube_depths(p: Paths, i: int, j: int, k: Array) -> Array:
     angle = p.angle[[i, j]][:, k]
     c, s = np.cos(angle), np.sin(angle)
     dx, dy = p.x[j, k] - p.x[i, k], p.y[j, k] - p.y[i, k]
-    across = np.abs(c[0] * c[1] + s[0] * s[1]) + np.abs(c[0] * s[1] - s[0] * c[1])  # half extent on the other's normals
+    across = np.abs(c[0] * c[1] + s[0] * s[1]) + np.abs(
+        c[0] * s[1] - s[0] * c[1]
+    )  # half extent on the other's normals
     along = np.abs(np.stack([c * dx + s * dy, c * dy - s * dx], axis=1)).reshape(4, -1)
     return HALF_SIDE * (1.0 + across) - along
 
@@ -283,7 +334,9 @@ def _bounce(p: Paths, bodies: list[Body], i: int, j: int, touch: Touch) -> None:
     k, nx, ny, cx, cy, depth = touch
     state = []
     for b in (i, j):
-        inverse_inertia = 1.0 / (bodies[b].mass * CUBE_INERTIA) if bodies[b].cube else 0.0  # a disc's normal passes through its centre
+        inverse_inertia = (
+            1.0 / (bodies[b].mass * CUBE_INERTIA) if bodies[b].cube else 0.0
+        )  # a disc's normal passes through its centre
         x, y = float(p.x[b, k]), float(p.y[b, k])
         arm = (cx - x) * ny - (cy - y) * nx
         state.append(
@@ -302,8 +355,21 @@ def _bounce(p: Paths, bodies: list[Body], i: int, j: int, touch: Touch) -> None:
     (_, _, vxi, vyi, _, wi, mi, ii, ri), (_, _, vxj, vyj, _, wj, mj, ij, rj) = state
     approach = (vxj - vxi) * nx + (vyj - vyi) * ny + wj * rj - wi * ri
     impulse = -(1.0 + RESTITUTION) * approach / (mi + mj + ii * ri * ri + ij * rj * rj)
-    for b, sign, (x, y, vx, vy, angle, spin, m, inertia, arm) in ((i, -1.0, state[0]), (j, 1.0, state[1])):
+    for b, sign, (x, y, vx, vy, angle, spin, m, inertia, arm) in (
+        (i, -1.0, state[0]),
+        (j, 1.0, state[1]),
+    ):
         push = sign * impulse
-        _slide(p, b, k, x, y, vx + push * m * nx, vy + push * m * ny, angle, spin + push * inertia * arm)
+        _slide(
+            p,
+            b,
+            k,
+            x,
+            y,
+            vx + push * m * nx,
+            vy + push * m * ny,
+            angle,
+            spin + push * inertia * arm,
+        )
         _view(p, b)
     p.hits.append(Hit(k, i, j, cx, cy, depth, impulse))

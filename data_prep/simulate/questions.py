@@ -23,7 +23,10 @@ from data_prep.simulate.multiple_choice import explanatory, predictive
 
 
 def make_questions(
-    history: History, counterfactual: Callable[[int], History], scene_index: int, rng: np.random.Generator
+    history: History,
+    counterfactual: Callable[[int], History],
+    scene_index: int,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
     """CLEVRER's questions JSON of one video.
 
@@ -39,5 +42,7 @@ def make_questions(
     return {
         "scene_index": scene_index,
         "video_filename": f"video_{scene_index:05d}.mp4",
-        "questions": [{"question_id": number, **question} for number, question in enumerate(questions)],
+        "questions": [
+            {"question_id": number, **question} for number, question in enumerate(questions)
+        ],
     }

@@ -55,7 +55,9 @@ def background_slot(slot_dim: int = 128) -> np.ndarray:
     return _constant(_BACKGROUND, slot_dim)
 
 
-def draw_noise(rng: np.random.Generator, frames: int, slots: int, slot_dim: int, tier: str) -> np.ndarray:
+def draw_noise(
+    rng: np.random.Generator, frames: int, slots: int, slot_dim: int, tier: str
+) -> np.ndarray:
     """(T, S, D) float32: the noise of a video, the same in all its worlds. KeyError for an unknown tier."""
     return rng.standard_normal((frames, slots, slot_dim), np.float32) * np.float32(NOISE[tier])
 
@@ -83,7 +85,9 @@ def encode(
     held = np.flatnonzero(slot_object >= 0)
     who = slot_object[held]
     filled = features(objects, position, angle)[:, who]
-    inside = VIEW - np.abs(position[:, who]).max(-1, keepdims=True)  # of the centre, to the nearest edge
+    inside = VIEW - np.abs(position[:, who]).max(
+        -1, keepdims=True
+    )  # of the centre, to the nearest edge
     shown = (np.clip(inside / RADIUS, 0.0, 1.0) * 0.5 + 0.5) * seen[:, who, None]
     values[:, held] += shown.astype(np.float32) * (filled - values[:, held])
     matrix, shift = _map(slot_dim)
@@ -104,7 +108,10 @@ def features(objects: list[SceneObject], position: np.ndarray, angle: np.ndarray
         values[:, i, _ATTRIBUTES + 3 + MATERIALS.index(o.material)] = 1.0
         values[:, i, _ATTRIBUTES + 5 + COLORS.index(o.color)] = 1.0
         if o.shape == "cube":
-            values[:, i, _TURN], values[:, i, _TURN + 1] = TURN * np.sin(4 * angle[:, i]), TURN * np.cos(4 * angle[:, i])
+            values[:, i, _TURN], values[:, i, _TURN + 1] = (
+                TURN * np.sin(4 * angle[:, i]),
+                TURN * np.cos(4 * angle[:, i]),
+            )
     values[..., _KIND + _OBJECT] = 1.0
     return values
 
@@ -116,9 +123,16 @@ def hidden(position: np.ndarray, present: np.ndarray) -> np.ndarray:
     sight = offset / distance[..., None]
     # [t, i, j]: where j stands relative to the line of sight to i
     along = (offset[:, None] * sight[:, :, None]).sum(-1)
-    beside = np.abs(offset[:, None, :, 0] * sight[:, :, None, 1] - offset[:, None, :, 1] * sight[:, :, None, 0])
+    beside = np.abs(
+        offset[:, None, :, 0] * sight[:, :, None, 1] - offset[:, None, :, 1] * sight[:, :, None, 0]
+    )
     behind = distance[:, :, None] - along
-    covers = (behind > 0.5 * RADIUS) & (behind < 4 * RADIUS) & (beside < 0.7 * RADIUS) & present[:, None, :]
+    covers = (
+        (behind > 0.5 * RADIUS)
+        & (behind < 4 * RADIUS)
+        & (beside < 0.7 * RADIUS)
+        & present[:, None, :]
+    )
     return covers.any(-1) & present
 
 
@@ -138,8 +152,12 @@ def _map(slot_dim: int) -> tuple[np.ndarray, np.ndarray]:
     # The population: of 7 slots, 4.5 hold an object somewhere in view, 1 the background, 1.5 nothing.
     size = 4096
     triples = rng.integers(0, len(SHAPES) * len(MATERIALS) * len(COLORS), size)
-    objects = [SceneObject(0, COLORS[t % 8], MATERIALS[t // 8 % 2], SHAPES[t // 16]) for t in triples]
-    values = features(objects, rng.uniform(-1, 1, (1, size, 2)), rng.uniform(0, np.pi / 2, (1, size)))[0].astype(np.float64)
+    objects = [
+        SceneObject(0, COLORS[t % 8], MATERIALS[t // 8 % 2], SHAPES[t // 16]) for t in triples
+    ]
+    values = features(
+        objects, rng.uniform(-1, 1, (1, size, 2)), rng.uniform(0, np.pi / 2, (1, size))
+    )[0].astype(np.float64)
     kind = rng.random(size) * 7
     for which, others in ((_BACKGROUND, (kind >= 4.5) & (kind < 5.5)), (_EMPTY, kind >= 5.5)):
         values[others] = 0.0

@@ -15,7 +15,9 @@ from data_prep.simulate.world import World, counterfactual, episodes, frame_of, 
 LEAST_EFFECT = 0.02  # of a radius: a smaller effect is no influence
 
 
-def frame_states(paths: Paths, frames: int = TRUTH_FRAMES) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def frame_states(
+    paths: Paths, frames: int = TRUTH_FRAMES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Position (T, n, 2), velocity (T, n, 2) a video frame, angle (T, n), spin (T, n) a video frame, at the first video frames."""
     at = slice(0, (frames - 1) * SUBSTEPS + 1, SUBSTEPS)
     position = np.stack([paths.x[:, at].T, paths.y[:, at].T], axis=-1)
@@ -23,13 +25,26 @@ def frame_states(paths: Paths, frames: int = TRUTH_FRAMES) -> tuple[np.ndarray, 
     return position, velocity, paths.angle[:, at].T, paths.spin[:, at].T * SUBSTEPS
 
 
-def world_slots(world: World, slot_object: np.ndarray, background: np.ndarray, noise: np.ndarray, tier: str) -> np.ndarray:
+def world_slots(
+    world: World, slot_object: np.ndarray, background: np.ndarray, noise: np.ndarray, tier: str
+) -> np.ndarray:
     """(TRUTH_FRAMES, S, D) float32 of a world; a removed object shows the empty slot."""
     position, _, angle, _ = frame_states(world.paths)
-    return slots.encode(world.objects, slot_object, background, position, angle, presence(world.paths)[:TRUTH_FRAMES], noise, tier)
+    return slots.encode(
+        world.objects,
+        slot_object,
+        background,
+        position,
+        angle,
+        presence(world.paths)[:TRUTH_FRAMES],
+        noise,
+        tier,
+    )
 
 
-def scene_truth(world: World, slot_object: np.ndarray, background: np.ndarray) -> dict[str, np.ndarray]:
+def scene_truth(
+    world: World, slot_object: np.ndarray, background: np.ndarray
+) -> dict[str, np.ndarray]:
     """The arrays of truth.npz that need no other world, as docs/design.md lists them."""
     position, velocity, _, _ = frame_states(world.paths)
     return {
@@ -44,12 +59,21 @@ def scene_truth(world: World, slot_object: np.ndarray, background: np.ndarray) -
 
 
 def counterfactual_truth(
-    worlds: list[World], slot_object: np.ndarray, background: np.ndarray, noise: np.ndarray, tier: str, dtype: str
+    worlds: list[World],
+    slot_object: np.ndarray,
+    background: np.ndarray,
+    noise: np.ndarray,
+    tier: str,
+    dtype: str,
 ) -> dict[str, np.ndarray]:
     """The counterfactual_* arrays for worlds without an object each (none: arrays of length 0)."""
     shape = (len(worlds), TRUTH_FRAMES, len(slot_object))
     removed, rows = np.zeros(len(worlds), np.int8), []
-    all_slots, position, present = np.zeros((*shape, noise.shape[-1]), dtype), np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
+    all_slots, position, present = (
+        np.zeros((*shape, noise.shape[-1]), dtype),
+        np.zeros((*shape, 2), np.float32),
+        np.zeros(shape, bool),
+    )
     for w, world in enumerate(worlds):
         slot = slot_of(slot_object)[world.removed]
         removed[w] = slot
@@ -76,13 +100,18 @@ def influence_rows(world: World, slot_object: np.ndarray, horizon: int) -> np.nd
     p, rows, slot = world.paths, [], slot_of(slot_object)
     for frame in range(SHOWN - horizon):
         start, end = frame * SUBSTEPS, (frame + horizon) * SUBSTEPS
-        touching = sorted({body for hit in p.hits if start < hit.step <= end for body in (hit.a, hit.b)})
+        touching = sorted(
+            {body for hit in p.hits if start < hit.step <= end for body in (hit.a, hit.b)}
+        )
         if not touching:
             continue
         bodies, gone = state_at(world, start), p.alive[:, 1] <= start
         for j in touching:
             without = physics.simulate(bodies, j, end - start + 1, gone)
-            moved = np.hypot(without.x[:, -1] - p.x[:, end], without.y[:, -1] - p.y[:, end]) > LEAST_EFFECT * RADIUS
+            moved = (
+                np.hypot(without.x[:, -1] - p.x[:, end], without.y[:, -1] - p.y[:, end])
+                > LEAST_EFFECT * RADIUS
+            )
             rows += [(frame, slot[i], slot[j]) for i in np.flatnonzero(moved).tolist() if i != j]
     return np.array(sorted(rows), np.int16).reshape(-1, 3)
 
@@ -91,7 +120,10 @@ def state_at(world: World, step: int) -> list[Body]:
     """The bodies as they are at a grid point, to start another simulation from."""
     p = world.paths
     state = np.stack([a[:, step] for a in (p.x, p.y, p.vx, p.vy, p.angle, p.spin)], axis=1).tolist()
-    return [Body(x, y, vx, vy, angle, spin, body.mass, body.cube) for (x, y, vx, vy, angle, spin), body in zip(state, world.bodies)]
+    return [
+        Body(x, y, vx, vy, angle, spin, body.mass, body.cube)
+        for (x, y, vx, vy, angle, spin), body in zip(state, world.bodies)
+    ]
 
 
 def to_slots(array: np.ndarray, slot_object: np.ndarray) -> np.ndarray:
@@ -110,7 +142,11 @@ def slot_of(slot_object: np.ndarray) -> dict[int, int]:
 def contact_rows(paths: Paths, slot_object: np.ndarray) -> np.ndarray:
     """(N, 3) int16 rows (frame, i, j), slots i < j, sorted: the pair touched in (frame - 1, frame], frame < TRUTH_FRAMES."""
     slot = slot_of(slot_object)
-    rows = {(frame_of(hit.step), *sorted((slot[hit.a], slot[hit.b]))) for hit in paths.hits if frame_of(hit.step) < TRUTH_FRAMES}
+    rows = {
+        (frame_of(hit.step), *sorted((slot[hit.a], slot[hit.b])))
+        for hit in paths.hits
+        if frame_of(hit.step) < TRUTH_FRAMES
+    }
     return np.array(sorted(rows), np.int16).reshape(-1, 3)
 
 
@@ -132,12 +168,24 @@ class Annotation:
 
     def json(self) -> dict[str, Any]:
         """CLEVRER's annotation JSON."""
-        vectors = (self.location, self.orientation, self.velocity, self.angular_velocity, self.inside)
+        vectors = (
+            self.location,
+            self.orientation,
+            self.velocity,
+            self.angular_velocity,
+            self.inside,
+        )
         return {
             "scene_index": self.scene_index,
             "video_filename": f"video_{self.scene_index:05d}.mp4",
             "object_property": [
-                {"object_id": o.object_id, "color": o.color, "material": o.material, "shape": o.shape} for o in self.objects
+                {
+                    "object_id": o.object_id,
+                    "color": o.color,
+                    "material": o.material,
+                    "shape": o.shape,
+                }
+                for o in self.objects
             ],
             "motion_trajectory": [
                 {
@@ -151,13 +199,19 @@ class Annotation:
                             "angular_velocity": spin,
                             "inside_camera_view": inside,
                         }
-                        for i, (location, orientation, velocity, spin, inside) in enumerate(zip(*frame))
+                        for i, (location, orientation, velocity, spin, inside) in enumerate(
+                            zip(*frame)
+                        )
                     ],
                 }
                 for t, frame in enumerate(zip(*(a.tolist() for a in vectors)))
             ],
             "collision": [
-                {"object_ids": [a, b], "frame_id": frame, "location": [round(x, 5), round(y, 5), RADIUS]}
+                {
+                    "object_ids": [a, b],
+                    "frame_id": frame,
+                    "location": [round(x, 5), round(y, 5), RADIUS],
+                }
                 for frame, a, b, x, y in self.collisions
             ],
         }
@@ -167,10 +221,23 @@ def annotation(world: World, scene_index: int) -> Annotation:
     """The annotation of a world's video, rounded to 5 digits."""
     position, velocity, angle, spin = frame_states(world.paths, SHOWN)
     location, orientation, speed, angular = np.zeros((4, SHOWN, len(world.objects), 3))
-    location[..., :2], location[..., 2], orientation[..., 2] = position.round(5), RADIUS, angle.round(5)
+    location[..., :2], location[..., 2], orientation[..., 2] = (
+        position.round(5),
+        RADIUS,
+        angle.round(5),
+    )
     speed[..., :2], angular[..., 2] = velocity.round(5), spin.round(5)
     collisions = [c for c in episodes(world.paths) if c[0] < SHOWN]
-    return Annotation(scene_index, world.objects, location, orientation, speed, angular, presence(world.paths)[:SHOWN], collisions)
+    return Annotation(
+        scene_index,
+        world.objects,
+        location,
+        orientation,
+        speed,
+        angular,
+        presence(world.paths)[:SHOWN],
+        collisions,
+    )
 
 
 def removal_changes(world: World, removed: int) -> set[int]:

@@ -38,23 +38,40 @@ class Simulate:
     run that was stopped goes on from its last whole shard.
     """
 
-    out: str = option(MISSING, "folder to write; it must be empty, missing, or hold the same data set")
+    out: str = option(
+        MISSING, "folder to write; it must be empty, missing, or hold the same data set"
+    )
     train: int = option(200, "videos of the train split", unit="videos", least=0)
     val: int = option(50, "videos of the val split", unit="videos", least=0)
     test: int = option(50, "videos of the test split", unit="videos", least=0)
     seed: int = option(0, "seed of everything but the frozen map from state to slot", least=0)
     tier: str = option(
-        "clean", "difficulty: noise 0.02, noise 0.1, or noise 0.02 and hidden objects show the empty slot", choices=tuple(encoder.NOISE)
+        "clean",
+        "difficulty: noise 0.02, noise 0.1, or noise 0.02 and hidden objects show the empty slot",
+        choices=tuple(encoder.NOISE),
     )
-    slots: int = option(7, "slots a frame: up to 6 objects, the background, the rest empty", unit="slots", least=FEWEST_SLOTS)
+    slots: int = option(
+        7,
+        "slots a frame: up to 6 objects, the background, the rest empty",
+        unit="slots",
+        least=FEWEST_SLOTS,
+    )
     slot_dim: int = option(128, "numbers a slot", least=encoder.FEATURES)
     questions: str = option("train,val,test", "splits with questions, separated by commas, or none")
     counterfactuals: str = option(
-        "asked", "worlds stored: without the objects that questions remove, without each, or none", choices=("asked", "all", "none")
+        "asked",
+        "worlds stored: without the objects that questions remove, without each, or none",
+        choices=("asked", "all", "none"),
     )
-    counterfactual_splits: str = option("val,test", "splits for which they are stored (290 KB a world), or none")
-    influence: str = option("val,test", "splits with influence truth (it costs re-simulation), or none")
-    influence_horizon: int = option(5, "influence is the effect of a removal after so many frames", unit="video frames", least=1)
+    counterfactual_splits: str = option(
+        "val,test", "splits for which they are stored (290 KB a world), or none"
+    )
+    influence: str = option(
+        "val,test", "splits with influence truth (it costs re-simulation), or none"
+    )
+    influence_horizon: int = option(
+        5, "influence is the effect of a removal after so many frames", unit="video frames", least=1
+    )
     dtype: str = option("float16", "stored type of the slots", choices=("float16", "float32"))
     shard_mb: int = option(256, "size at which a new shard begins", unit="MiB", least=1)
     part: str = part_option()
@@ -88,7 +105,10 @@ def listed(text: str) -> list[str]:
 
 def scene_indices(config: Simulate) -> dict[str, int]:
     """First scene index of each split: CLEVRER's where the splits fit, else one after the other."""
-    if config.train <= FIRST_SCENE["val"] and config.val <= FIRST_SCENE["test"] - FIRST_SCENE["val"]:
+    if (
+        config.train <= FIRST_SCENE["val"]
+        and config.val <= FIRST_SCENE["test"] - FIRST_SCENE["val"]
+    ):
         return FIRST_SCENE
     return {"train": 0, "val": config.train, "test": config.train + config.val}
 
@@ -105,7 +125,10 @@ def make_chunk(config: Simulate, videos: list[tuple[str, int]]) -> list[Video]:
 
 def make_video(config: Simulate, split: str, index: int) -> Video:
     """One video: a function of (seed, split, index) and of what is asked for. Adding a member never changes another one."""
-    world_rng, slot_rng, question_rng = (np.random.default_rng([config.seed, SPLITS.index(split), index, stream]) for stream in range(3))
+    world_rng, slot_rng, question_rng = (
+        np.random.default_rng([config.seed, SPLITS.index(split), index, stream])
+        for stream in range(3)
+    )
     scene = world.generate(world_rng)
     factual = world.history(scene)
     scene_index = scene_indices(config)[split] + index
@@ -115,7 +138,9 @@ def make_video(config: Simulate, split: str, index: int) -> Video:
     slot_object[order[: len(scene.objects)]] = np.arange(len(scene.objects))
     background[order[len(scene.objects)]] = True
     noise = encoder.draw_noise(slot_rng, TRUTH_FRAMES, config.slots, config.slot_dim, config.tier)
-    video_slots = truth.world_slots(scene, slot_object, background, noise, config.tier).astype(config.dtype)
+    video_slots = truth.world_slots(scene, slot_object, background, noise, config.tier).astype(
+        config.dtype
+    )
 
     worlds: dict[int, world.World] = {}
     without = counterfactual_histories(scene, worlds)
@@ -135,7 +160,9 @@ def make_video(config: Simulate, split: str, index: int) -> Video:
             removed = removed_objects(questions, scene.objects) if questions else []
         for which in removed:
             without(which)
-        arrays |= truth.counterfactual_truth([worlds[r] for r in removed], slot_object, background, noise, config.tier, config.dtype)
+        arrays |= truth.counterfactual_truth(
+            [worlds[r] for r in removed], slot_object, background, noise, config.tier, config.dtype
+        )
     shown = sum(collision.frame < SHOWN for collision in factual.collisions)
     return Video(
         video_key(config, split, index),
@@ -149,7 +176,9 @@ def make_video(config: Simulate, split: str, index: int) -> Video:
     )
 
 
-def counterfactual_histories(scene: world.World, worlds: dict[int, world.World]) -> Callable[[int], History]:
+def counterfactual_histories(
+    scene: world.World, worlds: dict[int, world.World]
+) -> Callable[[int], History]:
     """Object id -> history without it; each world is simulated once and kept in `worlds`."""
     histories: dict[int, History] = {}
 

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cjepa_dist.clevrer.scene import COLORS, FRAMES, MATERIALS, SHAPES, SHOWN, Collision, History, SceneObject
+from cjepa_dist.clevrer.scene import (
+    COLORS,
+    FRAMES,
+    MATERIALS,
+    SHAPES,
+    SHOWN,
+    Collision,
+    History,
+    SceneObject,
+)
 from data_prep.simulate import physics
 from data_prep.simulate.physics import RADIUS, SUBSTEPS, Body, Paths
 
@@ -105,7 +114,12 @@ def _attempt(rng: np.random.Generator) -> tuple[World | None, int]:
     count = int(rng.choice(list(OBJECTS), p=list(OBJECTS.values())))
     triples = rng.choice(len(SHAPES) * len(MATERIALS) * len(COLORS), size=count, replace=False)
     objects = [
-        SceneObject(i, COLORS[t % len(COLORS)], MATERIALS[t // len(COLORS) % len(MATERIALS)], SHAPES[t // (len(COLORS) * len(MATERIALS))])
+        SceneObject(
+            i,
+            COLORS[t % len(COLORS)],
+            MATERIALS[t // len(COLORS) % len(MATERIALS)],
+            SHAPES[t // (len(COLORS) * len(MATERIALS))],
+        )
         for i, t in enumerate(triples.tolist())
     ]
     bodies = [_first(rng, objects[0])]
@@ -132,10 +146,16 @@ def _attempt(rng: np.random.Generator) -> tuple[World | None, int]:
 def _sound(p: Paths) -> bool:
     """No pair collides twice, nothing starts inside something else, everything is seen in the video."""
     pairs = [(a, b) for _, a, b, _, _ in episodes(p)]
-    return len(set(pairs)) == len(pairs) and all(hit.depth < _DEEPEST for hit in p.hits) and bool(presence(p)[:SHOWN].any(0).all())
+    return (
+        len(set(pairs)) == len(pairs)
+        and all(hit.depth < _DEEPEST for hit in p.hits)
+        and bool(presence(p)[:SHOWN].any(0).all())
+    )
 
 
-def _body(scene_object: SceneObject, x: float, y: float, vx: float, vy: float, angle: float) -> Body:
+def _body(
+    scene_object: SceneObject, x: float, y: float, vx: float, vy: float, angle: float
+) -> Body:
     """A body from units a frame to units a sub-step."""
     mass = physics.MASS[scene_object.material]
     return Body(x, y, vx / SUBSTEPS, vy / SUBSTEPS, angle, 0.0, mass, scene_object.shape == "cube")
@@ -148,10 +168,14 @@ def _first(rng: np.random.Generator, scene_object: SceneObject) -> Body:
     c, s = float(np.cos(heading)), float(np.sin(heading))
     back = speed * frame + 0.5 * _SLIDE * frame**2
     start = speed + _SLIDE * frame
-    return _body(scene_object, float(x - back * c), float(y - back * s), start * c, start * s, float(angle))
+    return _body(
+        scene_object, float(x - back * c), float(y - back * s), start * c, start * s, float(angle)
+    )
 
 
-def _candidate(rng: np.random.Generator, scene_object: SceneObject, paths: Paths, late: bool) -> Body | None:
+def _candidate(
+    rng: np.random.Generator, scene_object: SceneObject, paths: Paths, late: bool
+) -> Body | None:
     """A body that should collide with one already there at a drawn frame (`late`: past the end of the video).
 
     It overlaps nothing before. None if none of CANDIDATES does so.
@@ -175,7 +199,11 @@ def _candidate(rng: np.random.Generator, scene_object: SceneObject, paths: Paths
     back = speed * frame + 0.5 * _SLIDE * frame**2 * (speed > 0)
     start = np.where(speed > 0, speed + _SLIDE * frame, 0.0)
     x0, y0 = x - back * c, y - back * s
-    good = (closing > 0.008) & (np.maximum(np.abs(x), np.abs(y)) < 0.88) & (np.maximum(np.abs(px), np.abs(py)) < 0.88)
+    good = (
+        (closing > 0.008)
+        & (np.maximum(np.abs(x), np.abs(y)) < 0.88)
+        & (np.maximum(np.abs(px), np.abs(py)) < 0.88)
+    )
     # Nothing may stand where the new body starts, or on its way: look at every third frame up to the aim.
     t = np.arange(0, FRAMES, 3)
     moved = np.minimum(t, (frame - 2)[:, None])
@@ -191,4 +219,11 @@ def _candidate(rng: np.random.Generator, scene_object: SceneObject, paths: Paths
     q = int(np.where(good, seen if draw[1, 0] < LONG else 1, 0).argmax())
     if not good[q]:
         return None
-    return _body(scene_object, float(x0[q]), float(y0[q]), float(start[q] * c[q]), float(start[q] * s[q]), angle)
+    return _body(
+        scene_object,
+        float(x0[q]),
+        float(y0[q]),
+        float(start[q] * c[q]),
+        float(start[q] * s[q]),
+        angle,
+    )

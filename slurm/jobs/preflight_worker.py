@@ -35,7 +35,9 @@ class Probe:
 
     runs: str = option(MISSING, "the folder that all nodes must share")
     gpus: int = option(0, "GPUs that each node must have", unit="GPUs", least=0)
-    wait: float = option(30.0, "time for a file to be seen on other nodes", unit="seconds", least=0.0)
+    wait: float = option(
+        30.0, "time for a file to be seen on other nodes", unit="seconds", least=0.0
+    )
 
 
 def main(config: Probe) -> int:
@@ -43,7 +45,9 @@ def main(config: Probe) -> int:
     rank, runs = dist.get_rank(), Path(config.runs)
     agree(gpu_fault(config.gpus))
     agree(shared_fault(runs, config.wait))
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if config.gpus else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ["LOCAL_RANK"])) if config.gpus else torch.device("cpu")
+    )
     speed = all_reduce_speed(device)
     hosts: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
@@ -74,13 +78,25 @@ def gpu_fault(gpus: int) -> str | None:
     """What is wrong with this rank's GPU."""
     if not gpus:
         return None
-    host, local, seen = socket.gethostname(), int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    host, local, seen = (
+        socket.gethostname(),
+        int(os.environ["LOCAL_RANK"]),
+        torch.cuda.device_count(),
+    )
     if seen != gpus:
-        what = "a CPU build of torch" if not torch.version.cuda else f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}"
+        what = (
+            "a CPU build of torch"
+            if not torch.version.cuda
+            else f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}"
+        )
         return f"{host} shows {seen} GPUs to its processes, gpus_per_node says {gpus} ({what}): see nvidia-smi -L there"
     try:
         ones = torch.ones(64, 64, device=f"cuda:{local}")
-        return None if (ones @ ones).sum().item() == 64**3 else f"{host}: GPU {local} computes wrong sums"
+        return (
+            None
+            if (ones @ ones).sum().item() == 64**3
+            else f"{host}: GPU {local} computes wrong sums"
+        )
     except RuntimeError as error:
         return f"{host}: GPU {local} cannot be used: {str(error).splitlines()[0]}"
 
@@ -104,7 +120,11 @@ def shared_fault(runs: Path, wait: float) -> str | None:
         path.unlink(missing_ok=True)
     writer = [socket.gethostname()]
     dist.broadcast_object_list(writer, src=0)
-    return None if seen else f"{runs} is not shared: what {writer[0]} writes there, {socket.gethostname()} does not see after {wait:g} s"
+    return (
+        None
+        if seen
+        else f"{runs} is not shared: what {writer[0]} writes there, {socket.gethostname()} does not see after {wait:g} s"
+    )
 
 
 def same(path: Path, token: str) -> bool:

@@ -30,7 +30,9 @@ from slurm.jobs.torchrun import argv_of, ask, folder_of
 
 STOPPED = os.EX_TEMPFAIL  # 75, as of the training loop: the same command goes on
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-FRESH_RESTARTS = 3  # of what begins anew each time: one that never fits its time limit must end some day
+FRESH_RESTARTS = (
+    3  # of what begins anew each time: one that never fits its time limit must end some day
+)
 TAIL = 12  # lines of a log in an error
 
 
@@ -62,8 +64,15 @@ class Place:
     @staticmethod
     def here() -> Place:
         env = os.environ
-        number = {key: int(env.get(f"SLURM_{key}", 0)) for key in ("RESTART_COUNT", "NODEID", "NNODES")}
-        return Place(env.get("SLURM_JOB_ID", ""), number["RESTART_COUNT"], number["NODEID"], max(1, number["NNODES"]))
+        number = {
+            key: int(env.get(f"SLURM_{key}", 0)) for key in ("RESTART_COUNT", "NODEID", "NNODES")
+        }
+        return Place(
+            env.get("SLURM_JOB_ID", ""),
+            number["RESTART_COUNT"],
+            number["NODEID"],
+            max(1, number["NNODES"]),
+        )
 
 
 def run(spec: Spec, place: Place | None = None) -> None:
@@ -81,11 +90,18 @@ def run(spec: Spec, place: Place | None = None) -> None:
             began, run_folder = time.time(), folder_of(command)
             mark = read(run_folder / "resume.json") if run_folder else None
             code = runner.call(command)
-            stopped = run_folder is not None and read(run_folder / "resume.json") not in (None, mark)
+            stopped = run_folder is not None and read(run_folder / "resume.json") not in (
+                None,
+                mark,
+            )
             if code and (stopped or runner.received):
                 raise SystemExit(runner.again(resumable=run_folder is not None))
             if code:
-                raise SystemExit(runner.fail(f"{command[0]} ended with exit code {code} after {time.time() - began:.0f} s"))
+                raise SystemExit(
+                    runner.fail(
+                        f"{command[0]} ended with exit code {code} after {time.time() - began:.0f} s"
+                    )
+                )
         runner.event("done")
     finally:
         for number, handler in before.items():
@@ -109,7 +125,9 @@ class Runner:
         """What must be so on this node before anything trains. Raises UserError."""
         here = gpus_here() if self.spec.gpus else 0
         if here < self.spec.gpus:
-            raise UserError(f"{socket.gethostname()} has {here} GPUs, gpus_per_node says {self.spec.gpus}: see nvidia-smi -L there")
+            raise UserError(
+                f"{socket.gethostname()} has {here} GPUs, gpus_per_node says {self.spec.gpus}: see nvidia-smi -L there"
+            )
         self.environment = {**os.environ, **self.spec.environment}
         if not self.spec.scratch:
             return
@@ -117,11 +135,22 @@ class Runner:
         try:
             scratch.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"scratch={scratch} cannot be made on {socket.gethostname()}: {error.strerror}") from error
+            raise UserError(
+                f"scratch={scratch} cannot be made on {socket.gethostname()}: {error.strerror}"
+            ) from error
         self.environment["TMPDIR"] = str(scratch)
         if self.spec.stage_data:
-            data = {part.removeprefix("data=") for line in self.spec.commands for part in line if part.startswith("data=")}
-            copies = {str(Path(folder).resolve()): str(stage(Path(folder), scratch)) for folder in data if not is_remote(folder)}
+            data = {
+                part.removeprefix("data=")
+                for line in self.spec.commands
+                for part in line
+                if part.startswith("data=")
+            }
+            copies = {
+                str(Path(folder).resolve()): str(stage(Path(folder), scratch))
+                for folder in data
+                if not is_remote(folder)
+            }
             self.environment["CJEPA_STAGED"] = json.dumps(copies)
 
     def note(self, number: int, frame: Any) -> None:
@@ -133,7 +162,12 @@ class Runner:
         """Exit code of one command; its output goes to the log."""
         if self.received:  # between two commands
             return STOPPED
-        argv = argv_of(command, processes=self.spec.processes, grace=self.spec.grace, **dataclasses.asdict(self.place))
+        argv = argv_of(
+            command,
+            processes=self.spec.processes,
+            grace=self.spec.grace,
+            **dataclasses.asdict(self.place),
+        )
         stream: IO[bytes] | None = self.log.open("ab") if self.log else None
         try:
             if stream:
@@ -159,9 +193,15 @@ class Runner:
     def again(self, *, resumable: bool) -> int:
         """After a stop by a signal: put the job back into the queue, unless somebody cancelled it or Slurm has done so. Returns 75 or 1."""
         limit = self.spec.max_restarts if resumable else FRESH_RESTARTS
-        reason = signal.Signals(self.received).name if self.received else "a signal to the training process"
+        reason = (
+            signal.Signals(self.received).name
+            if self.received
+            else "a signal to the training process"
+        )
         if self.place.restart >= limit:
-            return self.fail(f"stopped by {reason} for the {self.place.restart + 1}th time: more time a job is needed, or max_restarts")
+            return self.fail(
+                f"stopped by {reason} for the {self.place.restart + 1}th time: more time a job is needed, or max_restarts"
+            )
         if self.superseded():
             return STOPPED
         self.event("stopped", reason=reason)
@@ -174,7 +214,9 @@ class Runner:
         lines = tail(self.log) if self.log else []
         if not self.superseded():
             self.event("failed", always=True, reason=message, lines=lines)
-        print("\n".join([f"error: {self.spec.name}: {message}", *lines]), file=sys.stderr, flush=True)
+        print(
+            "\n".join([f"error: {self.spec.name}: {message}", *lines]), file=sys.stderr, flush=True
+        )
         if self.place.nodes > 1 and (step := os.environ.get("SLURM_STEP_ID")):
             # The other nodes may wait for this one for long: in a rendezvous, or in a collective of GPUs.
             ask("scancel", "--signal=KILL", f"{self.place.job}.{step}")
@@ -182,7 +224,11 @@ class Runner:
 
     def standing(self) -> list[str]:
         """What Slurm says of this job: [state, restarts]; [] outside of Slurm."""
-        return ask("squeue", "-h", "-j", self.place.job, "-O", "State:20,RestartCnt:10").split() if self.place.job else []
+        return (
+            ask("squeue", "-h", "-j", self.place.job, "-O", "State:20,RestartCnt:10").split()
+            if self.place.job
+            else []
+        )
 
     def superseded(self) -> bool:
         """Whether the job has started again elsewhere: Slurm lost this node, which worked on. Then nothing here speaks for the job."""
@@ -197,7 +243,13 @@ class Runner:
             return
         path = events_path(Path(self.spec.home), self.spec.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        line = {"event": kind, "time": stamp(), "job": self.place.job, "restart": self.place.restart, **content}
+        line = {
+            "event": kind,
+            "time": stamp(),
+            "job": self.place.job,
+            "restart": self.place.restart,
+            **content,
+        }
         with path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 
@@ -233,7 +285,9 @@ def tail(path: Path, lines: int = TAIL) -> list[str]:
     except OSError:
         return []
     found = [line.rstrip() for line in text.splitlines() if line.strip()]
-    begin = max((index + 1 for index, line in enumerate(found) if line.startswith("== ")), default=0)
+    begin = max(
+        (index + 1 for index, line in enumerate(found) if line.startswith("== ")), default=0
+    )
     errors = [line for line in found[begin:-lines] if line.startswith("error: ")]
     return errors[-1:] + found[begin:][-lines:]
 
@@ -252,5 +306,7 @@ def stamp() -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("usage: python -m slurm.jobs.run MODULE [CONFIG.yaml] key=value ...   (PROCESSES_PER_NODE, default 1)")
+        sys.exit(
+            "usage: python -m slurm.jobs.run MODULE [CONFIG.yaml] key=value ...   (PROCESSES_PER_NODE, default 1)"
+        )
     run(Spec(sys.argv[1], [sys.argv[1:]], processes=int(os.environ.get("PROCESSES_PER_NODE", "1"))))

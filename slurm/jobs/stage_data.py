@@ -25,7 +25,11 @@ def stage(data: Path, scratch: Path) -> Path:
     host, began = socket.gethostname(), time.monotonic()
     manifest, digest = Manifest.load(data), file_checksum(data / NAME)
     copy = scratch / f"{data.resolve().name}-{digest}"
-    files = {f"{split}/{entry.name}": entry.bytes for split, entries in manifest.splits.items() for entry in entries}
+    files = {
+        f"{split}/{entry.name}": entry.bytes
+        for split, entries in manifest.splits.items()
+        for entry in entries
+    }
     partial = copy.with_name(copy.name + ".partial")
     try:
         with open(copy.with_name(copy.name + ".lock"), "w") as lock:
@@ -52,14 +56,19 @@ def stage(data: Path, scratch: Path) -> Path:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot stage {data} to {scratch} on {host}: {error.strerror}") from error
-    print(f"data staged on {host} in {time.monotonic() - began:.1f} s: {copy}, {size(sum(files.values()))}", flush=True)
+    print(
+        f"data staged on {host} in {time.monotonic() - began:.1f} s: {copy}, {size(sum(files.values()))}",
+        flush=True,
+    )
     return copy
 
 
 def whole(copy: Path, files: dict[str, int], digest: str) -> bool:
     """Whether all shards are there with their sizes, and the manifest is the one with this checksum."""
     try:
-        return file_checksum(copy / NAME) == digest and all((copy / name).stat().st_size == length for name, length in files.items())
+        return file_checksum(copy / NAME) == digest and all(
+            (copy / name).stat().st_size == length for name, length in files.items()
+        )
     except OSError:
         return False
 

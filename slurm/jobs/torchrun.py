@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 
-def argv_of(command: list[str], *, processes: int, grace: int, job: str, restart: int, node: int, nodes: int) -> list[str]:
+def argv_of(
+    command: list[str], *, processes: int, grace: int, job: str, restart: int, node: int, nodes: int
+) -> list[str]:
     """The command line: plain Python for one process, torchrun for more, with a rendezvous that no earlier start of the job shares."""
     world = processes * nodes
     module, *arguments = command
     if trains(module):
-        arguments = [*arguments, f"loop.processes={world}"]
+        arguments = [*arguments, f"loop.num_processes={world}"]
     elif module != "slurm.jobs.preflight_worker":
         return [sys.executable, "-u", "-m", module, *arguments]
     if world == 1 and trains(module):
@@ -29,7 +31,13 @@ def argv_of(command: list[str], *, processes: int, grace: int, job: str, restart
             f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{port}", f"--rdzv-id={job}.{restart}",
             f"--rdzv-conf=is_host={int(node == 0)}", f"--local-addr={os.environ.get('SLURMD_NODENAME', socket.gethostname())}",
         ]  # fmt: skip
-    launcher = ["-m", "torch.distributed.run", *meet, f"--nproc-per-node={processes}", "--max-restarts=0"]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        *meet,
+        f"--nproc-per-node={processes}",
+        "--max-restarts=0",
+    ]
     return [sys.executable, *launcher, f"--shutdown-timeout={grace}", "-m", module, *arguments]
 
 
@@ -41,7 +49,9 @@ def folder_of(command: list[str]) -> Path | None:
     """The run folder of a training command."""
     if not trains(command[0]):
         return None
-    return next((Path(part.removeprefix("run=")) for part in command if part.startswith("run=")), None)
+    return next(
+        (Path(part.removeprefix("run=")) for part in command if part.startswith("run=")), None
+    )
 
 
 def ask(*command: str) -> str:

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cjepa_dist.causal.counterfactual_rollout import AtFrames, ByGraph, Paired, ahead, expected, holds, interleaved, without
+from cjepa_dist.causal.counterfactual_rollout import (
+    AtFrames,
+    ByGraph,
+    Paired,
+    ahead,
+    expected,
+    holds,
+    interleaved,
+    without,
+)
 from cjepa_dist.causal.graph import GraphContext
 from cjepa_dist.causal.interventional_graph import interventional_scores
 from cjepa_dist.config.schema import GraphConfig, PredictorConfig
@@ -17,7 +26,13 @@ EMPTY = torch.zeros(D)
 REMOVED = torch.tensor([2, 0, 1])
 
 
-def model(*, history_frames: int = 3, pred_frames: int = 1, own_slot_only: bool = False, trained: bool = True) -> SlotPredictor:
+def model(
+    *,
+    history_frames: int = 3,
+    pred_frames: int = 1,
+    own_slot_only: bool = False,
+    trained: bool = True,
+) -> SlotPredictor:
     """A small predictor; untrained its head is zero and it predicts that nothing moves."""
     torch.manual_seed(0)
     predictor = SlotPredictor(
@@ -35,11 +50,15 @@ def scenes(seed: int = 1) -> Tensor:
     return torch.randn(V, T, S, D, generator=torch.Generator().manual_seed(seed))
 
 
-def rolled(predictor: SlotPredictor, slots: Tensor, rule, frameskip: int = 2, video: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rolled(
+    predictor: SlotPredictor, slots: Tensor, rule, frameskip: int = 2, video: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     video = torch.arange(V) if video is None else video
     with torch.no_grad():
         said = expected(predictor, slots, frameskip)
-        return without(predictor, slots, said, video, REMOVED[video], rule, frameskip=frameskip, empty=EMPTY)
+        return without(
+            predictor, slots, said, video, REMOVED[video], rule, frameskip=frameskip, empty=EMPTY
+        )
 
 
 def others(worlds: Tensor) -> Tensor:
@@ -49,7 +68,9 @@ def others(worlds: Tensor) -> Tensor:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))
-def test_what_is_expected_is_the_prediction_from_true_histories(history_frames, pred_frames, frameskip):
+def test_what_is_expected_is_the_prediction_from_true_histories(
+    history_frames, pred_frames, frameskip
+):
     predictor, slots = model(history_frames=history_frames, pred_frames=pred_frames), scenes()
     with torch.no_grad():
         found = expected(predictor, slots, frameskip, windows=7)
@@ -78,7 +99,9 @@ def test_free_is_the_predictors_rollout_without_the_object(pred_frames, frameski
     found = worlds[:, span : span + block.shape[1]].transpose(1, 2)[kept]
     torch.testing.assert_close(found, block.transpose(1, 2)[kept], rtol=1e-4, atol=1e-5)
     assert (worlds[torch.arange(V), :, REMOVED] == EMPTY).all()
-    assert diverged.tolist() == [[0 if s == r else span for s in range(S)] for r in REMOVED.tolist()]
+    assert diverged.tolist() == [
+        [0 if s == r else span for s in range(S)] for r in REMOVED.tolist()
+    ]
 
 
 def test_every_block_is_predicted_from_the_world_before_it():
@@ -88,7 +111,12 @@ def test_every_block_is_predicted_from_the_world_before_it():
     with torch.no_grad():
         for start in range(20, T - 1, 2):
             z = ahead(predictor, interleaved(worlds[:, start - 6 : start], 2))
-            torch.testing.assert_close(worlds[:, start : start + 2].transpose(1, 2)[kept], z.transpose(1, 2)[kept], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                worlds[:, start : start + 2].transpose(1, 2)[kept],
+                z.transpose(1, 2)[kept],
+                rtol=1e-4,
+                atol=1e-5,
+            )
 
 
 def test_the_right_divergence_and_a_perfect_predictor_give_the_truth():
@@ -115,7 +143,10 @@ def test_who_cannot_be_influenced_is_never_reached():
 def test_an_object_that_never_appears_changes_nothing():
     slots = scenes()
     slots[torch.arange(V), :, REMOVED] = EMPTY
-    for rule in (Paired(torch.ones(D), torch.tensor(0.0)), ByGraph(model(), GraphConfig(estimator="full"), context(), EMPTY)):
+    for rule in (
+        Paired(torch.ones(D), torch.tensor(0.0)),
+        ByGraph(model(), GraphConfig(estimator="full"), context(), EMPTY),
+    ):
         worlds, diverged = rolled(model(), slots, rule)
         assert torch.equal(worlds, slots) and (diverged[others_mask()] == T).all()
 
@@ -128,7 +159,12 @@ def test_paired_is_the_intervention_as_long_as_only_the_removed_slot_is_gone():
     )[torch.arange(V), :, REMOVED]  # fmt: skip
     for tau in scores[scores > 0].tolist():
         for slack, strict in ((0.999, True), (1.001, False)):
-            _, diverged = rolled(predictor, slots[:, :4], Paired(torch.ones(D), torch.tensor(tau * slack)), frameskip=1)
+            _, diverged = rolled(
+                predictor,
+                slots[:, :4],
+                Paired(torch.ones(D), torch.tensor(tau * slack)),
+                frameskip=1,
+            )
             assert torch.equal(diverged == 3, (scores > tau * slack) & others_mask())
             assert bool((diverged == 3)[scores == tau]) is strict
 
@@ -136,14 +172,19 @@ def test_paired_is_the_intervention_as_long_as_only_the_removed_slot_is_gone():
 def test_graphs_spread_along_their_edges():
     slots = scenes()
     for estimator, reached in (("full", 6), ("empty", T)):
-        worlds, diverged = rolled(model(), slots, ByGraph(model(), GraphConfig(estimator=estimator), context(), EMPTY))
+        worlds, diverged = rolled(
+            model(), slots, ByGraph(model(), GraphConfig(estimator=estimator), context(), EMPTY)
+        )
         assert (diverged[others_mask()] == reached).all()
         assert torch.equal(worlds, rolled(model(), slots, AtFrames(torch.full((V, S), reached)))[0])
 
 
 def test_the_rest_of_the_batch_does_not_matter():
     predictor, slots = model(), scenes()
-    for rule in (Paired(torch.ones(D), torch.tensor(0.01)), ByGraph(predictor, GraphConfig(tau=0.01), context(), EMPTY)):
+    for rule in (
+        Paired(torch.ones(D), torch.tensor(0.01)),
+        ByGraph(predictor, GraphConfig(tau=0.01), context(), EMPTY),
+    ):
         worlds, diverged = rolled(predictor, slots, rule)
         assert ((diverged > 6) & (diverged < T)).any(), "a case that tells something"
         for v in range(V):
@@ -155,13 +196,18 @@ def test_the_rest_of_the_batch_does_not_matter():
 def test_slots_that_hold_nothing_are_not_reached():
     slots = scenes()
     slots[:, :30, 3] = EMPTY  # a late entry
-    for rule in (Paired(torch.ones(D), torch.tensor(0.0)), AtFrames(torch.full((V, S), 20), entered=True)):
+    for rule in (
+        Paired(torch.ones(D), torch.tensor(0.0)),
+        AtFrames(torch.full((V, S), 20), entered=True),
+    ):
         _, diverged = rolled(model(), slots, rule)
         assert (diverged[:, 3] == 32).all() and not holds(slots[:, :30, 3], EMPTY).any()
 
 
 def context() -> GraphContext:
-    return GraphContext(torch.ones(D), torch.tensor(1.0), EMPTY, 0, 0, torch.zeros(0, dtype=torch.long))
+    return GraphContext(
+        torch.ones(D), torch.tensor(1.0), EMPTY, 0, 0, torch.zeros(0, dtype=torch.long)
+    )
 
 
 def others_mask() -> Tensor:

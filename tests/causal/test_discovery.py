@@ -13,7 +13,9 @@ from cjepa_dist.causal import discovery
 from cjepa_dist.causal.discovery import METHODS, TAU, principal, summary_graph
 from cjepa_dist.errors import UserError
 
-needs_library = pytest.mark.skipif(importlib.util.find_spec("castle") is None, reason="gcastle is not installed (extra `summary`)")
+needs_library = pytest.mark.skipif(
+    importlib.util.find_spec("castle") is None, reason="gcastle is not installed (extra `summary`)"
+)
 S, D, LAG = 4, 6, 2
 EDGES = {(1, 0), (2, 3)}  # (i, j): j moves i
 
@@ -27,7 +29,9 @@ def video(frames: int = 160) -> np.ndarray:
     state = np.zeros((frames, S, 2))
     for t in range(LAG, frames):
         state[t] = follow @ state[t - LAG] + generator.normal(size=(S, 2))
-    return (state @ generator.normal(size=(2, D)) + 5 * generator.normal(size=(S, D))).astype(np.float32)
+    return (state @ generator.normal(size=(2, D)) + 5 * generator.normal(size=(S, D))).astype(
+        np.float32
+    )
 
 
 @needs_library
@@ -46,8 +50,18 @@ def test_finds_lagged_edges_and_leaves_no_trace(method: str) -> None:
     assert scores.shape == (S, S) and scores.dtype == np.float32 and not scores.diagonal().any()
     assert {tuple(edge) for edge in np.argwhere(scores > TAU).tolist()} == EDGES
     assert np.array_equal(scores, summary_graph(video(), method, lag=LAG, components=2, seed=1))
-    after = (torch.get_default_dtype(), torch.get_rng_state(), np.random.get_state()[1], log.handlers[:], log.level, dict(os.environ))
-    assert all(np.array_equal(a, b) if isinstance(a, np.ndarray | torch.Tensor) else a == b for a, b in zip(before, after))
+    after = (
+        torch.get_default_dtype(),
+        torch.get_rng_state(),
+        np.random.get_state()[1],
+        log.handlers[:],
+        log.level,
+        dict(os.environ),
+    )
+    assert all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray | torch.Tensor) else a == b
+        for a, b in zip(before, after)
+    )
 
 
 def test_components_drop_who_the_slot_is() -> None:

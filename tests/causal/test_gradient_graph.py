@@ -20,8 +20,12 @@ PRESENT = torch.ones(B, S, dtype=torch.bool)
 
 def context(sigma2: float | None = None) -> GraphContext:
     generator = torch.Generator().manual_seed(2)
-    variance = torch.rand(D, generator=generator) + 0.5 if sigma2 is None else torch.full((D,), sigma2)
-    return GraphContext(variance, torch.tensor(0.05), torch.zeros(D), 0, 3, torch.arange(50, 50 + B))
+    variance = (
+        torch.rand(D, generator=generator) + 0.5 if sigma2 is None else torch.full((D,), sigma2)
+    )
+    return GraphContext(
+        variance, torch.tensor(0.05), torch.zeros(D), 0, 3, torch.arange(50, 50 + B)
+    )
 
 
 def slots() -> Tensor:
@@ -30,11 +34,22 @@ def slots() -> Tensor:
 
 def trained(**options: object) -> SlotPredictor:
     torch.manual_seed(0)
-    size = {"slots": S, "slot_dim": D, "history_frames": T_H, "pred_frames": T_P, "depth": 2, "heads": 4, "mlp_dim": 32, "dropout": 0.3}
+    size = {
+        "slots": S,
+        "slot_dim": D,
+        "history_frames": T_H,
+        "pred_frames": T_P,
+        "depth": 2,
+        "heads": 4,
+        "mlp_dim": 32,
+        "dropout": 0.3,
+    }
     return SlotPredictor(PredictorConfig(**size | options)).train()
 
 
-def gradient(predictor: nn.Module, history: Tensor, c: GraphContext, present: Tensor = PRESENT) -> Graph:
+def gradient(
+    predictor: nn.Module, history: Tensor, c: GraphContext, present: Tensor = PRESENT
+) -> Graph:
     return estimate(CONFIG, predictor, history, present, context=c)
 
 
@@ -85,7 +100,13 @@ def test_is_in_the_unit_of_the_intervention() -> None:
     """A linear predictor and one variance for all: a change as long as the one to the empty slot does what that does."""
     weight = torch.rand(S, S, generator=torch.Generator().manual_seed(4))
     predictor, history, c = Linear(weight, frame=-1), slots(), context(sigma2=0.5)
-    done = estimate(GraphConfig(estimator="interventional", intervention="empty"), predictor, history, PRESENT, context=c)
+    done = estimate(
+        GraphConfig(estimator="interventional", intervention="empty"),
+        predictor,
+        history,
+        PRESENT,
+        context=c,
+    )
     graph = gradient(predictor, history, c)
     torch.testing.assert_close(graph.scores, done.scores, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(graph.adjacency, done.adjacency, rtol=1e-3, atol=1e-5)
@@ -110,7 +131,9 @@ def test_two_ranks_equal_one() -> None:
     present[1, 3] = False
     whole = gradient(predictor, history, c, present).scores
     ranks = [
-        gradient(predictor, history[part], dataclasses.replace(c, sample=c.sample[part]), present[part]).scores
+        gradient(
+            predictor, history[part], dataclasses.replace(c, sample=c.sample[part]), present[part]
+        ).scores
         for part in (slice(0, 1), slice(1, B))
     ]
     torch.testing.assert_close(torch.cat(ranks), whole, rtol=1e-4, atol=1e-6)
@@ -120,7 +143,9 @@ def test_two_ranks_equal_one() -> None:
 def test_draws_are_keyed_and_dropout_is_off_and_on_again() -> None:
     predictor, history, c = trained(), slots(), context()
     state = torch.get_rng_state()
-    first, again, other = (gradient(predictor, history, dataclasses.replace(c, step=step)).scores for step in (3, 3, 4))
+    first, again, other = (
+        gradient(predictor, history, dataclasses.replace(c, step=step)).scores for step in (3, 3, 4)
+    )
     assert torch.equal(first, again) and not torch.allclose(first, other)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(m.training for m in predictor.modules()) and not first.requires_grad

@@ -36,14 +36,25 @@ def wired(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     truth = torch.rand(B, S, S, generator=generator) < 0.3
     truth.diagonal(dim1=1, dim2=2).fill_(False)
-    slots = torch.cat([truth.transpose(1, 2).float(), 1 + torch.rand(B, S, D - S, generator=generator)], dim=-1)
+    slots = torch.cat(
+        [truth.transpose(1, 2).float(), 1 + torch.rand(B, S, D - S, generator=generator)], dim=-1
+    )
     return slots[:, None].expand(B, T_H, S, D).contiguous(), truth
 
 
 @pytest.fixture
 def predictor() -> SlotPredictor:
     torch.manual_seed(0)
-    config = PredictorConfig(slots=S, slot_dim=D, history_frames=T_H, pred_frames=T_P, depth=2, heads=4, mlp_dim=32, dropout=0.3)
+    config = PredictorConfig(
+        slots=S,
+        slot_dim=D,
+        history_frames=T_H,
+        pred_frames=T_P,
+        depth=2,
+        heads=4,
+        mlp_dim=32,
+        dropout=0.3,
+    )
     return SlotPredictor(config).train()
 
 
@@ -63,14 +74,22 @@ def context(batch: int = B, device: str = "cpu") -> GraphContext:
     generator = torch.Generator().manual_seed(2)
     sigma2 = torch.rand(D, generator=generator).to(device) + 0.5
     return GraphContext(
-        sigma2, torch.tensor(0.05, device=device), torch.zeros(D, device=device), 0, 3, torch.arange(50, 50 + batch, device=device)
+        sigma2,
+        torch.tensor(0.05, device=device),
+        torch.zeros(D, device=device),
+        0,
+        3,
+        torch.arange(50, 50 + batch, device=device),
     )
 
 
 def truth() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
     contact = torch.rand(B, S, S, generator=generator) < 0.3
-    return {"contact": contact | contact.transpose(1, 2), "position": torch.rand(B, T_H + T_P, S, 2, generator=generator)}
+    return {
+        "contact": contact | contact.transpose(1, 2),
+        "position": torch.rand(B, T_H + T_P, S, 2, generator=generator),
+    }
 
 
 @settings(max_examples=20, deadline=None)
@@ -78,15 +97,25 @@ def truth() -> dict[str, Tensor]:
 def test_recovers_a_known_graph_exactly(seed: int, how: str) -> None:
     history, expected = wired(seed)
     config = GraphConfig(estimator="interventional", intervention=how)
-    graph = estimate(config, Wired(), history, torch.ones(B, S, dtype=torch.bool), context=context())
+    graph = estimate(
+        config, Wired(), history, torch.ones(B, S, dtype=torch.bool), context=context()
+    )
     edges = graph.adjacency > 0.5
     assert torch.equal(edges, expected | torch.eye(S, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("how", ["hide", "empty", "swap"])
-def test_one_stack_equals_one_pass_a_slot(predictor: SlotPredictor, history: Tensor, how: str) -> None:
+def test_one_stack_equals_one_pass_a_slot(
+    predictor: SlotPredictor, history: Tensor, how: str
+) -> None:
     present, c = torch.ones(B, S, dtype=torch.bool), context()
-    graph = estimate(GraphConfig(estimator="interventional", intervention=how), predictor, history, present, context=c)
+    graph = estimate(
+        GraphConfig(estimator="interventional", intervention=how),
+        predictor,
+        history,
+        present,
+        context=c,
+    )
     assert all(m.training for m in predictor.modules()), "estimate restores the mode"
     predictor.eval()
     nothing = torch.zeros(B, S, dtype=torch.bool)
@@ -99,7 +128,9 @@ def test_one_stack_equals_one_pass_a_slot(predictor: SlotPredictor, history: Ten
             changed[:, :, j] = c.empty if how == "empty" else other[:, :, j]
         nats = residual(predictor(changed, hidden)[:, T_H:], base[:, T_H:], c.sigma2)
         others = [i for i in range(S) if i != j]
-        torch.testing.assert_close(graph.scores[:, others, j], nats[:, others], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            graph.scores[:, others, j], nats[:, others], rtol=1e-4, atol=1e-6
+        )
 
 
 def test_swap_takes_a_present_slot_of_another_window(history: Tensor, present: Tensor) -> None:
@@ -115,11 +146,22 @@ def test_swap_takes_a_present_slot_of_another_window(history: Tensor, present: T
         donors(history[:1], present[:1], 0, 0, sample[:1])
 
 
-@pytest.mark.parametrize("name", [*FROM_PREDICTOR, "distance", "extrapolated_distance", "oracle", "shuffled", "full", "empty"])
-def test_every_graph_is_a_graph(predictor: SlotPredictor, history: Tensor, present: Tensor, name: str) -> None:
-    graph = estimate(GraphConfig(estimator=name), predictor, history, present, context=context(), truth=truth())
+@pytest.mark.parametrize(
+    "name",
+    [*FROM_PREDICTOR, "distance", "extrapolated_distance", "oracle", "shuffled", "full", "empty"],
+)
+def test_every_graph_is_a_graph(
+    predictor: SlotPredictor, history: Tensor, present: Tensor, name: str
+) -> None:
+    graph = estimate(
+        GraphConfig(estimator=name), predictor, history, present, context=context(), truth=truth()
+    )
     assert graph.adjacency.shape == graph.scores.shape == (B, S, S) and graph.losses == {}
-    assert (graph.adjacency >= 0).all() and (graph.adjacency <= 1).all() and graph.scores.isfinite().all()
+    assert (
+        (graph.adjacency >= 0).all()
+        and (graph.adjacency <= 1).all()
+        and graph.scores.isfinite().all()
+    )
     assert (graph.adjacency.diagonal(dim1=1, dim2=2) == 1).all()
     apart = ~(present[:, :, None] & present[:, None]) & ~torch.eye(S, dtype=torch.bool)
     assert (graph.adjacency[apart] == 0).all() and (graph.scores[apart] == 0).all()
@@ -127,15 +169,33 @@ def test_every_graph_is_a_graph(predictor: SlotPredictor, history: Tensor, prese
 
 
 @pytest.mark.parametrize(
-    "name", ["attention", "attention_rollout", "gradient", "interventional", "distance", "extrapolated_distance", "oracle"]
+    "name",
+    [
+        "attention",
+        "attention_rollout",
+        "gradient",
+        "interventional",
+        "distance",
+        "extrapolated_distance",
+        "oracle",
+    ],
 )
-def test_follows_slot_order_and_not_the_batch(predictor: SlotPredictor, history: Tensor, present: Tensor, name: str) -> None:
+def test_follows_slot_order_and_not_the_batch(
+    predictor: SlotPredictor, history: Tensor, present: Tensor, name: str
+) -> None:
     config, c, known = GraphConfig(estimator=name), context(), truth()
     whole = estimate(config, predictor, history, present, context=c, truth=known)
     order = torch.tensor([3, 0, 4, 1, 2])
-    shuffled = {"contact": known["contact"][:, order][:, :, order], "position": known["position"][:, :, order]}
-    turned = estimate(config, predictor, history[:, :, order], present[:, order], context=c, truth=shuffled)
-    torch.testing.assert_close(turned.adjacency, whole.adjacency[:, order][:, :, order], rtol=1e-4, atol=1e-4)
+    shuffled = {
+        "contact": known["contact"][:, order][:, :, order],
+        "position": known["position"][:, :, order],
+    }
+    turned = estimate(
+        config, predictor, history[:, :, order], present[:, order], context=c, truth=shuffled
+    )
+    torch.testing.assert_close(
+        turned.adjacency, whole.adjacency[:, order][:, :, order], rtol=1e-4, atol=1e-4
+    )
     half = estimate(
         config,
         predictor,
@@ -149,45 +209,74 @@ def test_follows_slot_order_and_not_the_batch(predictor: SlotPredictor, history:
 
 @pytest.mark.parametrize("how", ["hide", "empty", "swap"])
 @pytest.mark.parametrize("name", FROM_PREDICTOR)
-def test_reads_no_value_from_the_device(predictor: SlotPredictor, history: Tensor, present: Tensor, name: str, how: str) -> None:
+def test_reads_no_value_from_the_device(
+    predictor: SlotPredictor, history: Tensor, present: Tensor, name: str, how: str
+) -> None:
     config = GraphConfig(estimator=name, intervention=how)
-    graph = estimate(config, predictor.to("meta"), history.to("meta"), present.to("meta"), context=context(device="meta"))
+    graph = estimate(
+        config,
+        predictor.to("meta"),
+        history.to("meta"),
+        present.to("meta"),
+        context=context(device="meta"),
+    )
     assert graph.adjacency.is_meta and graph.adjacency.shape == (B, S, S)
 
 
 @pytest.mark.parametrize("name", ["attention", "gradient", "interventional"])
-def test_compiles_as_one_graph(predictor: SlotPredictor, history: Tensor, present: Tensor, name: str) -> None:
+def test_compiles_as_one_graph(
+    predictor: SlotPredictor, history: Tensor, present: Tensor, name: str
+) -> None:
     config, c = GraphConfig(estimator=name), context()
 
     def run(history: Tensor) -> Tensor:
         return estimate(config, predictor, history, present, context=c).adjacency
 
-    torch.testing.assert_close(torch.compile(run, backend="eager", fullgraph=True)(history), run(history))
+    torch.testing.assert_close(
+        torch.compile(run, backend="eager", fullgraph=True)(history), run(history)
+    )
     assert all(m.training for m in predictor.modules())
 
 
 def test_a_predictor_that_sees_no_other_slot_has_no_edges(history: Tensor, present: Tensor) -> None:
     alone = SlotPredictor(
-        PredictorConfig(slots=S, slot_dim=D, history_frames=T_H, pred_frames=T_P, depth=2, heads=4, mlp_dim=32, own_slot_only=True)
+        PredictorConfig(
+            slots=S,
+            slot_dim=D,
+            history_frames=T_H,
+            pred_frames=T_P,
+            depth=2,
+            heads=4,
+            mlp_dim=32,
+            own_slot_only=True,
+        )
     )
     for name in ("attention", "attention_rollout", "gradient", "interventional"):
         graph = estimate(GraphConfig(estimator=name), alone, history, present, context=context())
         torch.testing.assert_close(graph.adjacency, torch.eye(S).expand(B, S, S), atol=1e-4, rtol=0)
 
 
-def test_attention_is_shared_among_present_others(predictor: SlotPredictor, history: Tensor, present: Tensor) -> None:
-    graph = estimate(GraphConfig(estimator="attention"), predictor, history, present, context=context())
+def test_attention_is_shared_among_present_others(
+    predictor: SlotPredictor, history: Tensor, present: Tensor
+) -> None:
+    graph = estimate(
+        GraphConfig(estimator="attention"), predictor, history, present, context=context()
+    )
     torch.testing.assert_close(graph.scores.sum(-1), present.float())
 
 
 def test_published_is_a_constant_over_the_batch(predictor: SlotPredictor, history: Tensor) -> None:
     everybody = torch.ones(B, S, dtype=torch.bool)
-    scores = estimate(GraphConfig(estimator="published"), predictor, history, everybody, context=context()).scores
+    scores = estimate(
+        GraphConfig(estimator="published"), predictor, history, everybody, context=context()
+    ).scores
     assert (scores == scores[:1]).all()
     assert (scores.sum(-1) < 1 / (T_H + T_P) + 1e-6).all()
 
 
-def test_rollout_equals_its_definition(predictor: SlotPredictor, history: Tensor, present: Tensor) -> None:
+def test_rollout_equals_its_definition(
+    predictor: SlotPredictor, history: Tensor, present: Tensor
+) -> None:
     maps = attention_maps(predictor.eval(), history, torch.zeros_like(present))
     flow = torch.eye(maps[0].shape[-1]).expand(B, -1, -1)
     for layer in maps:
@@ -207,7 +296,9 @@ def test_extrapolated_distance_foresees_an_encounter() -> None:
     known, present = {"position": position}, torch.ones(1, 3, dtype=torch.bool)
     history = torch.zeros(1, T_H, 3, D)
     near, ahead = (
-        estimate(GraphConfig(estimator=name), Wired(), history, present, context=context(1), truth=known)
+        estimate(
+            GraphConfig(estimator=name), Wired(), history, present, context=context(1), truth=known
+        )
         for name in ("distance", "extrapolated_distance")
     )
     torch.testing.assert_close(near.scores[0, 0], torch.tensor([0.0, 1 / 2, 1 / 1]))
@@ -220,7 +311,9 @@ def test_controls(history: Tensor, present: Tensor) -> None:
     known, both = truth(), present[:, :, None] & present[:, None] & ~torch.eye(S, dtype=torch.bool)
 
     def edges(name: str) -> Tensor:
-        adjacency = estimate(GraphConfig(estimator=name), Wired(), history, present, context=context(), truth=known).adjacency
+        adjacency = estimate(
+            GraphConfig(estimator=name), Wired(), history, present, context=context(), truth=known
+        ).adjacency
         assert set(adjacency.unique().tolist()) <= {0.0, 1.0}
         return (adjacency > 0.5) & ~torch.eye(S, dtype=torch.bool)
 
@@ -231,15 +324,23 @@ def test_controls(history: Tensor, present: Tensor) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(scores=st.lists(st.floats(0, 1e4, width=32), min_size=S * S, max_size=S * S), tau=st.floats(1e-3, 1e3))
+@given(
+    scores=st.lists(st.floats(0, 1e4, width=32), min_size=S * S, max_size=S * S),
+    tau=st.floats(1e-3, 1e3),
+)
 def test_calibration_is_monotone_and_half_at_tau(scores: list[float], tau: float) -> None:
     raw = torch.tensor(scores).view(1, S, S)
     adjacency = calibrate(raw, torch.tensor(tau), torch.ones(1, S, dtype=torch.bool))
     off = ~torch.eye(S, dtype=torch.bool)
     ranked, order = raw[0][off].sort()
     assert (adjacency[0][off][order].diff() >= -1e-6).all()
-    assert torch.equal(adjacency[0][off][order] > 0.5, ranked > tau) or ((ranked - tau).abs() / tau).min() < 1e-5
-    half = calibrate(torch.full((1, S, S), tau), torch.tensor(tau), torch.ones(1, S, dtype=torch.bool))
+    assert (
+        torch.equal(adjacency[0][off][order] > 0.5, ranked > tau)
+        or ((ranked - tau).abs() / tau).min() < 1e-5
+    )
+    half = calibrate(
+        torch.full((1, S, S), tau), torch.tensor(tau), torch.ones(1, S, dtype=torch.bool)
+    )
     torch.testing.assert_close(half[0][off], torch.full((S * (S - 1),), 0.5))
 
 
@@ -247,7 +348,9 @@ def test_a_set_tau_wins(predictor: SlotPredictor, history: Tensor) -> None:
     present = torch.ones(B, S, dtype=torch.bool)
 
     def edges(tau: float) -> int:
-        graph: Graph = estimate(GraphConfig(tau=tau), predictor, history, present, context=context())
+        graph: Graph = estimate(
+            GraphConfig(tau=tau), predictor, history, present, context=context()
+        )
         return int((graph.adjacency > 0.5).sum()) - B * S
 
     assert edges(1e-9) == B * S * (S - 1) and edges(1e9) == 0
@@ -256,7 +359,9 @@ def test_a_set_tau_wins(predictor: SlotPredictor, history: Tensor) -> None:
 def test_residual_is_in_nats() -> None:
     sigma2 = torch.tensor([1.0, 4.0])
     error = torch.tensor([2.0, 2.0]).expand(1, T_P, 3, 2)
-    torch.testing.assert_close(residual(error, torch.zeros_like(error), sigma2), torch.full((1, 3), 4 / 2 + 4 / 8))
+    torch.testing.assert_close(
+        residual(error, torch.zeros_like(error), sigma2), torch.full((1, 3), 4 / 2 + 4 / 8)
+    )
 
 
 def test_errors_name_the_thing(predictor: SlotPredictor, history: Tensor, present: Tensor) -> None:

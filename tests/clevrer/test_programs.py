@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cjepa_dist.clevrer.language import FORMS, Filler, Namer, at_event, described, fill, parse, phrase, plain
+from cjepa_dist.clevrer.language import (
+    FORMS,
+    Filler,
+    Namer,
+    at_event,
+    described,
+    fill,
+    parse,
+    phrase,
+    plain,
+)
 from cjepa_dist.clevrer.programs import ATTRIBUTES, MOVING_SPEED, OPERATORS, WORDS, World, check
 from cjepa_dist.clevrer.scene import FRAMES, Collision, History, SceneObject
 from cjepa_dist.clevrer.vocabulary import CHOICE_WORDS, QUESTION_WORDS, encode
@@ -55,7 +65,9 @@ def answer(sentence, choice=None, counterfactual=None):
 def real(shared):
     train = json.loads((shared / "clevrer" / "explanatory_train_sample.json").read_text())
     test = json.loads((shared / "clevrer" / "test_sample.json").read_text())
-    return [q for scene in train.values() for q in scene["questions"]], [q for scene in test for q in scene["questions"]]
+    return [q for scene in train.values() for q in scene["questions"]], [
+        q for scene in test for q in scene["questions"]
+    ]
 
 
 def test_real_programs_type_check_and_follow_from_their_sentences(shared):
@@ -140,7 +152,10 @@ def test_any_tokens_give_an_answer_or_a_user_error(program):
         ("How many objects are moving when the video begins?", "1"),
         ("How many objects are moving when the video ends?", "2"),
         ("How many cubes are stationary when the red sphere enters the scene?", "1"),
-        ("How many objects are stationary when the gray object exits the scene?", "1"),  # the gray one itself is no longer in view
+        (
+            "How many objects are stationary when the gray object exits the scene?",
+            "1",
+        ),  # the gray one itself is no longer in view
         ("How many spheres enter the scene?", "1"),
         ("How many cubes enter the scene?", "0"),
         ("How many objects exit the scene after the sphere enters the scene?", "1"),
@@ -172,7 +187,9 @@ def test_descriptive(sentence, expected):
     ],
 )
 def test_explanatory(choice, expected):
-    question = "Which of the following is {}responsible for the sphere's colliding with the cylinder?"
+    question = (
+        "Which of the following is {}responsible for the sphere's colliding with the cylinder?"
+    )
     assert answer(question.format(""), choice) == expected
     assert answer(question.format("not "), choice) == {"yes": "no", "no": "yes"}[expected]
 
@@ -192,9 +209,30 @@ def test_predictive_and_counterfactual():
         asked.append(removed)
         return history(collisions=((30, 2, 3), (150, 1, 2)), removed=removed)
 
-    assert answer("What will happen without the red cube?", "The cylinder and the gray cube collide", without) == "yes"
-    assert answer("If the red cube is removed, what will happen?", "The sphere and the cylinder collide", without) == "no"  # not shown
-    assert answer("Without the red cube, which event will not happen?", "The red cube and the sphere collide", without) == "yes"
+    assert (
+        answer(
+            "What will happen without the red cube?",
+            "The cylinder and the gray cube collide",
+            without,
+        )
+        == "yes"
+    )
+    assert (
+        answer(
+            "If the red cube is removed, what will happen?",
+            "The sphere and the cylinder collide",
+            without,
+        )
+        == "no"
+    )  # not shown
+    assert (
+        answer(
+            "Without the red cube, which event will not happen?",
+            "The red cube and the sphere collide",
+            without,
+        )
+        == "yes"
+    )
     assert asked == [0, 0, 0]
     with pytest.raises(UserError, match="no counterfactual"):
         answer("What will happen without the red cube?", "The cylinder and the gray cube collide")
@@ -217,7 +255,9 @@ def test_what_is_out_of_view_is_not_told():
 
 # --- language --------------------------------------------------------------------------------------------------------
 
-descriptions = st.tuples(*(st.sampled_from(["", *values]) for values in ATTRIBUTES.values())).filter(any)
+descriptions = st.tuples(
+    *(st.sampled_from(["", *values]) for values in ATTRIBUTES.values())
+).filter(any)
 
 
 @given(st.data())
@@ -225,15 +265,23 @@ def test_every_form_reads_back(data):
     form = data.draw(st.sampled_from(FORMS))
     draw = data.draw
     item = phrase(*draw(descriptions))
-    event = at_event("TIME", "when", phrase(*draw(descriptions)), draw(st.sampled_from(["enters", "exits"])))
-    order = at_event("ORD", draw(st.sampled_from(["before", "after"])), phrase(*draw(descriptions)), "exits")
+    event = at_event(
+        "TIME", "when", phrase(*draw(descriptions)), draw(st.sampled_from(["enters", "exits"]))
+    )
+    order = at_event(
+        "ORD", draw(st.sampled_from(["before", "after"])), phrase(*draw(descriptions)), "exits"
+    )
     queried = draw(descriptions)
     blanks = {
         "X": item,
         "Y": phrase(*draw(descriptions)),
         "D": phrase("", *queried[1:]),
         "OBJS": phrase(*draw(descriptions), plural=True),
-        "TIME": draw(st.sampled_from([event, Filler("", "null"), Filler(" when the video ends", "end get_frame")])),
+        "TIME": draw(
+            st.sampled_from(
+                [event, Filler("", "null"), Filler(" when the video ends", "end get_frame")]
+            )
+        ),
         "ORD": draw(st.sampled_from([order, Filler("", "events")])),
         "A": plain("A", "color"),
         "STATE": plain("STATE", draw(st.sampled_from(["moving", "stationary"]))),
@@ -248,7 +296,10 @@ def test_every_form_reads_back(data):
     encode(text, CHOICE_WORDS if form.kind == "choice" else QUESTION_WORDS)
 
 
-@given(st.sets(st.tuples(*(st.sampled_from(v) for v in ATTRIBUTES.values())), min_size=1, max_size=6), st.randoms(use_true_random=False))
+@given(
+    st.sets(st.tuples(*(st.sampled_from(v) for v in ATTRIBUTES.values())), min_size=1, max_size=6),
+    st.randoms(use_true_random=False),
+)
 def test_descriptions_are_definite(triples, random):
     objects = [SceneObject(i, *triple) for i, triple in enumerate(sorted(triples))]
     namer = Namer(objects, random)

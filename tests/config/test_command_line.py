@@ -11,8 +11,15 @@ REQUIRED = ["data=d", "run=r"]
 def test_layers_win_in_order(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("frameskip: 2\npredictor: {depth: 3}\n")
-    config = command_line.parse(schema.TrainWorldModel, [str(path), *REQUIRED, "predictor.depth=4", "mask.counts=[0,1]"])
-    assert (config.frameskip, config.predictor.depth, config.predictor.heads, config.mask.counts) == (2, 4, 16, [0.0, 1.0])
+    config = command_line.parse(
+        schema.TrainWorldModel, [str(path), *REQUIRED, "predictor.depth=4", "mask.probs=[0,1]"]
+    )
+    assert (
+        config.frameskip,
+        config.predictor.depth,
+        config.predictor.heads,
+        config.mask.probs,
+    ) == (2, 4, 16, [0.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ def test_layers_win_in_order(tmp_path):
         ("predictr.depth=1", "nearest is predictor"),
         ("predictor.dept=1", "nearest is predictor.depth"),
         ("loop.steps=many", "loop.steps"),
-        ("loop.global_batch=0", "at least 1"),
+        ("loop.global_batch_size=0", "at least 1"),
         ("loop.precision=fp8", "one of auto, bf16, fp32"),
         ("missing.yaml", "missing.yaml does not exist"),
         ("--verbose", "arguments are"),
@@ -39,7 +46,10 @@ def test_missing_fields_are_listed():
 
 
 def test_help_lists_every_field(command):
-    for module, config in (("cjepa_dist.train_world_model", schema.TrainWorldModel), ("cjepa_dist.train_aloe", schema.TrainAloe)):
+    for module, config in (
+        ("cjepa_dist.train_world_model", schema.TrainWorldModel),
+        ("cjepa_dist.train_aloe", schema.TrainAloe),
+    ):
         shown = command(module, "--help")
         assert shown.returncode == 0
         for key, field in fields.leaf_fields(config):
@@ -53,7 +63,9 @@ def test_saved_config_reads_back(tmp_path):
 
 
 def test_error_is_one_line_and_exit_code_2(command, tmp_path):
-    done = command("cjepa_dist.train_world_model", f"data={tmp_path}/nowhere", f"run={tmp_path}/run")
+    done = command(
+        "cjepa_dist.train_world_model", f"data={tmp_path}/nowhere", f"run={tmp_path}/run"
+    )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "nowhere" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, WORDS, encode, split
+from cjepa_dist.clevrer.vocabulary import (
+    ANSWERS,
+    CHOICE_WORDS,
+    QUESTION_WORDS,
+    WORDS,
+    encode,
+    split,
+)
 from cjepa_dist.data.format.split_writer import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
@@ -35,8 +42,16 @@ def question(number, kind="descriptive", choices=2, answers=True):
             "the cube's exit",
             "the presence of the cube",
         ]
-        options = [{"choice_id": i, "choice": text[i], "answer": "correct" if i % 2 else "wrong"} for i in range(choices)]
-        q = {"question_id": number, "question": "What will happen next?", "question_type": kind, "choices": options}
+        options = [
+            {"choice_id": i, "choice": text[i], "answer": "correct" if i % 2 else "wrong"}
+            for i in range(choices)
+        ]
+        q = {
+            "question_id": number,
+            "question": "What will happen next?",
+            "question_type": kind,
+            "choices": options,
+        }
     if not answers:
         for item in [q, *q.get("choices", [])]:
             item.pop("answer", None)
@@ -47,7 +62,9 @@ def write(folder, videos=4, frames=T, change=lambda content: content, dtype="flo
     """`videos` videos; slot value = video + frame / 1000; video 2 has no questions."""
     with DatasetWriter(folder, encoder="test", source={}, dtype=dtype) as writer:
         for v in range(videos):
-            slots = np.broadcast_to(v + np.arange(frames)[:, None, None] / 1000, (frames, S, D)).astype(np.float32)
+            slots = np.broadcast_to(
+                v + np.arange(frames)[:, None, None] / 1000, (frames, S, D)
+            ).astype(np.float32)
             content = None
             if v != 2:
                 asked = [
@@ -57,8 +74,16 @@ def write(folder, videos=4, frames=T, change=lambda content: content, dtype="flo
                     question(3, "counterfactual", 3),
                     question(4),
                 ]
-                content = change({"scene_index": 100 + v, "video_filename": f"video_{v:05d}.mp4", "questions": asked})
-            writer.split("val").add(Sample(f"video_{100 + v:05d}", slots, {"scene_index": 100 + v}, content))
+                content = change(
+                    {
+                        "scene_index": 100 + v,
+                        "video_filename": f"video_{v:05d}.mp4",
+                        "questions": asked,
+                    }
+                )
+            writer.split("val").add(
+                Sample(f"video_{100 + v:05d}", slots, {"scene_index": 100 + v}, content)
+            )
     return folder
 
 
@@ -83,17 +108,33 @@ def test_every_real_question_and_choice_is_encoded(shared):
     seen = 0
     for scene in scenes:
         for q in scene["questions"]:
-            for text, length in [(q["question"], QUESTION_WORDS), *((c["choice"], CHOICE_WORDS) for c in q.get("choices", []))]:
+            for text, length in [
+                (q["question"], QUESTION_WORDS),
+                *((c["choice"], CHOICE_WORDS) for c in q.get("choices", [])),
+            ]:
                 ids = list(encode(text, length))
                 words = split(text)
-                assert len(ids) == length and [names[i] for i in ids[: len(words)]] == words and not any(ids[len(words) :])
+                assert (
+                    len(ids) == length
+                    and [names[i] for i in ids[: len(words)]] == words
+                    and not any(ids[len(words) :])
+                )
                 assert all(ids[: len(words)])
                 seen += 1
     assert seen > 2800
 
 
 def test_commas_and_possessives_stay_with_their_word():
-    assert split("If the cube is removed, what will happen?") == ["if", "the", "cube", "is", "removed,", "what", "will", "happen"]
+    assert split("If the cube is removed, what will happen?") == [
+        "if",
+        "the",
+        "cube",
+        "is",
+        "removed,",
+        "what",
+        "will",
+        "happen",
+    ]
     assert split("the Cube's exit") == ["the", "cube's", "exit"]
 
 
@@ -117,7 +158,13 @@ def test_too_long():
 def test_metadata(folder):
     source = InMemoryQuestions(folder, "val", **PUBLISHED)
     assert len(source) == 15 and source.labelled
-    assert source.type.tolist()[:5] == ["descriptive", "explanatory", "predictive", "counterfactual", "descriptive"]
+    assert source.type.tolist()[:5] == [
+        "descriptive",
+        "explanatory",
+        "predictive",
+        "counterfactual",
+        "descriptive",
+    ]
     assert source.scene.tolist() == [100] * 5 + [101] * 5 + [103] * 5
     assert source.question_id.tolist() == list(range(5)) * 3
     assert source.rows(1).tolist() == [1, 2, 3, 4] and source.rows(5).tolist() == [11]
@@ -132,11 +179,18 @@ def test_batch(folder):
         "slots": (2, 25, S, D), "tokens": (8, 32), "padding": (8, 32), "is_choice": (8,), "kind": (8,), "row_view": (8,), "label": (8,),
         "question": (3,), "sample": (3,),
     }  # fmt: skip
-    assert batch["row_view"].tolist() == [2, 2, 2, 1, 1, 1, 1, 0] or len(set(batch["row_view"].tolist())) < 3
+    assert (
+        batch["row_view"].tolist() == [2, 2, 2, 1, 1, 1, 1, 0]
+        or len(set(batch["row_view"].tolist())) < 3
+    )
     assert batch["label"].tolist() == [0, 1, 0, 0, 1, 0, 1, ANSWERS["2"]]
     assert batch["is_choice"].tolist() == [True] * 7 + [False]
     assert batch["question"].tolist() == [13, 1, 0] and batch["sample"].tolist() == [7, 8, 9]
-    assert batch["slots"].dtype == torch.float32 and batch["tokens"].dtype == torch.int64 and batch["padding"].dtype == torch.bool
+    assert (
+        batch["slots"].dtype == torch.float32
+        and batch["tokens"].dtype == torch.int64
+        and batch["padding"].dtype == torch.bool
+    )
     assert torch.equal(batch["padding"], batch["tokens"] == 0)
     assert bytes(batch["tokens"][4].tolist()) == encode("What will happen next?", 20) + encode(
         "The sphere collides with the red metal cube", 12
@@ -156,7 +210,9 @@ def test_predictive_questions_see_the_end(folder, start, first):
 
 
 def test_no_shift_without_rollout(tmp_path):
-    source = InMemoryQuestions(write(tmp_path / "data", frames=128), "val", **PUBLISHED, eval_start=7)
+    source = InMemoryQuestions(
+        write(tmp_path / "data", frames=128), "val", **PUBLISHED, eval_start=7
+    )
     assert torch.equal(source.gather([2], [0])["slots"], source.gather([3], [0])["slots"])
     assert len(source.gather([2, 3], [0, 0])["slots"]) == 1  # one view serves both
 
@@ -172,7 +228,10 @@ def test_videos_hold_all_their_questions(folder):
     source = InMemoryQuestions(folder, "val", **PUBLISHED)
     videos = VideoQuestions(source)
     assert len(videos) == 3
-    batch, plain = videos.gather([2, 0], [70, 71]), source.gather([*range(10, 15), *range(5)], [70] * 5 + [71] * 5)
+    batch, plain = (
+        videos.gather([2, 0], [70, 71]),
+        source.gather([*range(10, 15), *range(5)], [70] * 5 + [71] * 5),
+    )
     assert all(torch.equal(batch[name], plain[name]) for name in plain)
     assert len(batch["slots"]) == 4
 
@@ -183,7 +242,9 @@ def test_only_some_types_are_asked(folder):
     batch, plain = videos.gather([1, 2], [7, 8]), source.gather([7, 8, 12, 13], [7, 7, 8, 8])
     assert len(videos) == 3 and all(torch.equal(batch[name], plain[name]) for name in plain)
     assert videos.names([2]) == ["scene 103"]
-    with pytest.raises(UserError, match=r"types=\['rhetorical'\]: no question.*counterfactual, descriptive"):
+    with pytest.raises(
+        UserError, match=r"types=\['rhetorical'\]: no question.*counterfactual, descriptive"
+    ):
         VideoQuestions(source, ["rhetorical"])
 
 
@@ -200,8 +261,12 @@ def test_start_depends_on_the_sample_alone(folder):
     assert drawn.min() == 0 and drawn.max() == 7
     assert np.abs(np.bincount(drawn) / 1000 - 1).max() < 0.15
     assert (source.shown.start(sample[5:9]) == drawn[5:9]).all()
-    assert (InMemoryQuestions(folder, "val", **PUBLISHED, seed=5).shown.start(sample) != drawn).any()
-    assert torch.equal(per_question(source, [0, 5, 9], [20, 21, 22])[1:2], per_question(source, [5], [21]))
+    assert (
+        InMemoryQuestions(folder, "val", **PUBLISHED, seed=5).shown.start(sample) != drawn
+    ).any()
+    assert torch.equal(
+        per_question(source, [0, 5, 9], [20, 21, 22])[1:2], per_question(source, [5], [21])
+    )
 
 
 @given(st.lists(st.integers(0, 14), min_size=1, max_size=12), st.integers(0, 2**40), st.booleans())
@@ -221,17 +286,24 @@ def test_a_batch_is_its_questions(folder, ids, position, shuffle):
 
 
 def shared_source(folder, shuffle, cache={}):  # noqa: B006
-    return cache.setdefault((folder, shuffle), InMemoryQuestions(folder, "val", **PUBLISHED, shuffle=shuffle))
+    return cache.setdefault(
+        (folder, shuffle), InMemoryQuestions(folder, "val", **PUBLISHED, shuffle=shuffle)
+    )
 
 
 def test_shuffled_slots_are_one_order_for_all_frames(folder):
-    plain, shuffled = (InMemoryQuestions(folder, "val", **PUBLISHED, shuffle=shuffle) for shuffle in (False, True))
+    plain, shuffled = (
+        InMemoryQuestions(folder, "val", **PUBLISHED, shuffle=shuffle) for shuffle in (False, True)
+    )
     for source in (plain, shuffled):
         source.slots = source.slots + 10 * np.arange(S)[:, None]
     orders = set()
     for position in range(20):
         a, b = (source.gather([0], [position])["slots"][0].numpy() for source in (plain, shuffled))
-        order = [int(np.flatnonzero((a == b[:, i : i + 1]).all(axis=(0, 2)))[0]) for i in range(b.shape[1])]
+        order = [
+            int(np.flatnonzero((a == b[:, i : i + 1]).all(axis=(0, 2)))[0])
+            for i in range(b.shape[1])
+        ]
         assert (a[:, order] == b).all()
         orders.add(tuple(order))
     assert len(orders) > 3
@@ -242,10 +314,14 @@ def test_blind_shows_another_video(folder):
     blind = InMemoryQuestions(folder, "val", **PUBLISHED, eval_start=0, blind=True)
     ids = np.arange(15)
     seen, other = sighted.gather(ids, ids), blind.gather(ids, ids)
-    true, false = (per_question(source, ids, ids)[:, 0, 0, 0].floor().long() for source in (sighted, blind))
+    true, false = (
+        per_question(source, ids, ids)[:, 0, 0, 0].floor().long() for source in (sighted, blind)
+    )
     assert (true != false).all()
     assert len({(a, b) for a, b in zip(true.tolist(), false.tolist())}) == 3  # one video for each
-    assert torch.equal(seen["tokens"], other["tokens"]) and torch.equal(seen["label"], other["label"])
+    assert torch.equal(seen["tokens"], other["tokens"]) and torch.equal(
+        seen["label"], other["label"]
+    )
 
 
 def test_negated_questions_without_their_not(tmp_path):
@@ -258,15 +334,21 @@ def test_negated_questions_without_their_not(tmp_path):
     source = InMemoryQuestions(write(tmp_path / "data", change=negate), "val", **PUBLISHED)
     ids = np.arange(len(source))
     as_asked = source.gather(ids, ids)
-    source.shown.affirm_until = 5  # samples 0 to 4: the first video
+    source.shown.unnegated_until = 5  # samples 0 to 4: the first video
     affirmed = source.gather(ids, ids)
     changed = (as_asked["tokens"] != affirmed["tokens"]).any(1)
     expected = (source.type[source.row_question] == "counterfactual") & (source.row_question < 5)
     assert changed.tolist() == expected.tolist() and changed.sum() == 3
-    question = torch.tensor(list(encode("Which event will happen if the red metal cube is removed?", QUESTION_WORDS)))
+    question = torch.tensor(
+        list(encode("Which event will happen if the red metal cube is removed?", QUESTION_WORDS))
+    )
     assert (affirmed["tokens"][changed, :QUESTION_WORDS] == question).all()
-    assert torch.equal(affirmed["tokens"][:, QUESTION_WORDS:], as_asked["tokens"][:, QUESTION_WORDS:])
-    assert torch.equal(affirmed["label"], torch.where(changed, 1 - as_asked["label"], as_asked["label"]))
+    assert torch.equal(
+        affirmed["tokens"][:, QUESTION_WORDS:], as_asked["tokens"][:, QUESTION_WORDS:]
+    )
+    assert torch.equal(
+        affirmed["label"], torch.where(changed, 1 - as_asked["label"], as_asked["label"])
+    )
     assert torch.equal(affirmed["padding"], affirmed["tokens"] == 0)
 
 
@@ -306,11 +388,21 @@ def edit(path, value):
 
 
 def test_unknown_word_in_a_question(tmp_path):
-    refuse(tmp_path, edit([0, "question"], "How many unicorns happen?"), "'unicorns'", "question 0 of scene 101")
+    refuse(
+        tmp_path,
+        edit([0, "question"], "How many unicorns happen?"),
+        "'unicorns'",
+        "question 0 of scene 101",
+    )
 
 
 def test_unknown_word_in_a_choice(tmp_path):
-    refuse(tmp_path, edit([1, "choices", 2, "choice"], "the cube's dance"), "'dance'", "question 1 of scene 101")
+    refuse(
+        tmp_path,
+        edit([1, "choices", 2, "choice"], "the cube's dance"),
+        "'dance'",
+        "question 1 of scene 101",
+    )
 
 
 def test_unknown_answer(tmp_path):
@@ -322,7 +414,12 @@ def test_padding_is_no_answer(tmp_path):
 
 
 def test_unknown_type(tmp_path):
-    refuse(tmp_path, edit([3, "question_type"], "rhetorical"), "'rhetorical'", "question 3 of scene 101")
+    refuse(
+        tmp_path,
+        edit([3, "question_type"], "rhetorical"),
+        "'rhetorical'",
+        "question 3 of scene 101",
+    )
 
 
 def test_missing_field(tmp_path):
@@ -345,7 +442,17 @@ def test_no_questions(tmp_path):
     refuse(tmp_path, lambda content: None, "no questions")
 
 
-@pytest.mark.parametrize("options", [{"frames": 26}, {"stride": 6}, {"starts": 9}, {"eval_start": 8}, {"eval_start": -1}, {"frames": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frames": 26},
+        {"stride": 6},
+        {"starts": 9},
+        {"eval_start": 8},
+        {"eval_start": -1},
+        {"frames": 0},
+    ],
+)
 def test_frames_that_do_not_fit(folder, options):
     with pytest.raises(UserError, match=r"frames 0\.\.127"):
         InMemoryQuestions(folder, "val", **{**PUBLISHED, **options})

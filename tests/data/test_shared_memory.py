@@ -38,7 +38,14 @@ def start(tmp_path):
     def one(name="slots"):
         command = [sys.executable, "-c", WORKER, str(tmp_path / "shm"), str(tmp_path / "log"), name]
         environment = {**os.environ, "LOCAL_WORLD_SIZE": "2"}
-        process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         running.append(process)
         return process
 
@@ -85,7 +92,9 @@ def test_killed_while_it_fills(start, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     again = start()
-    assert again.stdout.readline() == "here\n" and (tmp_path / "log").read_text() == "filled\nfilled\n"
+    assert (
+        again.stdout.readline() == "here\n" and (tmp_path / "log").read_text() == "filled\nfilled\n"
+    )
 
 
 def test_without_room_each_has_its_own(tmp_path, monkeypatch, capsys):

@@ -34,7 +34,9 @@ def of_split(folder, write, suffix):
     """One file a split."""
     folder.mkdir()
     for split, scenes in SPLITS.items():
-        write(folder / f"{split}{suffix}", {f"{scene}_pixels.mp4": video(scene) for scene in scenes})
+        write(
+            folder / f"{split}{suffix}", {f"{scene}_pixels.mp4": video(scene) for scene in scenes}
+        )
 
 
 def rows(folder, write, suffix):
@@ -42,7 +44,9 @@ def rows(folder, write, suffix):
     folder.mkdir()
     for split, scenes in SPLITS.items():
         write(folder / f"{split}{suffix}", np.stack([video(scene) for scene in scenes]))
-        (folder / f"{split}.txt").write_text("".join(f"video_{scene:05d}.mp4\n" for scene in scenes))
+        (folder / f"{split}.txt").write_text(
+            "".join(f"video_{scene:05d}.mp4\n" for scene in scenes)
+        )
 
 
 def h5(path, arrays):
@@ -58,13 +62,24 @@ def tensors(path, arrays):
 
 def grouped(folder):
     folder.mkdir()
-    h5(folder / "slots.h5", {f"{split}/video_{scene:05d}.mp4": video(scene) for split, scenes in SPLITS.items() for scene in scenes})
+    h5(
+        folder / "slots.h5",
+        {
+            f"{split}/video_{scene:05d}.mp4": video(scene)
+            for split, scenes in SPLITS.items()
+            for scene in scenes
+        },
+    )
 
 
 LAYOUTS = {
     "npy each": lambda f: each(f, np.save, ".npy"),
-    "npy each, fortran": lambda f: each(f, lambda p, a: np.save(p, np.asfortranarray(a)), ".npy", "video_{:05d}"),
-    "npz each": lambda f: each(f, lambda p, a: np.savez(p, mask=a[..., 0] > 0, slots=a), ".npz", "video_{:05d}.mp4"),
+    "npy each, fortran": lambda f: each(
+        f, lambda p, a: np.save(p, np.asfortranarray(a)), ".npy", "video_{:05d}"
+    ),
+    "npz each": lambda f: each(
+        f, lambda p, a: np.savez(p, mask=a[..., 0] > 0, slots=a), ".npz", "video_{:05d}.mp4"
+    ),
     "safetensors each": lambda f: each(f, tensors, ".safetensors"),
     "h5 each": lambda f: each(f, h5, ".hdf5"),
     "npz": lambda f: of_split(f, lambda p, a: np.savez(p, **a), ".npz"),
@@ -100,7 +115,9 @@ def test_bfloat16_and_float16_tensors_come_through_exactly(tmp_path):
     made = {f"{scene}_pixels.mp4": torch.from_numpy(video(scene)).bfloat16() for scene in range(3)}
     save_file(made, tmp_path / "in" / "train.safetensors")
     out = run(tmp_path, dtype="bfloat16")
-    assert np.array_equal(widen(load_slots(out, "train")), torch.stack(list(made.values())).float().numpy())
+    assert np.array_equal(
+        widen(load_slots(out, "train")), torch.stack(list(made.values())).float().numpy()
+    )
 
 
 def test_joining_and_parts_are_those_of_pickles(tmp_path, capsys):
@@ -109,11 +126,22 @@ def test_joining_and_parts_are_those_of_pickles(tmp_path, capsys):
     (tmp_path / "train.json").write_text(json.dumps(entries))
     run(tmp_path, questions=str(tmp_path / "train.json"), out=str(tmp_path / "whole"))
     printed = capsys.readouterr().out
-    assert "questions: 2 videos have some, 3 have none (2, 10000, 10001); 1 scenes with some have no video (7)" in printed
+    assert (
+        "questions: 2 videos have some, 3 have none (2, 10000, 10001); 1 scenes with some have no video (7)"
+        in printed
+    )
     for i in range(2):
-        run(tmp_path, questions=str(tmp_path / "train.json"), out=str(tmp_path / "parts" / str(i)), part=f"{i}/2")
+        run(
+            tmp_path,
+            questions=str(tmp_path / "train.json"),
+            out=str(tmp_path / "parts" / str(i)),
+            part=f"{i}/2",
+        )
     merge(Merge(out=str(tmp_path / "out"), parts=str(tmp_path / "parts")))
-    merged, whole = ([(s.key, s.questions, s.slots.tobytes()) for s in read_split(tmp_path / name, "train")] for name in ("out", "whole"))
+    merged, whole = (
+        [(s.key, s.questions, s.slots.tobytes()) for s in read_split(tmp_path / name, "train")]
+        for name in ("out", "whole")
+    )
     assert merged == whole and merged[0][1] == entries[0]
 
 
@@ -146,7 +174,9 @@ def lying(folder):
     folder.mkdir()
     tensors(folder / "train.safetensors", {"0_pixels.mp4": video(0)})
     content = (folder / "train.safetensors").read_bytes()
-    (folder / "train.safetensors").write_bytes(content.replace(b'"shape":[6,3,8]', b'"shape":[9,3,8]'))
+    (folder / "train.safetensors").write_bytes(
+        content.replace(b'"shape":[6,3,8]', b'"shape":[9,3,8]')
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +187,10 @@ def lying(folder):
         (no_split, r"0_pixels\.npy is of no split"),
         (no_keys, r"train\.txt names 1 videos, the array beside it holds 3"),
         (integers, r"must be a float array .* it is int64"),
-        (lambda folder: rows(folder, lambda p, a: np.savez_compressed(p, slots=a), ".npz"), "holds all videos, compressed"),
+        (
+            lambda folder: rows(folder, lambda p, a: np.savez_compressed(p, slots=a), ".npz"),
+            "holds all videos, compressed",
+        ),
         (lying, "another length than its shape says"),
         (lambda folder: folder.mkdir(), "there is no .npy"),
     ],

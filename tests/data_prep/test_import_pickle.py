@@ -55,16 +55,33 @@ def test_arrays_and_containers_come_through(tmp_path, protocol):
         "text": np.array(["a", "bcd"]),
         "flags": np.array([True, False]),
         "scalar": np.float32(1.5),
-        "rest": [None, True, 3, 2.5, "text", b"bytes", (1, (2,)), {1, 2}, frozenset((3,)), bytearray(b"x"), OrderedDict(a=1)],
+        "rest": [
+            None,
+            True,
+            3,
+            2.5,
+            "text",
+            b"bytes",
+            (1, (2,)),
+            {1, 2},
+            frozenset((3,)),
+            bytearray(b"x"),
+            OrderedDict(a=1),
+        ],
     }
     loaded = reader.load(dump(tmp_path / "x.pkl", content, protocol))
     assert loaded["rest"] == content["rest"] and loaded["scalar"] == np.float32(1.5)
     for name in ("half", "big_endian", "fortran", "slice", "empty", "text", "flags"):
-        assert np.array_equal(loaded[name], content[name]) and loaded[name].dtype == content[name].dtype
+        assert (
+            np.array_equal(loaded[name], content[name])
+            and loaded[name].dtype == content[name].dtype
+        )
 
 
 @pytest.mark.parametrize("how", ["pickle", "zip", "legacy"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+)
 def test_tensors_come_through(tmp_path, how, dtype):
     base = (torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
     content = {"whole": base, "view": base[1:, ::2].T, "empty": base[:0]}
@@ -127,7 +144,11 @@ def test_code_is_refused_by_name_and_does_not_run(tmp_path, where):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_torch_file_is_refused(tmp_path, zipped):
-    torch.save({"a": Call(os.system, f"touch {flag(tmp_path)}")}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"a": Call(os.system, f"touch {flag(tmp_path)}")},
+        tmp_path / "x.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(UserError, match=r"needs (posix|os)\.system"):
         reader.load(tmp_path / "x.pt")
     assert not flag(tmp_path).exists()
@@ -136,9 +157,13 @@ def test_code_in_a_torch_file_is_refused(tmp_path, zipped):
 def test_code_within_a_storage_is_refused(tmp_path):
     """torch.storage._load_from_bytes is torch.load without a guard: a pickle within the pickle."""
     inner = io.BytesIO()
-    torch.save(Call(os.system, f"touch {flag(tmp_path)}"), inner, _use_new_zipfile_serialization=False)
+    torch.save(
+        Call(os.system, f"touch {flag(tmp_path)}"), inner, _use_new_zipfile_serialization=False
+    )
     with pytest.raises(UserError, match=r"needs (posix|os)\.system"):
-        reader.load(dump(tmp_path / "x.pkl", Call(torch.storage._load_from_bytes, inner.getvalue())))
+        reader.load(
+            dump(tmp_path / "x.pkl", Call(torch.storage._load_from_bytes, inner.getvalue()))
+        )
     assert not flag(tmp_path).exists()
 
 
@@ -181,7 +206,9 @@ def test_misuse_of_allowed_names_is_refused(tmp_path):
         Call(reconstruct, np.dtype, (0,), b"b"),
         Call(reconstruct, np.ndarray, (0,), b"b"),  # never filled
         Call(np.ndarray, (10**12,)),
-        Call(reconstruct, np.ndarray, (0,), b"b", state=(1, (10**6,), np.dtype("f4"), False, b"1234")),
+        Call(
+            reconstruct, np.ndarray, (0,), b"b", state=(1, (10**6,), np.dtype("f4"), False, b"1234")
+        ),
         Call(reconstruct, np.ndarray, (0,), b"b", state=(1, (-1,), np.dtype("f4"), False, b"1234")),
         Call(np.dtype, "O"),
         Call(bytearray, 10**12),
@@ -231,7 +258,13 @@ def test_damaged_files_are_errors_of_the_user(tmp_path):
 
 def every_program():
     """Small files of every layout that is read."""
-    content = {"train": {"0_pixels.mp4": video(0), "1_pixels.mp4": torch.from_numpy(video(1)), "x": [None, {1}, 2.5, "text", (b"b", True)]}}
+    content = {
+        "train": {
+            "0_pixels.mp4": video(0),
+            "1_pixels.mp4": torch.from_numpy(video(1)),
+            "x": [None, {1}, 2.5, "text", (b"b", True)],
+        }
+    }
     made = [pickle.dumps(content, protocol=protocol) for protocol in range(6)]
     for zipped in (True, False):
         buffer = io.BytesIO()
@@ -244,14 +277,20 @@ PROGRAMS = every_program()
 
 
 @given(
-    st.sampled_from(PROGRAMS), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 3)
+    st.sampled_from(PROGRAMS),
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4),
+    st.integers(0, 3),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_changed_bytes_are_read_or_refused(tmp_path, program, changes, start):
     """Whatever a file says: arrays and containers, or an error of the user; no other exception, and nothing is run."""
     spoiled = bytearray(program)
     for place, byte in changes:
-        spoiled[place % min(len(spoiled), 1 << (6 + 3 * start))] = byte  # most of the program stands at the start
+        spoiled[place % min(len(spoiled), 1 << (6 + 3 * start))] = (
+            byte  # most of the program stands at the start
+        )
     (tmp_path / "x.pkl").write_bytes(spoiled)
     try:
         reader.load(tmp_path / "x.pkl")
@@ -274,22 +313,37 @@ def test_both_public_layouts(tmp_path, layout, capsys):
     manifest = Manifest.load(out)
     assert manifest.keys("train") == ["video_00000", "video_00002", "video_00011"]
     assert manifest.keys("val") == ["video_10000"] and manifest.keys("test") == ["video_15000"]
-    assert np.array_equal(load_slots(out, "train"), np.stack([video(0), video(2), video(11)]).astype(np.float16))
+    assert np.array_equal(
+        load_slots(out, "train"), np.stack([video(0), video(2), video(11)]).astype(np.float16)
+    )
     assert next(read_split(out, "val")).annotation == {"scene_index": 10000}
     assert verify_folder(out) == []
     printed = capsys.readouterr().out
-    assert "train 3, val 1, test 1 videos" in printed and "conversion to float16: RMS error 1.93e-04" in printed
+    assert (
+        "train 3, val 1, test 1 videos" in printed
+        and "conversion to float16: RMS error 1.93e-04" in printed
+    )
 
 
 def test_tensors_and_float32(tmp_path, capsys):
-    out = run(tmp_path, {"train": {"0_pixels.mp4": torch.from_numpy(video(0)).bfloat16()}}, dtype="float32")
-    assert np.array_equal(load_slots(out, "train")[0], torch.from_numpy(video(0)).bfloat16().float().numpy())
+    out = run(
+        tmp_path,
+        {"train": {"0_pixels.mp4": torch.from_numpy(video(0)).bfloat16()}},
+        dtype="float32",
+    )
+    assert np.array_equal(
+        load_slots(out, "train")[0], torch.from_numpy(video(0)).bfloat16().float().numpy()
+    )
     assert "RMS error 0.00e+00" in capsys.readouterr().out
 
 
 def test_questions_and_annotations_are_joined_by_scene(tmp_path, capsys):
     def entry(scene):
-        return {"scene_index": scene, "video_filename": f"video_{scene:05d}.mp4", "questions": [{"question_id": 0, "question": "?"}]}
+        return {
+            "scene_index": scene,
+            "video_filename": f"video_{scene:05d}.mp4",
+            "questions": [{"question_id": 0, "question": "?"}],
+        }
 
     questions = tmp_path / "questions"
     questions.mkdir()
@@ -297,15 +351,30 @@ def test_questions_and_annotations_are_joined_by_scene(tmp_path, capsys):
     (questions / "validation.json").write_text(json.dumps([entry(10000)]))
     annotations = tmp_path / "annotations" / "annotation_00000-01000"
     annotations.mkdir(parents=True)
-    (annotations / "annotation_00002.json").write_text(json.dumps({"scene_index": 2, "collision": []}))
-    out = run(tmp_path, public(), questions=str(questions), annotations=str(tmp_path / "annotations"))
+    (annotations / "annotation_00002.json").write_text(
+        json.dumps({"scene_index": 2, "collision": []})
+    )
+    out = run(
+        tmp_path, public(), questions=str(questions), annotations=str(tmp_path / "annotations")
+    )
     samples = {s.key: s for split in ("train", "val", "test") for s in read_split(out, split)}
-    assert samples["video_00002"].questions == entry(2) and samples["video_00002"].annotation == {"scene_index": 2, "collision": []}
-    assert samples["video_10000"].questions == entry(10000) and samples["video_00011"].questions is None
+    assert samples["video_00002"].questions == entry(2) and samples["video_00002"].annotation == {
+        "scene_index": 2,
+        "collision": [],
+    }
+    assert (
+        samples["video_10000"].questions == entry(10000)
+        and samples["video_00011"].questions is None
+    )
     printed = capsys.readouterr().out
-    assert "questions: 3 videos have some, 2 have none (11, 15000); 1 scenes with some have no video (7)" in printed
+    assert (
+        "questions: 3 videos have some, 2 have none (11, 15000); 1 scenes with some have no video (7)"
+        in printed
+    )
     assert "annotations: 1 videos have some, 4 have none" in printed
-    single = run(tmp_path, public(), questions=str(questions / "train.json"), out=str(tmp_path / "single"))
+    single = run(
+        tmp_path, public(), questions=str(questions / "train.json"), out=str(tmp_path / "single")
+    )
     assert single and next(read_split(tmp_path / "single", "val")).questions is None
 
 
@@ -318,12 +387,27 @@ def spoiled(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["train"]["2_pixels.mp4"].__setitem__((0, 0, 0), np.nan), "video_00002: a slot holds a value that is not finite"),
+        (
+            lambda c: c["train"]["2_pixels.mp4"].__setitem__((0, 0, 0), np.nan),
+            "video_00002: a slot holds a value that is not finite",
+        ),
         (lambda c: c["train"].update({"2_pixels.mp4": video(2)[:, :2]}), "video_00002: slots are"),
-        (lambda c: c["validation"].update({"10000_pixels.mp4": video(0)[:4]}), "splits differ in the shape"),
-        (lambda c: c["train"].update({"video_00002.mp4": video(2)}), "scene 2 is there twice, as train/2_pixels.mp4 and as train/v"),
-        (lambda c: c["test"].update({"0_pixels.mp4": video(0)}), "scene 0 is there twice, as train/0_pixels.mp4 and as test/0_pixels.mp4"),
-        (lambda c: c["train"].update({"first.mp4": video(2)}), "key 'first.mp4' of split 'train' names no scene"),
+        (
+            lambda c: c["validation"].update({"10000_pixels.mp4": video(0)[:4]}),
+            "splits differ in the shape",
+        ),
+        (
+            lambda c: c["train"].update({"video_00002.mp4": video(2)}),
+            "scene 2 is there twice, as train/2_pixels.mp4 and as train/v",
+        ),
+        (
+            lambda c: c["test"].update({"0_pixels.mp4": video(0)}),
+            "scene 0 is there twice, as train/0_pixels.mp4 and as test/0_pixels.mp4",
+        ),
+        (
+            lambda c: c["train"].update({"first.mp4": video(2)}),
+            "key 'first.mp4' of split 'train' names no scene",
+        ),
         (lambda c: c["train"].update({"2_pixels.mp4": [1, 2]}), "must be a float array"),
         (lambda c: c["train"].update({"2_pixels.mp4": video(2)[0]}), r"it is float32 \(3, 8\)"),
         (lambda c: c.update({"train": [video(0)]}), "must hold"),

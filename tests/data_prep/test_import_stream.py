@@ -52,7 +52,9 @@ def assert_same(folder, whole):
     names = sorted(p.relative_to(whole) for p in whole.rglob("*"))
     assert sorted(p.relative_to(folder) for p in folder.rglob("*")) == names
     for name in names:
-        assert (whole / name).is_dir() or (folder / name).read_bytes() == (whole / name).read_bytes(), name
+        assert (whole / name).is_dir() or (folder / name).read_bytes() == (
+            whole / name
+        ).read_bytes(), name
 
 
 # --- memory
@@ -78,11 +80,20 @@ def test_a_pickle_larger_than_the_memory_it_may_have(tmp_path, kind):
         write_pickle(path, 870)
     else:
         slots = torch.zeros(870, 128, 7, 128)
-        torch.save({"train": {f"video_{scene:05d}.mp4": slots[scene] for scene in range(870)}}, path)
+        torch.save(
+            {"train": {f"video_{scene:05d}.mp4": slots[scene] for scene in range(870)}}, path
+        )
         del slots
     assert path.stat().st_size > 395e6
     limited = [sys.executable, "-c", LIMITED, str(path), str(tmp_path / "out")]
-    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
+    done = subprocess.run(
+        limited,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 150 << 20
     assert Manifest.load(tmp_path / "out").count("train") == 870
@@ -91,7 +102,9 @@ def test_a_pickle_larger_than_the_memory_it_may_have(tmp_path, kind):
 def test_reading_a_table_of_contents_reads_no_array(source):
     with reader.opened(source) as content:
         arrays = list(content["train"].values())
-        assert len(arrays) == VIDEOS and all(a.shape == (128, 7, 128) and a.content.memory is None for a in arrays)
+        assert len(arrays) == VIDEOS and all(
+            a.shape == (128, 7, 128) and a.content.memory is None for a in arrays
+        )
         assert reader.array(source, arrays[5])[0, 0, 0] == np.float32(0.005)
 
 
@@ -104,13 +117,20 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
 
 
 def test_questions_are_read_entry_by_entry(tmp_path, monkeypatch):
-    made = [{"scene_index": i, "video_filename": "ä" * (i % 7), "questions": [{"question": "?" * i}]} for i in range(60)]
+    made = [
+        {"scene_index": i, "video_filename": "ä" * (i % 7), "questions": [{"question": "?" * i}]}
+        for i in range(60)
+    ]
     monkeypatch.setattr(annotations, "CHUNK", 37)
     for indent in (None, 1):
         (tmp_path / "q.json").write_text(json.dumps(made, indent=indent, ensure_ascii=False) + "\n")
         joined = annotations.Joining(str(tmp_path / "q.json"), "")
         assert [joined.questions(i) for i in range(60)] == made and joined.questions(60) is None
-    for spoiled in (json.dumps(made)[:-1], json.dumps(made) + "x", json.dumps(made).replace("}, {", "} {", 1)):
+    for spoiled in (
+        json.dumps(made)[:-1],
+        json.dumps(made) + "x",
+        json.dumps(made).replace("}, {", "} {", 1),
+    ):
         (tmp_path / "q.json").write_text(spoiled)
         with pytest.raises(UserError, match=r"q\.json is no JSON"):
             annotations.Joining(str(tmp_path / "q.json"), "")
@@ -139,7 +159,10 @@ def test_a_killed_import_leaves_whole_shards_and_goes_on(source, whole, tmp_path
     out = tmp_path / "out"
     for after in (19, 3):  # the second run is killed too, further on
         killed = subprocess.run(
-            [sys.executable, "-c", KILLED, str(source), str(out), str(after), str(int(how))], cwd=ROOT, capture_output=True, timeout=200
+            [sys.executable, "-c", KILLED, str(source), str(out), str(after), str(int(how))],
+            cwd=ROOT,
+            capture_output=True,
+            timeout=200,
         )
         assert killed.returncode == -how and not out.exists()
     main(ImportPickle(source=str(source), out=str(out), shard_mb=1))
@@ -231,9 +254,20 @@ def test_another_source_does_not_go_on_from_what_is_there(tmp_path, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             main(config)
     assert len(list((tmp_path / "out.partial").rglob("*.tar"))) == 3
-    dump(path, {"train": {f"{scene}_pixels.mp4": np.full((128, 7, 128), scene, np.float32) for scene in range(5)}})
+    dump(
+        path,
+        {
+            "train": {
+                f"{scene}_pixels.mp4": np.full((128, 7, 128), scene, np.float32)
+                for scene in range(5)
+            }
+        },
+    )
     main(config)
-    assert np.array_equal(load_slots(tmp_path / "out", "train")[:, 0, 0, 1], np.arange(5)) and verify_folder(tmp_path / "out") == []
+    assert (
+        np.array_equal(load_slots(tmp_path / "out", "train")[:, 0, 0, 1], np.arange(5))
+        and verify_folder(tmp_path / "out") == []
+    )
 
 
 # --- types, frames, parts
@@ -242,38 +276,76 @@ def test_another_source_does_not_go_on_from_what_is_there(tmp_path, monkeypatch)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("frames", [128, 160])
 def test_types_on_disk(tmp_path, dtype, frames, capsys):
-    exact = {scene: np.random.default_rng(scene).standard_normal((frames, 3, 8)).astype(np.float32) for scene in range(3)}
-    path = dump(tmp_path / "slots.pkl", {"train": {f"video_{scene:05d}.mp4": slots for scene, slots in exact.items()}})
+    exact = {
+        scene: np.random.default_rng(scene).standard_normal((frames, 3, 8)).astype(np.float32)
+        for scene in range(3)
+    }
+    path = dump(
+        tmp_path / "slots.pkl",
+        {"train": {f"video_{scene:05d}.mp4": slots for scene, slots in exact.items()}},
+    )
     main(ImportPickle(source=str(path), out=str(tmp_path / "out"), dtype=dtype))
     manifest, stored = Manifest.load(tmp_path / "out"), load_slots(tmp_path / "out", "train")
-    assert manifest.dtype == dtype and manifest.frames == frames and verify_folder(tmp_path / "out") == []
-    rounded = torch.from_numpy(np.stack(list(exact.values()))).to(getattr(torch, dtype)).float().numpy()
+    assert (
+        manifest.dtype == dtype
+        and manifest.frames == frames
+        and verify_folder(tmp_path / "out") == []
+    )
+    rounded = (
+        torch.from_numpy(np.stack(list(exact.values()))).to(getattr(torch, dtype)).float().numpy()
+    )
     assert np.array_equal(widen(stored), rounded)
-    np.testing.assert_allclose(manifest.mean, rounded.astype(np.float64).mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(
+        manifest.mean, rounded.astype(np.float64).mean((0, 1, 2)), rtol=1e-12
+    )
     error = rounded - np.stack(list(exact.values()))
     rms, lost = (np.sqrt(np.mean(x.astype(np.float64) ** 2)) for x in (rounded, error))
-    assert f"conversion to {dtype}: RMS error {lost / rms:.2e}, largest {np.abs(error).max() / rms:.2e}" in capsys.readouterr().out
-    windows = InMemoryWindows(tmp_path / "out", "train", history_frames=2, pred_frames=1, frameskip=5)
+    assert (
+        f"conversion to {dtype}: RMS error {lost / rms:.2e}, largest {np.abs(error).max() / rms:.2e}"
+        in capsys.readouterr().out
+    )
+    windows = InMemoryWindows(
+        tmp_path / "out", "train", history_frames=2, pred_frames=1, frameskip=5
+    )
     batch = windows.gather(np.array([7]), np.array([0]))
-    assert batch["slots"].dtype == getattr(torch, dtype) and np.array_equal(batch["slots"][0].float().numpy(), rounded[0, 7:18:5])
+    assert batch["slots"].dtype == getattr(torch, dtype) and np.array_equal(
+        batch["slots"][0].float().numpy(), rounded[0, 7:18:5]
+    )
 
 
 def test_questions_are_asked_of_bfloat16_too(small_data, tmp_path):
     with DatasetWriter(tmp_path / "out", encoder="test", source={}, dtype="bfloat16") as writer:
         for sample in read_split(small_data, "val"):
-            writer.split("val").add(dataclasses.replace(sample, slots=widen(sample.slots), truth=None))
-    exact, rounded = (InMemoryQuestions(folder, "val", frames=25, stride=5, eval_start=3) for folder in (small_data, tmp_path / "out"))
+            writer.split("val").add(
+                dataclasses.replace(sample, slots=widen(sample.slots), truth=None)
+            )
+    exact, rounded = (
+        InMemoryQuestions(folder, "val", frames=25, stride=5, eval_start=3)
+        for folder in (small_data, tmp_path / "out")
+    )
     a, b = (source.gather(np.arange(40), np.arange(40)) for source in (exact, rounded))
     assert torch.equal(a["slots"].bfloat16(), b["slots"])
     assert torch.equal(a["tokens"], b["tokens"])
 
 
 def test_narrow_rounds_to_nearest_even_and_keeps_what_is_stored():
-    values = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32) * np.float32(10.0) ** np.arange(-3, 2)
-    for given in (values, values.astype(">f4"), values.astype(np.float64), values[::2], values.astype(np.float16)):
+    values = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32) * np.float32(
+        10.0
+    ) ** np.arange(-3, 2)
+    for given in (
+        values,
+        values.astype(">f4"),
+        values.astype(np.float64),
+        values[::2],
+        values.astype(np.float16),
+    ):
         assert np.array_equal(narrow(given, "float16"), given.astype(np.float16))
     bits = narrow(values, "bfloat16")
-    assert bits.dtype == np.uint16 and narrow(bits, "bfloat16") is not None and np.array_equal(narrow(widen(bits), "bfloat16"), bits)
+    assert (
+        bits.dtype == np.uint16
+        and narrow(bits, "bfloat16") is not None
+        and np.array_equal(narrow(widen(bits), "bfloat16"), bits)
+    )
     assert np.array_equal(widen(bits), torch.from_numpy(values).bfloat16().float().numpy())
     assert np.abs(widen(bits) / values - 1).max() <= 2.0**-8
 
@@ -288,5 +360,7 @@ def test_imported_parts_merge_to_the_whole(tmp_path):
     assert merged.source == whole.source and [*merged.splits] == [*whole.splits]
     for split in whole.splits:
         assert merged.keys(split) == whole.keys(split)
-        assert np.array_equal(load_slots(tmp_path / "merged", split), load_slots(tmp_path / "whole", split))
+        assert np.array_equal(
+            load_slots(tmp_path / "merged", split), load_slots(tmp_path / "whole", split)
+        )
     assert np.array_equal(load_slots(tmp_path / "merged", "train")[0], video(0).astype(np.float16))

@@ -42,7 +42,11 @@ def rewritten(world, out, change):
 def run(data, out, **options):
     main(Match(data=str(data), out=str(out), **options))
     assert verify_folder(out) == []
-    return {sample.key: sample.match for split in Manifest.load(out).splits for sample in read_split(out, split)}
+    return {
+        sample.key: sample.match
+        for split in Manifest.load(out).splits
+        for sample in read_split(out, split)
+    }
 
 
 def test_every_object_is_found_and_truth_is_not_used(world, tmp_path, capsys):
@@ -57,7 +61,11 @@ def test_every_object_is_found_and_truth_is_not_used(world, tmp_path, capsys):
         visible = truth["present"][:128].any(0)
         assert np.array_equal(match["slot_object"][visible], truth["slot_object"][visible])
         assert np.array_equal(match["present"], truth["present"][:128])
-        np.testing.assert_allclose(match["position"][match["present"]], truth["position"][:128][match["present"]], atol=1e-3)
+        np.testing.assert_allclose(
+            match["position"][match["present"]],
+            truth["position"][:128][match["present"]],
+            atol=1e-3,
+        )
         assert match["slot_object"].dtype == np.int8 and match["position"].dtype == np.float32
     main(Match(data=str(world), out=str(tmp_path / "with")))
     assert "already holds these matches" in capsys.readouterr().out
@@ -70,14 +78,21 @@ def test_windows_know_presence_from_matches(world, tmp_path):
     ids = np.arange(0, 4000, 37)
     expected = InMemoryWindows(world, "train", **options).gather(ids, ids)["present"]
     assert expected.any() and not expected.all()
-    assert (InMemoryWindows(tmp_path / "out", "train", **options).gather(ids, ids)["present"] == expected).all()
+    assert (
+        InMemoryWindows(tmp_path / "out", "train", **options).gather(ids, ids)["present"]
+        == expected
+    ).all()
 
 
 def test_presence_that_ends_before_rolled_out_slots_is_not_used(world, tmp_path):
     matched = tmp_path / "out"
     run(rewritten(world, tmp_path / "bare", lambda i, sample: sample), matched)
     assert load_presence(matched, "train").shape == (40, 128, 7)
-    rolled = rewritten(matched, tmp_path / "rolled", lambda i, s: dataclasses.replace(s, slots=np.concatenate([s.slots, s.slots[:32]])))
+    rolled = rewritten(
+        matched,
+        tmp_path / "rolled",
+        lambda i, s: dataclasses.replace(s, slots=np.concatenate([s.slots, s.slots[:32]])),
+    )
     assert load_presence(rolled, "train") is None
     assert (
         InMemoryWindows(rolled, "train", history_frames=2, pred_frames=1, frameskip=5)
@@ -88,7 +103,11 @@ def test_presence_that_ends_before_rolled_out_slots_is_not_used(world, tmp_path)
 
 def test_objects_without_a_slot_have_none(world, tmp_path):
     keep = np.array([0, 1, 2, 4, 6])
-    some = rewritten(world, tmp_path / "some", lambda i, sample: dataclasses.replace(sample, slots=sample.slots[:, keep]))
+    some = rewritten(
+        world,
+        tmp_path / "some",
+        lambda i, sample: dataclasses.replace(sample, slots=sample.slots[:, keep]),
+    )
     found = run(some, tmp_path / "out")
     wrong = missed = objects = 0
     for sample in read_split(world, "train"):
@@ -102,7 +121,11 @@ def test_objects_without_a_slot_have_none(world, tmp_path):
 
 def test_annotations_of_other_scenes_match_nothing(world, tmp_path):
     annotations = [sample.annotation for sample in read_split(world, "train")]
-    moved = rewritten(world, tmp_path / "moved", lambda i, sample: dataclasses.replace(sample, annotation=annotations[(i + 1) % 40]))
+    moved = rewritten(
+        world,
+        tmp_path / "moved",
+        lambda i, sample: dataclasses.replace(sample, annotation=annotations[(i + 1) % 40]),
+    )
     try:
         found = run(moved, tmp_path / "out")
     except UserError as error:
@@ -112,32 +135,62 @@ def test_annotations_of_other_scenes_match_nothing(world, tmp_path):
 
 
 def test_presence_alone_by_norm_and_motion(world, tmp_path, capsys):
-    plain = rewritten(world, tmp_path / "plain", lambda i, sample: dataclasses.replace(sample, annotation=None))
+    plain = rewritten(
+        world, tmp_path / "plain", lambda i, sample: dataclasses.replace(sample, annotation=None)
+    )
     found = run(plain, tmp_path / "out")
     assert "no annotations" in capsys.readouterr().out
-    assert all((match["slot_object"] == -1).all() and not match["position"].any() for match in found.values())
-    agree = [(found[s.key]["present"] == s.truth["present"][:128]).mean() for s in read_split(world, "train")]
+    assert all(
+        (match["slot_object"] == -1).all() and not match["position"].any()
+        for match in found.values()
+    )
+    agree = [
+        (found[s.key]["present"] == s.truth["present"][:128]).mean()
+        for s in read_split(world, "train")
+    ]
     assert np.mean(agree) > 0.995
 
 
 def test_frames_behind_the_annotation_are_read_from_the_slots(world, tmp_path):
     def longer(i, sample):
-        return dataclasses.replace(sample, slots=np.concatenate([sample.slots, futures[sample.key]]))
+        return dataclasses.replace(
+            sample, slots=np.concatenate([sample.slots, futures[sample.key]])
+        )
 
-    futures = {s.key: s.truth["future_slots"] for split in ("train", "val") for s in read_split(world, split)}
+    futures = {
+        s.key: s.truth["future_slots"]
+        for split in ("train", "val")
+        for s in read_split(world, split)
+    }
     found = run(rewritten(world, tmp_path / "long", longer), tmp_path / "out")
     for sample in read_split(world, "val"):
         match, truth = found[sample.key], sample.truth
         known = match["slot_object"] >= 0
         assert match["present"].shape == (160, 7)
         assert (match["present"][128:, known] == truth["present"][128:160, known]).mean() > 0.99
-        both = match["present"] & truth["present"][:160] & known & (np.abs(truth["position"][:160]).max(-1) < 0.8)
+        both = (
+            match["present"]
+            & truth["present"][:160]
+            & known
+            & (np.abs(truth["position"][:160]).max(-1) < 0.8)
+        )
         assert np.sqrt(((match["position"] - truth["position"][:160])[both] ** 2).mean()) < 0.1
 
 
 def test_counterfactual_questions_on_matched_slots(tmp_path):
     """Of some videos the encoder has lost an object: questions that remove what is matched with no slot are left out."""
-    simulate(Simulate(out=str(tmp_path / "plain"), train=30, val=0, test=0, seed=5, influence="none", counterfactuals="none", workers=1))
+    simulate(
+        Simulate(
+            out=str(tmp_path / "plain"),
+            train=30,
+            val=0,
+            test=0,
+            seed=5,
+            influence="none",
+            counterfactuals="none",
+            workers=1,
+        )
+    )
     true = list(read_split(tmp_path / "plain", "train"))
     empty, lost = Manifest.load(tmp_path / "plain").empty_slot, {}
 
@@ -152,17 +205,27 @@ def test_counterfactual_questions_on_matched_slots(tmp_path):
     def rolled(i, sample):
         removed = removed_slots(sample, False)
         return dataclasses.replace(
-            sample, worlds={"removed": np.array(removed, np.int8), "slots": np.repeat(sample.slots[None], len(removed), 0)}
+            sample,
+            worlds={
+                "removed": np.array(removed, np.int8),
+                "slots": np.repeat(sample.slots[None], len(removed), 0),
+            },
         )
 
     found = run(rewritten(tmp_path / "plain", tmp_path / "raw", imported), tmp_path / "out")
     rewritten(tmp_path / "out", tmp_path / "rolled", rolled)
-    source = InMemoryQuestions(tmp_path / "rolled", "train", frames=9, stride=14, eval_start=3, protocol="counterfactual")
+    source = InMemoryQuestions(
+        tmp_path / "rolled", "train", frames=9, stride=14, eval_start=3, protocol="counterfactual"
+    )
     of_lost = []
     for video, sample in enumerate(true):
         asked = [q for q in sample.questions["questions"] if q["question_type"] == "counterfactual"]
-        removed = [removed_objects({"questions": [q]}, objects(sample.annotation))[0] for q in asked]
+        removed = [
+            removed_objects({"questions": [q]}, objects(sample.annotation))[0] for q in asked
+        ]
         out = source.left_out[(source.video == video) & (source.type == "counterfactual")]
         assert out.tolist() == [o not in found[sample.key]["slot_object"] for o in removed]
         of_lost += [left for left, o in zip(out, removed) if o == lost.get(video)]
-    assert len(of_lost) >= 8 and np.mean(of_lost) > 0.7 and len(source.worlds) > source.left_out.sum()
+    assert (
+        len(of_lost) >= 8 and np.mean(of_lost) > 0.7 and len(source.worlds) > source.left_out.sum()
+    )

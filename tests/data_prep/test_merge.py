@@ -17,7 +17,15 @@ from data_prep.parts import share
 from data_prep.simulate.__main__ import main as simulate
 from data_prep.simulate.video import Simulate
 
-SIZES = {"train": 5, "val": 3, "test": 0, "workers": 1, "questions": "val", "influence": "none", "counterfactuals": "none"}
+SIZES = {
+    "train": 5,
+    "val": 3,
+    "test": 0,
+    "workers": 1,
+    "questions": "val",
+    "influence": "none",
+    "counterfactuals": "none",
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +49,10 @@ def contents(folder):
         for entry in entries:
             with ShardReader(folder, split, entry) as shard:
                 for key, members in shard.members.items():
-                    read = {name: os.pread(shard.descriptor, extent.length, extent.offset) for name, extent in members.items()}
+                    read = {
+                        name: os.pread(shard.descriptor, extent.length, extent.offset)
+                        for name, extent in members.items()
+                    }
                     found.setdefault(split, []).append((key, read))
     return found
 
@@ -59,12 +70,17 @@ def test_merged_parts_are_the_whole(made, parts, tmp_path, capsys):
         "std": 0,
         "splits": 0,
     }
-    assert (out / "train" / "000001.tar").stat().st_ino == (parts / "1" / "train" / "000000.tar").stat().st_ino, "linked, not copied"
+    assert (out / "train" / "000001.tar").stat().st_ino == (
+        parts / "1" / "train" / "000000.tar"
+    ).stat().st_ino, "linked, not copied"
     merge(Merge(out=str(out), parts=[str(parts / str(i)) for i in (2, 0, 1)]))
     assert "already holds these parts" in capsys.readouterr().out
     shutil.rmtree(parts)
     assert verify_folder(out) == []
-    assert simulate(Simulate(out=str(out), **SIZES)) == 0 and "already holds this data set" in capsys.readouterr().out
+    assert (
+        simulate(Simulate(out=str(out), **SIZES)) == 0
+        and "already holds this data set" in capsys.readouterr().out
+    )
 
 
 def copy(parts):
@@ -92,8 +108,14 @@ def another(parts):
         (copy, "overlap: both are part 1"),
         (renumbered, "overlap: both have key video_"),
         (another, "does not belong to .*: they differ in settings"),
-        (lambda parts: os.truncate(parts / "1" / "train" / "000000.tar", 5000), r"1/train/000000\.tar has 5000 bytes"),
-        (lambda parts: (parts / "1" / "train" / "000000.tar").unlink(), r"1/train/000000\.tar cannot be read"),
+        (
+            lambda parts: os.truncate(parts / "1" / "train" / "000000.tar", 5000),
+            r"1/train/000000\.tar has 5000 bytes",
+        ),
+        (
+            lambda parts: (parts / "1" / "train" / "000000.tar").unlink(),
+            r"1/train/000000\.tar cannot be read",
+        ),
         (lambda parts: (parts / "1").rename(parts / "1.partial"), "is not finished"),
         (lambda parts: shutil.rmtree(parts), "there is no part in it"),
     ],
@@ -112,7 +134,9 @@ def test_a_whole_data_set_is_no_part(made, tmp_path):
 
 def test_shares():
     for length in (8, 9, 17):
-        assert [x for i in range(8) for x in share(list(range(length)), f"{i}/8")] == list(range(length))
+        assert [x for i in range(8) for x in share(list(range(length)), f"{i}/8")] == list(
+            range(length)
+        )
     for bad in ("8/8", "1", "-1/2", "a/b"):
         with pytest.raises(UserError, match="i/n with 0 <= i < n"):
             share([0], bad)

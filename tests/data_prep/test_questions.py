@@ -33,20 +33,32 @@ def videos():
             return worlds.history(worlds.counterfactual(world, removed))
 
         history = worlds.history(world)
-        questions = make_questions(history, counterfactual, index, np.random.default_rng([1, index]))
+        questions = make_questions(
+            history, counterfactual, index, np.random.default_rng([1, index])
+        )
         made.append((history, counterfactual, questions, list(asked)))
     return made
 
 
 def by_type(videos, kind):
-    return [(history, q) for history, _, content, _ in videos for q in content["questions"] if q["question_type"] == kind]
+    return [
+        (history, q)
+        for history, _, content, _ in videos
+        for q in content["questions"]
+        if q["question_type"] == kind
+    ]
 
 
 def test_form_is_clevrers(videos):
     for index, (_, _, content, _) in enumerate(videos):
         assert list(content) == ["scene_index", "video_filename", "questions"]
-        assert content["scene_index"] == index and content["video_filename"] == f"video_{index:05d}.mp4"
-        assert [q["question_id"] for q in content["questions"]] == list(range(len(content["questions"])))
+        assert (
+            content["scene_index"] == index
+            and content["video_filename"] == f"video_{index:05d}.mp4"
+        )
+        assert [q["question_id"] for q in content["questions"]] == list(
+            range(len(content["questions"]))
+        )
         assert json.loads(json.dumps(content)) == content
         kinds = [q["question_type"] for q in content["questions"]]
         order = ["descriptive", "explanatory", "predictive", "counterfactual"]
@@ -54,14 +66,23 @@ def test_form_is_clevrers(videos):
         for q in content["questions"]:
             encode(q["question"], QUESTION_WORDS)
             if q["question_type"] == "descriptive":
-                keys = ["question_id", "question", "question_type", "question_subtype", "program", "answer"]
+                keys = [
+                    "question_id",
+                    "question",
+                    "question_type",
+                    "question_subtype",
+                    "program",
+                    "answer",
+                ]
                 assert q["answer"] in ANSWERS
             else:
                 keys = ["question_id", "question", "question_type", "program", "choices"]
                 assert [c["choice_id"] for c in q["choices"]] == list(range(len(q["choices"])))
                 assert len({tuple(c["program"]) for c in q["choices"]}) == len(q["choices"])
                 for c in q["choices"]:
-                    assert list(c) == ["choice_id", "choice", "program", "answer"] and c["answer"] in ("correct", "wrong")
+                    assert list(c) == ["choice_id", "choice", "program", "answer"] and c[
+                        "answer"
+                    ] in ("correct", "wrong")
                     encode(c["choice"], CHOICE_WORDS)
             assert list(q) == keys
 
@@ -76,11 +97,15 @@ def test_answers_follow_from_the_sentences_alone(videos):
                 assert world.run(q["program"]) == q["answer"]
             for c in q.get("choices", []):
                 assert parse(c["choice"])[1] == c["program"]
-                assert (world.run(c["program"], q["program"]) == "yes") == (c["answer"] == "correct")
+                assert (world.run(c["program"], q["program"]) == "yes") == (
+                    c["answer"] == "correct"
+                )
 
 
 def test_counts_a_video(videos):
-    counts = Counter(q["question_type"] for _, _, content, _ in videos for q in content["questions"])
+    counts = Counter(
+        q["question_type"] for _, _, content, _ in videos for q in content["questions"]
+    )
     assert 10.9 <= counts["descriptive"] / VIDEOS <= 11
     for kind, low, high in (
         ("explanatory", 1.55, 1.8),
@@ -96,12 +121,34 @@ def test_counts_a_video(videos):
 
 
 def test_families_and_subtypes(videos):
-    families = {parse(q["question"])[0].family for _, _, content, _ in videos for q in content["questions"]}
-    assert families >= {"count_state", "count_event", "count_collision", "exist_event", "exist_collision", "exist_state", "query_order"}
-    assert families >= {"query_partner", "query_partner_order", "query_state", "collision", "exit", "next", "counterfactual"}
+    families = {
+        parse(q["question"])[0].family for _, _, content, _ in videos for q in content["questions"]
+    }
+    assert families >= {
+        "count_state",
+        "count_event",
+        "count_collision",
+        "exist_event",
+        "exist_collision",
+        "exist_state",
+        "query_order",
+    }
+    assert families >= {
+        "query_partner",
+        "query_partner_order",
+        "query_state",
+        "collision",
+        "exit",
+        "next",
+        "counterfactual",
+    }
     subtypes = {q["question_subtype"] for _, q in by_type(videos, "descriptive")}
     assert subtypes == {"count", "exist", "query_color", "query_material", "query_shape"}
-    presences = {parse(c["choice"])[0].family for _, q in by_type(videos, "explanatory") for c in q["choices"]}
+    presences = {
+        parse(c["choice"])[0].family
+        for _, q in by_type(videos, "explanatory")
+        for c in q["choices"]
+    }
     assert presences == {"presence", "cause_collision", "entrance"}
 
 
@@ -111,10 +158,17 @@ def test_descriptive_balance(videos):
         answers[q["question_subtype"]][q["answer"]] += 1
     share = {subtype: max(c.values()) / sum(c.values()) for subtype, c in answers.items()}
     assert share["exist"] < 0.6 and share["count"] < 0.45
-    assert share["query_material"] < 0.58 and share["query_shape"] < 0.42 and share["query_color"] < 0.2
+    assert (
+        share["query_material"] < 0.58
+        and share["query_shape"] < 0.42
+        and share["query_color"] < 0.2
+    )
 
 
-@pytest.mark.parametrize("kind, low, high", [("explanatory", 0.45, 0.55), ("predictive", 0.5, 0.5), ("counterfactual", 0.45, 0.55)])
+@pytest.mark.parametrize(
+    "kind, low, high",
+    [("explanatory", 0.45, 0.55), ("predictive", 0.5, 0.5), ("counterfactual", 0.45, 0.55)],
+)
 def test_options_are_balanced_with_and_without_negation(videos, kind, low, high):
     right = defaultdict(list)
     for _, q in by_type(videos, kind):
@@ -135,10 +189,15 @@ def test_the_balance_is_that_of_the_real_questions(videos):
             assert abs(table[real.ANSWERS][count] - share) < 0.2
     for kind, allowed in (("explanatory", 0.08), ("counterfactual", 0.12)):
         section = real.CORRECT.format(kind)
-        assert all(abs(table[section].get(row, 0.0) - share) < allowed for row, share in real.REAL[section].items())
+        assert all(
+            abs(table[section].get(row, 0.0) - share) < allowed
+            for row, share in real.REAL[section].items()
+        )
         assert abs(table[real.NEGATED][kind] - 0.5) < 0.08
     for section in (real.OPTION_KINDS, real.NAMES):
-        assert all(abs(table[section][row] - share) < 0.1 for row, share in real.REAL[section].items())
+        assert all(
+            abs(table[section][row] - share) < 0.1 for row, share in real.REAL[section].items()
+        )
 
 
 def test_the_text_alone_says_nothing_of_an_option(videos):
@@ -153,10 +212,14 @@ def test_options_do_not_give_themselves_away(videos):
         (removed,) = removed_objects({"questions": [q]}, history.objects)
         for c in q["choices"]:
             middle = c["program"].index("filter_collision")
-            pair = described(c["program"][:middle], history.objects) + described(c["program"][middle:], history.objects)
+            pair = described(c["program"][:middle], history.objects) + described(
+                c["program"][middle:], history.objects
+            )
             assert len(pair) == 2 and removed not in pair
     for history, q in by_type(videos, "explanatory"):
-        named = [described(p.split(), history.objects) for p in " ".join(q["program"]).split(" unique ")]
+        named = [
+            described(p.split(), history.objects) for p in " ".join(q["program"]).split(" unique ")
+        ]
         effect = {found[0] for found in named if len(found) == 1}
         for c in q["choices"]:
             if "filter_collision" not in c["program"]:
@@ -167,9 +230,16 @@ def test_removed_objects(videos):
     for history, _, content, asked in videos:
         removed = removed_objects(content, history.objects)
         assert set(removed) <= set(asked) and len(set(removed)) == len(removed)
-        spoken = [{name: value for name, value in q.items() if name != "program"} for q in content["questions"]]
-        assert removed_objects({"questions": spoken}, history.objects) == removed  # as in real validation questions
-    broken = copy.deepcopy(next(content for _, _, content, _ in videos if "counterfactual" in json.dumps(content)))
+        spoken = [
+            {name: value for name, value in q.items() if name != "program"}
+            for q in content["questions"]
+        ]
+        assert (
+            removed_objects({"questions": spoken}, history.objects) == removed
+        )  # as in real validation questions
+    broken = copy.deepcopy(
+        next(content for _, _, content, _ in videos if "counterfactual" in json.dumps(content))
+    )
     question = next(q for q in broken["questions"] if q["question_type"] == "counterfactual")
     question["program"] = ["all_events", "objects", "unique", "get_counterfact", "belong_to"]
     with pytest.raises(UserError, match="removes an object"):

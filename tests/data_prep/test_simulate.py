@@ -46,7 +46,9 @@ def test_removal_is_exact(worlds: list[world.World]) -> None:
             other, downstream = world.counterfactual(w, removed), truth.removal_changes(w, removed)
             assert not any(removed in (hit.a, hit.b) for hit in other.paths.hits)
             for i in set(range(len(w.objects))) - {removed}:
-                same = all(np.array_equal(a, b) for a, b in zip(rows(w.paths, i), rows(other.paths, i)))
+                same = all(
+                    np.array_equal(a, b) for a, b in zip(rows(w.paths, i), rows(other.paths, i))
+                )
                 assert same or i in downstream
                 kept, changed = kept + same, changed + (not same)
     assert kept > 1000 and changed > 1000
@@ -56,7 +58,9 @@ def test_simulating_again_is_exact(worlds: list[world.World]) -> None:
     for w in worlds[:20]:
         again = physics.simulate(w.bodies)
         assert again.hits == w.paths.hits and all(
-            np.array_equal(a, b) for i in range(len(w.bodies)) for a, b in zip(rows(w.paths, i), rows(again, i))
+            np.array_equal(a, b)
+            for i in range(len(w.bodies))
+            for a, b in zip(rows(w.paths, i), rows(again, i))
         )
 
 
@@ -65,8 +69,12 @@ def test_a_late_start_continues_the_world(worlds: list[world.World]) -> None:
     for w in worlds[:30]:
         for frame in (20, 60, 100):
             start, steps = frame * SUBSTEPS, 10 * SUBSTEPS
-            p = physics.simulate(truth.state_at(w, start), -1, steps + 1, w.paths.alive[:, 1] <= start)
-            assert [hit.step + start for hit in p.hits] == [hit.step for hit in w.paths.hits if start < hit.step <= start + steps]
+            p = physics.simulate(
+                truth.state_at(w, start), -1, steps + 1, w.paths.alive[:, 1] <= start
+            )
+            assert [hit.step + start for hit in p.hits] == [
+                hit.step for hit in w.paths.hits if start < hit.step <= start + steps
+            ]
             np.testing.assert_allclose(p.x, w.paths.x[:, start : start + steps + 1], atol=1e-9)
 
 
@@ -83,7 +91,10 @@ def test_momentum_and_energy(worlds: list[world.World]) -> None:
                 body, inertia = w.bodies[b], w.bodies[b].mass * (shape if w.bodies[b].cube else 1.0)
                 k = hit.step
                 x, y = p.x[b, k], p.y[b, k]
-                for total, vx, vy, spin in ((after, p.vx[b, k], p.vy[b, k], p.spin[b, k]), (before, *just_before(w, b, hit))):
+                for total, vx, vy, spin in (
+                    (after, p.vx[b, k], p.vy[b, k], p.spin[b, k]),
+                    (before, *just_before(w, b, hit)),
+                ):
                     angular = body.mass * (x * vy - y * vx) + inertia * spin
                     energy = 0.5 * body.mass * (vx**2 + vy**2) + 0.5 * inertia * spin**2
                     total += np.array([body.mass * vx, body.mass * vy, angular, energy])
@@ -112,10 +123,23 @@ def test_impulses_agree_with_pymunk(cubes: tuple[bool, bool]) -> None:
     """Velocities after one collision against Chipmunk's, which steps through the touch: masses, restitution, off-centre spins."""
     rng, compared = np.random.default_rng(3), 0
     for _ in range(40):
-        speed, offset, angle = rng.uniform(0.02, 0.04), rng.uniform(-0.15, 0.15), rng.uniform(0.3, 1.2)
+        speed, offset, angle = (
+            rng.uniform(0.02, 0.04),
+            rng.uniform(-0.15, 0.15),
+            rng.uniform(0.3, 1.2),
+        )
         masses = rng.choice([1.0, 2.0], 2)
         bodies = [
-            Body(-0.5, 0.0, speed / SUBSTEPS, 0.0, angle if cubes[0] else 0.0, 0.0, masses[0], cubes[0]),
+            Body(
+                -0.5,
+                0.0,
+                speed / SUBSTEPS,
+                0.0,
+                angle if cubes[0] else 0.0,
+                0.0,
+                masses[0],
+                cubes[0],
+            ),
             Body(0.1, offset, 0.0, 0.0, 0.2 if cubes[1] else 0.0, 0.0, masses[1], cubes[1]),
         ]
         p = physics.simulate(bodies)
@@ -126,13 +150,22 @@ def test_impulses_agree_with_pymunk(cubes: tuple[bool, bool]) -> None:
         space.collision_slop = 0.0
         made = []
         for body, x in zip(bodies, (p.x[0, k], p.x[1, k])):
-            inertia = body.mass * physics.CUBE_INERTIA if body.cube else body.mass * physics.RADIUS**2 / 2
+            inertia = (
+                body.mass * physics.CUBE_INERTIA if body.cube else body.mass * physics.RADIUS**2 / 2
+            )
             rigid = pymunk.Body(body.mass, inertia)
             before = float(np.hypot(body.vx, 0.0)) * SUBSTEPS
             rigid.position = (x - 0.05, body.y) if before else (x, body.y)
-            rigid.velocity, rigid.angle = (max(0.0, before - k * physics.SLIDE * SUBSTEPS) if before else 0.0, 0.0), body.angle
+            rigid.velocity, rigid.angle = (
+                (max(0.0, before - k * physics.SLIDE * SUBSTEPS) if before else 0.0, 0.0),
+                body.angle,
+            )
             h = physics.HALF_SIDE
-            form = pymunk.Poly(rigid, [(h, h), (-h, h), (-h, -h), (h, -h)]) if body.cube else pymunk.Circle(rigid, physics.RADIUS)
+            form = (
+                pymunk.Poly(rigid, [(h, h), (-h, h), (-h, -h), (h, -h)])
+                if body.cube
+                else pymunk.Circle(rigid, physics.RADIUS)
+            )
             form.elasticity, form.friction = physics.RESTITUTION**0.5, 0.0
             space.add(rigid, form)
             made.append(rigid)
@@ -157,7 +190,9 @@ def test_scenes(worlds: list[world.World]) -> None:
         triples = [(o.color, o.material, o.shape) for o in w.objects]
         assert len(set(triples)) == len(triples) and 3 <= len(triples) <= 6
         assert all(c in COLORS and m in MATERIALS and s in SHAPES for c, m, s in triples)
-        assert [b.mass for b in w.bodies] == [{"metal": 2.0, "rubber": 1.0}[o.material] for o in w.objects]
+        assert [b.mass for b in w.bodies] == [
+            {"metal": 2.0, "rubber": 1.0}[o.material] for o in w.objects
+        ]
         h = world.history(w)
         pairs = [(c.a, c.b) for c in h.collisions]
         assert len(set(pairs)) == len(pairs) and all(a < b for a, b in pairs)
@@ -169,8 +204,13 @@ def test_scenes(worlds: list[world.World]) -> None:
             assert len(seen) == seen[-1] - seen[0] + 1, "an object that has left does not come back"
             assert h.entries.get(i, 0) == seen[0] and h.exits.get(i, FRAMES) == seen[-1] + 1
             for j in range(i):
-                distance = np.hypot(p.x[i, ::SUBSTEPS] - p.x[j, ::SUBSTEPS], p.y[i, ::SUBSTEPS] - p.y[j, ::SUBSTEPS])
-                assert distance[h.present[:, i] & h.present[:, j]].min(initial=9.0) > 2 * physics.HALF_SIDE - 0.06
+                distance = np.hypot(
+                    p.x[i, ::SUBSTEPS] - p.x[j, ::SUBSTEPS], p.y[i, ::SUBSTEPS] - p.y[j, ::SUBSTEPS]
+                )
+                assert (
+                    distance[h.present[:, i] & h.present[:, j]].min(initial=9.0)
+                    > 2 * physics.HALF_SIDE - 0.06
+                )
         shown = sum(c.frame < SHOWN for c in h.collisions)
         collisions.append(shown)
         unseen += len(pairs) > shown
@@ -178,7 +218,9 @@ def test_scenes(worlds: list[world.World]) -> None:
     assert unseen > 0.3 * len(worlds), "predictive questions need collisions after the end"
 
 
-def test_a_sixth_of_the_objects_rest_and_the_others_move_as_stated(worlds: list[world.World]) -> None:
+def test_a_sixth_of_the_objects_rest_and_the_others_move_as_stated(
+    worlds: list[world.World],
+) -> None:
     steps = []
     for w in worlds:
         h = world.history(w)
@@ -191,7 +233,9 @@ def test_a_sixth_of_the_objects_rest_and_the_others_move_as_stated(worlds: list[
 # -------------------------------------------------------------------------------------------------------------- slots
 
 
-def arrangement(w: world.World, rng: np.random.Generator, tier: str = "clean") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrangement(
+    w: world.World, rng: np.random.Generator, tier: str = "clean"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     slot_object, background = np.full(7, -1), np.zeros(7, bool)
     order = rng.permutation(7)
     slot_object[order[: len(w.objects)]] = np.arange(len(w.objects))
@@ -207,7 +251,9 @@ def probe(worlds: list[world.World], tier: str) -> tuple[float, float, float]:
         s = truth.world_slots(w, slot_object, background, noise, tier)
         t = truth.scene_truth(w, slot_object, background)
         # Wholly in view: at the edge a slot is a mix with the empty one, and what is linear in it is not the position.
-        whole = t["present"][:SHOWN:4] & (np.abs(t["position"][:SHOWN:4]).max(-1) < physics.VIEW - physics.RADIUS)
+        whole = t["present"][:SHOWN:4] & (
+            np.abs(t["position"][:SHOWN:4]).max(-1) < physics.VIEW - physics.RADIUS
+        )
         x.append(s[:SHOWN:4][whole])
         position.append(t["position"][:SHOWN:4][whole])
         velocity.append(t["velocity"][:SHOWN:4][whole])
@@ -217,7 +263,11 @@ def probe(worlds: list[world.World], tier: str) -> tuple[float, float, float]:
     read = Ridge(1e-3).fit(a[:half], p[:half]).predict(a[half:])
     moving = Ridge(1e-3).fit(a[:half], v[:half]).predict(a[half:])
     explained = 1 - ((moving - v[half:]) ** 2).mean() / v[half:].var(0).mean()
-    return float(np.sqrt(((read - p[half:]) ** 2).mean())), float(explained), float(np.concatenate(everything).var(0).mean())
+    return (
+        float(np.sqrt(((read - p[half:]) ** 2).mean())),
+        float(explained),
+        float(np.concatenate(everything).var(0).mean()),
+    )
 
 
 def test_a_slot_shows_position_but_not_velocity(worlds: list[world.World]) -> None:
@@ -239,14 +289,21 @@ def test_an_object_on_the_edge_is_half_there() -> None:
     angle, present = np.zeros((1, n)), np.ones((1, n), bool)
 
     def at(x: float) -> np.ndarray:
-        return slots.encode(w.objects, slot_object, background, np.full((1, n, 2), [x, 0.0]), angle, present, noise)[0, 0]
+        return slots.encode(
+            w.objects, slot_object, background, np.full((1, n, 2), [x, 0.0]), angle, present, noise
+        )[0, 0]
 
     inside = physics.VIEW - physics.RADIUS
     full = (
-        slots.features(w.objects[:1], np.array([[[physics.VIEW, 0.0]]]), np.zeros((1, 1)))[0, 0] @ slots._map(128)[0] + slots._map(128)[1]
+        slots.features(w.objects[:1], np.array([[[physics.VIEW, 0.0]]]), np.zeros((1, 1)))[0, 0]
+        @ slots._map(128)[0]
+        + slots._map(128)[1]
     )
     np.testing.assert_allclose(at(physics.VIEW), (full + slots.empty_slot()) / 2, atol=1e-5)
-    shares = [np.square(at(x) - slots.empty_slot()).mean() for x in (inside, inside + 0.05, inside + 0.1, physics.VIEW)]
+    shares = [
+        np.square(at(x) - slots.empty_slot()).mean()
+        for x in (inside, inside + 0.05, inside + 0.1, physics.VIEW)
+    ]
     assert all(a > b for a, b in zip(shares, shares[1:]))
 
 
@@ -257,7 +314,9 @@ def test_two_slots_at_the_same_place_with_opposite_velocities_are_equal() -> Non
     position, _, angle, _ = truth.frame_states(w.paths)
     present = world.presence(w.paths)[:TRUTH_FRAMES]
     forward = slots.encode(w.objects, slot_object, background, position, angle, present, noise)
-    reverse = slots.encode(w.objects, slot_object, background, position[::-1], angle[::-1], present[::-1], noise[::-1])
+    reverse = slots.encode(
+        w.objects, slot_object, background, position[::-1], angle[::-1], present[::-1], noise[::-1]
+    )
     np.testing.assert_array_equal(forward, reverse[::-1])
 
 
@@ -267,9 +326,15 @@ def test_empty_background_and_absent_slots(worlds: list[world.World]) -> None:
         s = truth.world_slots(w, slot_object, background, noise, "clean") - noise
         present = truth.scene_truth(w, slot_object, background)["present"]
         np.testing.assert_allclose(
-            s[~present & ~background], np.broadcast_to(slots.empty_slot(), s[~present & ~background].shape), atol=1e-5
+            s[~present & ~background],
+            np.broadcast_to(slots.empty_slot(), s[~present & ~background].shape),
+            atol=1e-5,
         )
-        np.testing.assert_allclose(s[:, background][:, 0], np.broadcast_to(slots.background_slot(), (TRUTH_FRAMES, 128)), atol=1e-5)
+        np.testing.assert_allclose(
+            s[:, background][:, 0],
+            np.broadcast_to(slots.background_slot(), (TRUTH_FRAMES, 128)),
+            atol=1e-5,
+        )
         assert np.abs(s[present] - slots.empty_slot()).max(-1).min() > 0.5
 
 
@@ -287,17 +352,23 @@ def test_occluded_objects_are_behind_something(worlds: list[world.World]) -> Non
     assert 0.01 < np.mean(share) < 0.2
 
 
-def test_slots_of_unaffected_objects_are_bit_identical_without_another(worlds: list[world.World]) -> None:
+def test_slots_of_unaffected_objects_are_bit_identical_without_another(
+    worlds: list[world.World],
+) -> None:
     for w in worlds[:40]:
         slot_object, background, noise = arrangement(w, np.random.default_rng(0))
         factual = truth.world_slots(w, slot_object, background, noise, "clean")
         for removed in range(len(w.objects)):
-            other = truth.world_slots(world.counterfactual(w, removed), slot_object, background, noise, "clean")
+            other = truth.world_slots(
+                world.counterfactual(w, removed), slot_object, background, noise, "clean"
+            )
             downstream = truth.removal_changes(w, removed)
             for s in range(7):
                 if slot_object[s] == removed:
                     np.testing.assert_allclose(
-                        other[:, s] - noise[:, s], np.broadcast_to(slots.empty_slot(), (TRUTH_FRAMES, 128)), atol=1e-5
+                        other[:, s] - noise[:, s],
+                        np.broadcast_to(slots.empty_slot(), (TRUTH_FRAMES, 128)),
+                        atol=1e-5,
                     )
                 elif slot_object[s] not in downstream:
                     np.testing.assert_array_equal(factual[:, s], other[:, s])
@@ -315,7 +386,9 @@ def test_influence_needs_a_contact_and_contacts_mostly_give_it(worlds: list[worl
         for frame, i, j in influence:
             assert i != j and 0 <= frame < SHOWN - 5
             assert any(frame < f <= frame + 5 and j in (a, b) for f, a, b in touching)
-            assert any(frame < f <= frame + 5 and i in (a, b) for f, a, b in touching) or chained(w, slot_object, frame, i, j)
+            assert any(frame < f <= frame + 5 and i in (a, b) for f, a, b in touching) or chained(
+                w, slot_object, frame, i, j
+            )
         for frame, i, j in touching:
             if 5 <= frame < SHOWN - 5:
                 found += ((frame - 3, i, j) in influence) + ((frame - 3, j, i) in influence)
@@ -327,7 +400,10 @@ def test_influence_needs_a_contact_and_contacts_mostly_give_it(worlds: list[worl
 def chained(w: world.World, slot_object: np.ndarray, frame: int, i: int, j: int) -> bool:
     """Whether taking j away makes i touch something that it did not touch."""
     p = physics.simulate(
-        truth.state_at(w, frame * SUBSTEPS), int(slot_object[j]), 5 * SUBSTEPS + 1, w.paths.alive[:, 1] <= frame * SUBSTEPS
+        truth.state_at(w, frame * SUBSTEPS),
+        int(slot_object[j]),
+        5 * SUBSTEPS + 1,
+        w.paths.alive[:, 1] <= frame * SUBSTEPS,
     )
     return any(slot_object[i] in (hit.a, hit.b) for hit in p.hits)
 
@@ -335,16 +411,33 @@ def chained(w: world.World, slot_object: np.ndarray, frame: int, i: int, j: int)
 def test_annotation_is_clevrers(worlds: list[world.World]) -> None:
     for w in worlds[:5]:
         made = json.loads(json.dumps(truth.annotation(w, 10_007).json()))
-        assert list(made) == ["scene_index", "video_filename", "object_property", "motion_trajectory", "collision"]
+        assert list(made) == [
+            "scene_index",
+            "video_filename",
+            "object_property",
+            "motion_trajectory",
+            "collision",
+        ]
         assert made["video_filename"] == "video_10007.mp4" and made["scene_index"] == 10_007
-        assert all(list(o) == ["object_id", "color", "material", "shape"] for o in made["object_property"])
+        assert all(
+            list(o) == ["object_id", "color", "material", "shape"] for o in made["object_property"]
+        )
         assert [frame["frame_id"] for frame in made["motion_trajectory"]] == list(range(SHOWN))
         h = world.history(w)
         for t in (0, 64, 127):
             for i, o in enumerate(made["motion_trajectory"][t]["objects"]):
-                assert list(o) == ["object_id", "location", "orientation", "velocity", "angular_velocity", "inside_camera_view"]
+                assert list(o) == [
+                    "object_id",
+                    "location",
+                    "orientation",
+                    "velocity",
+                    "angular_velocity",
+                    "inside_camera_view",
+                ]
                 assert o["object_id"] == i and o["inside_camera_view"] is bool(h.present[t, i])
-                np.testing.assert_allclose(o["location"], [*h.position[t, i], physics.RADIUS], atol=1e-4)
+                np.testing.assert_allclose(
+                    o["location"], [*h.position[t, i], physics.RADIUS], atol=1e-4
+                )
                 assert all(len(o[k]) == 3 for k in ("orientation", "velocity", "angular_velocity"))
         assert [(c["frame_id"], *c["object_ids"]) for c in made["collision"]] == [
             (c.frame, c.a, c.b) for c in h.collisions if c.frame < SHOWN
@@ -361,17 +454,34 @@ def test_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(config) == 0
     assert entry.main(dataclasses.replace(config, out=str(tmp_path / "b"), workers=2)) == 0
     for path in sorted((tmp_path / "a").rglob("*.*")):
-        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
+        assert (
+            path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+        ), path
     assert verify_folder(tmp_path / "a") == []
     manifest = Manifest.load(tmp_path / "a")
-    assert manifest.encoder == "simulated-clean-v1" and manifest.empty_slot is not None and len(manifest.empty_slot) == 128
+    assert (
+        manifest.encoder == "simulated-clean-v1"
+        and manifest.empty_slot is not None
+        and len(manifest.empty_slot) == 128
+    )
 
     train, val = next(read_split(tmp_path / "a", "train")), list(read_split(tmp_path / "a", "val"))
-    assert train.key == "video_00000" and [s.key for s in val] == [f"video_{10_000 + i:05d}" for i in range(4)]
-    assert train.truth is not None and "influence" not in train.truth and train.slots is not None and train.slots.shape == (128, 7, 128)
+    assert train.key == "video_00000" and [s.key for s in val] == [
+        f"video_{10_000 + i:05d}" for i in range(4)
+    ]
+    assert (
+        train.truth is not None
+        and "influence" not in train.truth
+        and train.slots is not None
+        and train.slots.shape == (128, 7, 128)
+    )
     for sample in val:
         t = sample.truth
-        assert t is not None and sample.questions is not None and sample.questions["scene_index"] == int(sample.key[-5:])
+        assert (
+            t is not None
+            and sample.questions is not None
+            and sample.questions["scene_index"] == int(sample.key[-5:])
+        )
         n = len(t["counterfactual_removed"])
         expected = {
             "present": (160, 7), "position": (160, 7, 2), "velocity": (160, 7, 2), "future_slots": (32, 7, 128), "empty_slot": (128,),
@@ -379,7 +489,11 @@ def test_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "counterfactual_position": (n, 160, 7, 2), "counterfactual_present": (n, 160, 7),
         }  # fmt: skip
         assert {k: t[k].shape for k in expected} == expected
-        assert t["contacts"].shape[1:] == (3,) and t["influence"].shape[1:] == (3,) and t["counterfactual_contacts"].shape[1:] == (4,)
+        assert (
+            t["contacts"].shape[1:] == (3,)
+            and t["influence"].shape[1:] == (3,)
+            and t["counterfactual_contacts"].shape[1:] == (4,)
+        )
         assert (t["contacts"][:, 1] < t["contacts"][:, 2]).all()
         for w, slot in enumerate(t["counterfactual_removed"]):
             assert not t["counterfactual_present"][w, :, slot].any()
@@ -401,7 +515,16 @@ def test_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_stopped_simulation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole shards of 1 MiB (some 3 videos) stay, and are not simulated again; the result has the same bytes."""
-    config = Simulate(out=str(tmp_path / "a"), train=12, val=2, test=0, counterfactuals="none", influence="none", shard_mb=1, workers=1)
+    config = Simulate(
+        out=str(tmp_path / "a"),
+        train=12,
+        val=2,
+        test=0,
+        counterfactuals="none",
+        influence="none",
+        shard_mb=1,
+        workers=1,
+    )
     assert entry.main(config) == 0
     made: list[tuple[str, int]] = []
 
@@ -419,30 +542,56 @@ def test_a_stopped_simulation_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert entry.main(config) == 0
     assert 14 < len(made) < 11 + 14
     for path in sorted((tmp_path / "a").rglob("*.*")):
-        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
+        assert (
+            path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+        ), path
 
 
-def test_command_line(tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_command_line(
+    tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     """The entry point with worker processes, as a user starts it."""
-    done = command("data_prep.simulate", f"out={tmp_path / 'a'}", "train=20", "val=0", "test=0", "questions=none", "workers=2")
+    done = command(
+        "data_prep.simulate",
+        f"out={tmp_path / 'a'}",
+        "train=20",
+        "val=0",
+        "test=0",
+        "questions=none",
+        "workers=2",
+    )
     assert done.returncode == 0, done.stderr
     assert "20 videos" in done.stdout and "videos/min" in done.stdout
     assert Manifest.load(tmp_path / "a").source["questions"] == []
     done = command("data_prep.simulate", f"out={tmp_path / 'a'}", "train=20", "sed=3")
-    assert done.returncode == 2 and done.stderr.strip() == "error: unknown config key sed; the nearest is seed"
+    assert (
+        done.returncode == 2
+        and done.stderr.strip() == "error: unknown config key sed; the nearest is seed"
+    )
 
 
 def test_a_video_depends_on_seed_split_and_index_alone() -> None:
     base = Simulate(out="unused", train=5, val=5, test=5)
-    other = dataclasses.replace(base, train=20_000, val=9, influence="", counterfactuals="none", questions="")
+    other = dataclasses.replace(
+        base, train=20_000, val=9, influence="", counterfactuals="none", questions=""
+    )
     a, b = make_video(base, "val", 3), make_video(other, "val", 3)
     np.testing.assert_array_equal(a.slots, b.slots)
-    assert a.annotation.json()["motion_trajectory"] == b.annotation.json()["motion_trajectory"] and b.key == "video_20003"
-    for changed in (make_video(base, "train", 3), make_video(base, "val", 4), make_video(dataclasses.replace(base, seed=1), "val", 3)):
+    assert (
+        a.annotation.json()["motion_trajectory"] == b.annotation.json()["motion_trajectory"]
+        and b.key == "video_20003"
+    )
+    for changed in (
+        make_video(base, "train", 3),
+        make_video(base, "val", 4),
+        make_video(dataclasses.replace(base, seed=1), "val", 3),
+    ):
         assert not np.array_equal(a.slots, changed.slots)
 
 
-@pytest.mark.parametrize("bad", [{"influence": "dev"}, {"train": 0, "val": 0, "test": 0}, {"influence_horizon": 60}])
+@pytest.mark.parametrize(
+    "bad", [{"influence": "dev"}, {"train": 0, "val": 0, "test": 0}, {"influence_horizon": 60}]
+)
 def test_senseless_settings_are_refused(bad: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError):
         entry.main(dataclasses.replace(Simulate(out=str(tmp_path / "x")), **bad))  # type: ignore[arg-type]

@@ -28,14 +28,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(module, *arguments):
-    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @pytest.fixture
 def data(tmp_path):
     random = np.random.default_rng(0)
     scenes = {"train": range(4), "val": range(10, 12)}
-    content = {split: {f"{scene}_pixels.mp4": random.standard_normal((6, 3, 8)) for scene in chosen} for split, chosen in scenes.items()}
+    content = {
+        split: {f"{scene}_pixels.mp4": random.standard_normal((6, 3, 8)) for scene in chosen}
+        for split, chosen in scenes.items()
+    }
     (tmp_path / "slots.pkl").write_bytes(pickle.dumps(content))
     import_pickle(ImportPickle(source=str(tmp_path / "slots.pkl"), out=str(tmp_path / "data")))
     return tmp_path / "data"
@@ -43,18 +52,31 @@ def data(tmp_path):
 
 def flip(path):
     content = bytearray(path.read_bytes())
-    content[content.index(b"NUMPY") + 200] ^= 1  # within the slots of the first video, so that nothing else is at fault
+    content[content.index(b"NUMPY") + 200] ^= (
+        1  # within the slots of the first video, so that nothing else is at fault
+    )
     path.write_bytes(content)
 
 
 def test_verify_as_a_command(data):
     whole = run("data_prep.verify", f"data={data}")
-    assert whole.returncode == 0 and "whole; videos: train 4, val 2; 2 shards" in whole.stdout and whole.stderr == ""
+    assert (
+        whole.returncode == 0
+        and "whole; videos: train 4, val 2; 2 shards" in whole.stdout
+        and whole.stderr == ""
+    )
     flip(data / "train" / "000000.tar")
     spoiled = run("data_prep.verify", f"data={data}")
-    assert spoiled.returncode == 1 and f"{data}/train/000000.tar: its bytes have changed" in spoiled.stdout
+    assert (
+        spoiled.returncode == 1
+        and f"{data}/train/000000.tar: its bytes have changed" in spoiled.stdout
+    )
     none = run("data_prep.verify", f"data={data}_not")
-    assert none.returncode == 2 and none.stderr.startswith("error: no data set in") and none.stderr.count("\n") == 1
+    assert (
+        none.returncode == 2
+        and none.stderr.startswith("error: no data set in")
+        and none.stderr.count("\n") == 1
+    )
 
 
 def test_verify_names_every_fault(data, capsys):
@@ -63,7 +85,12 @@ def test_verify_names_every_fault(data, capsys):
     (data / "train" / "more.tar").write_bytes(b"")
     assert main(Verify(data=str(data))) == 1
     lines = capsys.readouterr().out.splitlines()
-    for part in ("val/000000.tar: its bytes have changed", "train/000000.tar is truncated", "train/more.tar: extra", "3 faults"):
+    for part in (
+        "val/000000.tar: its bytes have changed",
+        "train/000000.tar is truncated",
+        "train/more.tar: extra",
+        "3 faults",
+    ):
         assert sum(part in line for line in lines) == 1, lines
 
 
@@ -74,7 +101,11 @@ def test_import_as_a_command_refuses_code(tmp_path):
 
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"train": {"0_pixels.mp4": Attack()}}))
     refused = run("data_prep.import_pickle", f"source={tmp_path}/x.pkl", f"out={tmp_path}/out")
-    assert refused.returncode == 2 and "posix.system" in refused.stderr and refused.stderr.count("\n") == 1
+    assert (
+        refused.returncode == 2
+        and "posix.system" in refused.stderr
+        and refused.stderr.count("\n") == 1
+    )
     assert os.listdir(tmp_path) == ["x.pkl"]
 
 
@@ -87,7 +118,12 @@ def many(tmp_path):
     with DatasetWriter(tmp_path / "data", encoder="test", source={"seed": 0}, shard_mb=1) as writer:
         for split, scenes in (("train", range(12)), ("val", range(20, 23))):
             for scene in scenes:
-                writer.split(split).add(Sample(f"video_{scene:05d}", np.random.default_rng(scene).standard_normal((40, 16, 256))))
+                writer.split(split).add(
+                    Sample(
+                        f"video_{scene:05d}",
+                        np.random.default_rng(scene).standard_normal((40, 16, 256)),
+                    )
+                )
     assert [len(entries) for entries in Manifest.load(tmp_path / "data").splits.values()] == [4, 1]
     return tmp_path / "data"
 
@@ -109,7 +145,9 @@ def double(folder):
     """Shard 1 holds shard 0's keys, with a manifest that agrees."""
     shutil.copy(folder / "train" / "000000.tar", folder / "train" / "000001.tar")
     manifest = Manifest.load(folder)
-    manifest.splits["train"][1] = dataclasses.replace(manifest.splits["train"][0], name="000001.tar")
+    manifest.splits["train"][1] = dataclasses.replace(
+        manifest.splits["train"][0], name="000001.tar"
+    )
     manifest.save(folder)
 
 
@@ -119,7 +157,9 @@ def put_nan(folder):
     at = content.index(b"NUMPY") + 127 + 2 * 80  # the data begin 127 bytes after this
     content[at : at + 2] = np.array([np.nan], np.float16).tobytes()
     path.write_bytes(content)
-    manifest.splits["train"][1] = dataclasses.replace(manifest.splits["train"][1], xxh3=file_checksum(path))
+    manifest.splits["train"][1] = dataclasses.replace(
+        manifest.splits["train"][1], xxh3=file_checksum(path)
+    )
     manifest.save(folder)
 
 
@@ -129,7 +169,9 @@ def put_shape(folder):
             writer.split("train").add(Sample(key, np.zeros((2, 3, 4))))
     os.replace(f"{folder}_other/train/000000.tar", folder / "train" / "000001.tar")
     manifest = Manifest.load(folder)
-    manifest.splits["train"][1] = dataclasses.replace(Manifest.load(f"{folder}_other").splits["train"][0], name="000001.tar")
+    manifest.splits["train"][1] = dataclasses.replace(
+        Manifest.load(f"{folder}_other").splits["train"][0], name="000001.tar"
+    )
     manifest.save(folder)
     shutil.rmtree(f"{folder}_other")
 
@@ -139,9 +181,21 @@ def put_shape(folder):
     [
         (truncate, "train/000001.tar is truncated", 3),
         (cut, "train/000001.tar is truncated", 3),
-        (lambda folder: flip(folder / "train" / "000001.tar"), "train/000001.tar: its bytes have changed", 3),
-        (lambda folder: (folder / "train" / "000001.tar").unlink(), "train/000001.tar cannot be opened", 3),
-        (lambda folder: (folder / "train" / "000009.tar").write_bytes(b"x"), "train/000009.tar: extra", 0),
+        (
+            lambda folder: flip(folder / "train" / "000001.tar"),
+            "train/000001.tar: its bytes have changed",
+            3,
+        ),
+        (
+            lambda folder: (folder / "train" / "000001.tar").unlink(),
+            "train/000001.tar cannot be opened",
+            3,
+        ),
+        (
+            lambda folder: (folder / "train" / "000009.tar").write_bytes(b"x"),
+            "train/000009.tar: extra",
+            0,
+        ),
         (lambda folder: (folder / "notes").mkdir(), "notes: extra", 0),
         (double, "train/000001.tar: key video_00000 is also in train/000000.tar", 3),
         (put_nan, "train/000001.tar, key video_00003: a slot holds a value that is not finite", 3),
@@ -157,17 +211,36 @@ def test_each_fault_is_named_and_repaired(many, capsys, harm, message, lost):
     assert {p: p.read_bytes() for p in many.rglob("*.tar")} == before, "looking changes nothing"
     assert main(Verify(data=str(many), repair=True)) == 0
     told = capsys.readouterr().out
-    assert message in told and (f"lost: {lost} of 12 samples of train (video_0000" in told if lost else "lost: no sample" in told)
-    assert verify_folder(many) == [] and Manifest.load(many).keys("train") == [f"video_{scene:05d}" for scene in kept]
+    assert message in told and (
+        f"lost: {lost} of 12 samples of train (video_0000" in told
+        if lost
+        else "lost: no sample" in told
+    )
+    assert verify_folder(many) == [] and Manifest.load(many).keys("train") == [
+        f"video_{scene:05d}" for scene in kept
+    ]
     slots = load_slots(many, "train").astype(np.float64)
-    np.testing.assert_allclose(Manifest.load(many).mean, slots.mean((0, 1, 2)), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        Manifest.load(many).mean, slots.mean((0, 1, 2)), rtol=1e-9, atol=1e-12
+    )
     aside = many.with_name("data.bad")
     assert len(Manifest.load(aside).keys("train")) == 12
     everything = {p.name: p.read_bytes() for folder in (many, aside) for p in folder.rglob("*.tar")}
     assert everything == {p.name: content for p, content in before.items()}, "nothing is deleted"
-    assert sum(len(keys) for shards in json.loads((aside / "lost.json").read_text()).values() for keys in shards.values()) == lost
-    assert Manifest.load(many).source == ({"seed": 0, "lost": {"train": 3}} if lost else {"seed": 0})
-    assert main(Verify(data=str(many), repair=True)) == 0 and not many.with_name("data.bad1").exists()
+    assert (
+        sum(
+            len(keys)
+            for shards in json.loads((aside / "lost.json").read_text()).values()
+            for keys in shards.values()
+        )
+        == lost
+    )
+    assert Manifest.load(many).source == (
+        {"seed": 0, "lost": {"train": 3}} if lost else {"seed": 0}
+    )
+    assert (
+        main(Verify(data=str(many), repair=True)) == 0 and not many.with_name("data.bad1").exists()
+    )
 
 
 def test_a_data_set_without_a_good_shard_is_left_alone(data):
@@ -176,16 +249,23 @@ def test_a_data_set_without_a_good_shard_is_left_alone(data):
     before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="no shard is whole, so nothing was changed"):
         main(Verify(data=str(data), repair=True))
-    assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before and not data.with_name("data.bad").exists()
+    assert {
+        p: p.read_bytes() for p in data.rglob("*") if p.is_file()
+    } == before and not data.with_name("data.bad").exists()
 
 
 def test_a_lost_split_an_older_data_set_and_several_processes(many, capsys):
     manifest = Manifest.load(many)
-    older = [dataclasses.replace(entry, mean=[], squares=[], lost=[]) for entry in manifest.splits["train"]]
+    older = [
+        dataclasses.replace(entry, mean=[], squares=[], lost=[])
+        for entry in manifest.splits["train"]
+    ]
     dataclasses.replace(manifest, splits={"train": older, "val": manifest.splits["val"]}).save(many)
     flip(many / "val" / "000000.tar")
     flip(many / "train" / "000003.tar")
-    assert [f.text for f in verify_folder(many, processes=2)] == [f.text for f in verify_folder(many)]
+    assert [f.text for f in verify_folder(many, processes=2)] == [
+        f.text for f in verify_folder(many)
+    ]
     assert main(Verify(data=str(many), repair=True, processes=2)) == 0
     assert "lost: 3 of 12 samples of train" in capsys.readouterr().out
     repaired = Manifest.load(many)
@@ -198,5 +278,7 @@ def test_shards_are_read_by_plain_webdataset(many):
     urls = [str(path) for path in sorted((many / "train").glob("*.tar"))]
     read = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     assert [sample["__key__"] for sample in read] == Manifest.load(many).keys("train")
-    assert np.array_equal(np.stack([sample["slots.npy"] for sample in read]), load_slots(many, "train"))
+    assert np.array_equal(
+        np.stack([sample["slots.npy"] for sample in read]), load_slots(many, "train")
+    )
     assert [sample["json"]["scene_index"] for sample in read] == list(range(12))

@@ -17,17 +17,33 @@ from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluate_counterfactual import EvaluateCounterfactual, main
-from cjepa_dist.evaluation.counterfactual import Study, episodes, evaluate_counterfactual, gap_closed, rates, touched
+from cjepa_dist.evaluation.counterfactual import (
+    Study,
+    episodes,
+    evaluate_counterfactual,
+    gap_closed,
+    rates,
+    touched,
+)
 from cjepa_dist.evaluation.event_decoder import fit_event_decoder
 from cjepa_dist.reporting import tables
 from cjepa_dist.tasks.build import build_task
 from tests.reporting.test_report import save_run
 
-PREDICTOR = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "norm_first": True, "predict_change": True}
+PREDICTOR = {
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "mlp_dim": 16,
+    "norm_first": True,
+    "predict_change": True,
+}
 
 
 def config(data, run=""):
-    return schema.TrainWorldModel(data=str(data), run=str(run), frameskip=5, predictor=schema.PredictorConfig(**PREDICTOR))
+    return schema.TrainWorldModel(
+        data=str(data), run=str(run), frameskip=5, predictor=schema.PredictorConfig(**PREDICTOR)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +63,9 @@ def study(small_data, reader):
 @pytest.fixture(scope="module")
 def result(study, small_data):
     rules = ["truth", "free", "paired:1e9", "contacts", "distance"]
-    return evaluate_counterfactual(study, small_data, "val", rules, videos=4, batch=3, draws=20, seed=0)
+    return evaluate_counterfactual(
+        study, small_data, "val", rules, videos=4, batch=3, draws=20, seed=0
+    )
 
 
 def test_the_truth_has_only_the_probes_error(result, study):
@@ -55,28 +73,47 @@ def test_the_truth_has_only_the_probes_error(result, study):
     for name in ("affected", "unaffected"):
         assert truth[name]["mean"]["slot_mse"] == 0 and truth[name]["mean"]["position_rmse"] < 0.1
     assert truth["divergence"]["precision"]["value"] == truth["divergence"]["recall"]["value"] == 1
-    assert truth["collisions"]["f1"]["value"] > 0.4 and truth["changed"]["value"] > 0.4  # the reader knows 16 videos
+    assert (
+        truth["collisions"]["f1"]["value"] > 0.4 and truth["changed"]["value"] > 0.4
+    )  # the reader knows 16 videos
     json.dumps(result, allow_nan=False)
 
 
 def test_what_changes_nothing_finds_nothing(result):
     factual, cautious = result["rules"]["factual"], result["rules"]["paired:1e9"]
-    assert factual["divergence"]["recall"]["value"] == 0 and factual["divergence"]["precision"]["value"] is None
-    assert factual["unaffected"]["mean"]["slot_mse"] == 0  # to the bit, so what is not touched has no error
-    assert factual["gap_closed"]["value"] == 0 and result["rules"]["oracle"]["gap_closed"]["value"] == 1
-    assert {k: v for k, v in cautious.items() if k != "gap_closed"} == {k: v for k, v in factual.items() if k != "gap_closed"}
+    assert (
+        factual["divergence"]["recall"]["value"] == 0
+        and factual["divergence"]["precision"]["value"] is None
+    )
+    assert (
+        factual["unaffected"]["mean"]["slot_mse"] == 0
+    )  # to the bit, so what is not touched has no error
+    assert (
+        factual["gap_closed"]["value"] == 0
+        and result["rules"]["oracle"]["gap_closed"]["value"] == 1
+    )
+    assert {k: v for k, v in cautious.items() if k != "gap_closed"} == {
+        k: v for k, v in factual.items() if k != "gap_closed"
+    }
 
 
 def test_the_oracle_diverges_where_the_truth_does(result):
     found = result["rules"]["oracle"]
-    assert found["divergence"]["recall"]["value"] > 0.9 and found["divergence"]["precision"]["value"] == 1
+    assert (
+        found["divergence"]["recall"]["value"] > 0.9
+        and found["divergence"]["precision"]["value"] == 1
+    )
     assert found["unaffected"]["mean"]["slot_mse"] == 0
     assert result["rules"]["free"]["unaffected"]["mean"]["slot_mse"] > 0
 
 
 def test_errors_are_counted_by_frames_since_divergence(result):
     cells = result["rules"]["oracle"]["affected"]
-    assert sum(cell["count"] for name, cell in cells.items() if name != "mean") == cells["mean"]["count"] > 0
+    assert (
+        sum(cell["count"] for name, cell in cells.items() if name != "mean")
+        == cells["mean"]["count"]
+        > 0
+    )
     assert "| rule |" in "\n".join(tables.counterfactual({"m": result}))
 
 
@@ -91,7 +128,9 @@ def test_episodes_by_hand():
 def test_labels_of_windows_are_those_of_training(study, small_data):
     """In the factual world `labels` and ResidentWindows must say the same of the same window."""
     scenes = next(study.scenes(small_data, "val", 2, 4))
-    source = InMemoryWindows(str(small_data), "val", history_frames=3, pred_frames=1, frameskip=5, truth=True)
+    source = InMemoryWindows(
+        str(small_data), "val", history_frames=3, pred_frames=1, frameskip=5, truth=True
+    )
     for start in (15, 40, 105):
         rows = torch.arange(len(scenes.video))
         past = interleaved(scenes.slots[scenes.video, start - 15 : start], 5)
@@ -99,7 +138,13 @@ def test_labels_of_windows_are_those_of_training(study, small_data):
         block = Block(start, rows, past, past, nothing, nothing, nothing, nothing)
         found = study.labels(scenes, block, True)
         keys = [key for key in source.keys if any(key == s.key for s in scenes.samples)]
-        ids = np.array([source.keys.index(keys[v]) * source.starts + start - 15 + k for v in scenes.video.tolist() for k in range(5)])
+        ids = np.array(
+            [
+                source.keys.index(keys[v]) * source.starts + start - 15 + k
+                for v in scenes.video.tolist()
+                for k in range(5)
+            ]
+        )
         expected = source.gather(ids, ids)
         assert torch.equal(found["contact"], expected["contact"])
         assert torch.equal(found["position"], expected["position"])
@@ -115,10 +160,19 @@ def test_rates_and_gaps_by_hand():
 
 def test_the_command(small_data, tmp_path):
     run = save_run(config(small_data, tmp_path / "run"))
-    settings = {"run": str(run), "data": str(small_data), "videos": 3, "rules": ["paired", "shuffled"], "draws": 10, "fit_videos": 16}
+    settings = {
+        "run": str(run),
+        "data": str(small_data),
+        "videos": 3,
+        "rules": ["paired", "shuffled"],
+        "draws": 10,
+        "fit_videos": 16,
+    }
     assert main(build(EvaluateCounterfactual, settings)) == 0
     found = json.loads((run / "eval" / "counterfactual_val.json").read_text())
-    assert list(found["rules"]) == ["factual", "oracle", "paired", "shuffled"] and found["step"] == 7
+    assert (
+        list(found["rules"]) == ["factual", "oracle", "paired", "shuffled"] and found["step"] == 7
+    )
     assert (run / "eval" / "counterfactual_val.png").read_bytes().startswith(b"\x89PNG")
     assert EventAccumulator(str(run)).Reload().Tags()["images"] == ["counterfactual/val"]
     for wrong in ("sideways", "paired:", "paired:0"):
@@ -135,7 +189,9 @@ def test_worlds_that_nobody_asked_for_are_no_videos(study, small_data, reader):
     )
     assert (
         replace(reader, reach=0.0)
-        .history(known[0].slots, known[0].truth["slot_object"].astype(int), objects(known[0].annotation))
+        .history(
+            known[0].slots, known[0].truth["slot_object"].astype(int), objects(known[0].annotation)
+        )
         .collisions
         == []
     )

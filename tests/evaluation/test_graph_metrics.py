@@ -21,10 +21,14 @@ def edges(seed: int, pairs: int = 200, levels: int = 10, base_rate: float = 0.2)
 
 
 def repeated(e: Edges, copies: np.ndarray) -> Edges:
-    index = np.concatenate([np.flatnonzero(e.video == v) for v in range(VIDEOS) for _ in range(copies[v])] or [np.zeros(0, int)]).astype(
-        int
-    )
-    pick = {name: getattr(e, name)[index] for name in ("score", "edge", "truth", "near", "window", "video")}
+    index = np.concatenate(
+        [np.flatnonzero(e.video == v) for v in range(VIDEOS) for _ in range(copies[v])]
+        or [np.zeros(0, int)]
+    ).astype(int)
+    pick = {
+        name: getattr(e, name)[index]
+        for name in ("score", "edge", "truth", "near", "window", "video")
+    }
     return Edges(**pick, videos=VIDEOS, windows_by_video=e.windows_by_video * copies)
 
 
@@ -34,10 +38,14 @@ def repeated(e: Edges, copies: np.ndarray) -> Edges:
     copies=st.lists(st.integers(0, 3), min_size=VIDEOS, max_size=VIDEOS).filter(any),
     base_rate=st.sampled_from([0.0, 0.02, 0.2, 1.0]),
 )
-def test_tallies_equal_scikit_learn_on_repeated_data(seed: int, copies: list[int], base_rate: float) -> None:
+def test_tallies_equal_scikit_learn_on_repeated_data(
+    seed: int, copies: list[int], base_rate: float
+) -> None:
     e = edges(seed, base_rate=base_rate)
     expected = measure(repeated(e, np.array(copies)))
-    np.testing.assert_allclose(Tallies(e)(np.array(copies)), [expected[name] for name in MEASURES], rtol=1e-9)
+    np.testing.assert_allclose(
+        Tallies(e)(np.array(copies)), [expected[name] for name in MEASURES], rtol=1e-9
+    )
 
 
 def test_by_hand() -> None:
@@ -52,7 +60,12 @@ def test_by_hand() -> None:
         windows_by_video=np.array([2]),
     )
     got = measure(e)
-    assert got["auroc"] == 0.75 and got["base_rate"] == 0.5 and got["f1"] == 0.5 and got["best_f1"] == pytest.approx(0.8)
+    assert (
+        got["auroc"] == 0.75
+        and got["base_rate"] == 0.5
+        and got["f1"] == 0.5
+        and got["best_f1"] == pytest.approx(0.8)
+    )
     assert got["auprc"] == pytest.approx((1 + 2 / 3) / 2)
     assert got["shd"] == 1.0  # two wrong pairs in two windows
     assert got["near_auroc"] == 0.5  # one contact above the near miss, one below

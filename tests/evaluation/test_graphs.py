@@ -34,10 +34,18 @@ def video(index: int) -> Sample:
     begins[0] = False
     frame, i, j = np.nonzero(begins)
     contacts = np.stack([frame, i, j], 1)[i < j].astype(np.int16)
-    before = [(f - d, *pair) for f, a, b in contacts for d in range(1, HORIZON + 1) for pair in ((a, b), (b, a)) if f >= d]
+    before = [
+        (f - d, *pair)
+        for f, a, b in contacts
+        for d in range(1, HORIZON + 1)
+        for pair in ((a, b), (b, a))
+        if f >= d
+    ]
     present = np.ones((160, SLOTS), bool)
     present[:, -1] = index % 2 == 0
-    slots = np.concatenate([position, velocity, generator.normal(0, 0.1, (160, SLOTS, DIM - 4))], -1).astype(np.float32)
+    slots = np.concatenate(
+        [position, velocity, generator.normal(0, 0.1, (160, SLOTS, DIM - 4))], -1
+    ).astype(np.float32)
     truth = {
         "slot_object": np.arange(SLOTS, dtype=np.int8),
         "background": np.zeros(SLOTS, bool),
@@ -55,7 +63,9 @@ def video(index: int) -> Sample:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs") / "data"
-    with DatasetWriter(folder, encoder="test", source={}, dtype="float32", empty_slot=np.zeros(DIM)) as writer:
+    with DatasetWriter(
+        folder, encoder="test", source={}, dtype="float32", empty_slot=np.zeros(DIM)
+    ) as writer:
         for split in ("train", "val"):
             for index in range(VIDEOS):
                 writer.split(split).add(video(index))
@@ -63,21 +73,37 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def size() -> PredictorConfig:
-    return PredictorConfig(slots=SLOTS, slot_dim=DIM, history_frames=3, pred_frames=1, depth=2, heads=2, mlp_dim=16)
+    return PredictorConfig(
+        slots=SLOTS, slot_dim=DIM, history_frames=3, pred_frames=1, depth=2, heads=2, mlp_dim=16
+    )
 
 
 @pytest.fixture(scope="module")
 def table(data: Path) -> dict:
     torch.manual_seed(0)
-    source = InMemoryWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.5, truth=True)
-    context = GraphContext(torch.ones(DIM), torch.tensor(0.01), torch.zeros(DIM), 0, 0, torch.zeros(1, dtype=torch.int64))
-    return graphs.evaluate_graphs(SlotPredictor(size()), source, context, windows=150, batch=32, draws=20)
+    source = InMemoryWindows(
+        data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.5, truth=True
+    )
+    context = GraphContext(
+        torch.ones(DIM),
+        torch.tensor(0.01),
+        torch.zeros(DIM),
+        0,
+        0,
+        torch.zeros(1, dtype=torch.int64),
+    )
+    return graphs.evaluate_graphs(
+        SlotPredictor(size()), source, context, windows=150, batch=32, draws=20
+    )
 
 
 def test_table_is_whole_and_json(table: dict) -> None:
     assert json.loads(json.dumps(table, allow_nan=False)) == table
     assert set(table["targets"]) == {"contact", "contact_new", "influence"}
-    assert 100 < table["windows"] <= 150 and 0.2 < table["windows_with_contact"] / table["windows"] < 0.9
+    assert (
+        100 < table["windows"] <= 150
+        and 0.2 < table["windows_with_contact"] / table["windows"] < 0.9
+    )
     for target in table["targets"].values():
         assert set(target["estimators"]) == set(graphs.ESTIMATORS) and 0 < target["base_rate"] < 0.5
         for row in target["estimators"].values():
@@ -89,7 +115,10 @@ def test_controls_bracket_the_estimators(table: dict) -> None:
     target = table["targets"]["contact"]
     rows = target["estimators"]
     oracle, empty, full = rows["oracle"], rows["empty"], rows["full"]
-    assert oracle["auroc"]["value"] == oracle["f1"]["value"] == oracle["near_auroc"]["value"] == 1 and oracle["shd"]["value"] == 0
+    assert (
+        oracle["auroc"]["value"] == oracle["f1"]["value"] == oracle["near_auroc"]["value"] == 1
+        and oracle["shd"]["value"] == 0
+    )
     assert full["auroc"]["value"] == empty["auroc"]["value"] == 0.5
     assert full["auprc"]["value"] == pytest.approx(target["base_rate"], abs=1e-5)
     assert abs(rows["shuffled"]["auroc"]["value"] - 0.5) < 0.2
@@ -104,13 +133,22 @@ def test_markdown_has_a_line_for_each(table: dict) -> None:
 
 def test_needs_truth(data: Path) -> None:
     source = InMemoryWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5)
-    context = GraphContext(torch.ones(DIM), torch.tensor(0.01), torch.zeros(DIM), 0, 0, torch.zeros(1, dtype=torch.int64))
+    context = GraphContext(
+        torch.ones(DIM),
+        torch.tensor(0.01),
+        torch.zeros(DIM),
+        0,
+        0,
+        torch.zeros(1, dtype=torch.int64),
+    )
     with pytest.raises(UserError, match="simulator's truth"):
         graphs.evaluate_graphs(SlotPredictor(size()), source, context)
 
 
 def test_a_repeated_window_is_measured_once(data: Path) -> None:
-    source = InMemoryWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.9, truth=True)
+    source = InMemoryWindows(
+        data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.9, truth=True
+    )
     assert source.table is not None
     ids = graphs.distinct_windows(source, 0, 400)
     assert len(set(source.table[ids])) == len(ids) <= 400
@@ -121,7 +159,9 @@ def test_entry_point_writes_table_and_picture(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     trained = TrainWorldModel(data=str(data), run=str(tmp_path), predictor=size())
-    monkeypatch.setattr(evaluate_graph, "load_task", lambda run: (WorldModelTask(trained), trained, 12))
+    monkeypatch.setattr(
+        evaluate_graph, "load_task", lambda run: (WorldModelTask(trained), trained, 12)
+    )
     rows = ["attention", "interventional:swap"]
     if importlib.util.find_spec("castle"):  # extra `summary`
         rows.append("summary:notears")
@@ -140,13 +180,21 @@ def test_entry_point_writes_table_and_picture(
     assert config is not None
     evaluate_graph.main(config)
     written = json.loads((tmp_path / "elsewhere" / "graphs_val.json").read_text())
-    assert written["step"] == 12 and written["videos"] <= 3 and list(written["targets"]["contact"]["estimators"]) == rows
+    assert (
+        written["step"] == 12
+        and written["videos"] <= 3
+        and list(written["targets"]["contact"]["estimators"]) == rows
+    )
     assert (tmp_path / "elsewhere" / "graphs_val.png").read_bytes()[:4] == b"\x89PNG"
     shown = capsys.readouterr().out
-    assert all(f"| {name} |" in shown for name in rows) and set(written["summary_seconds"]) == set(rows[2:])
+    assert all(f"| {name} |" in shown for name in rows) and set(written["summary_seconds"]) == set(
+        rows[2:]
+    )
 
 
-@pytest.mark.parametrize("name", ["astrology", "attention:hide", "interventional:poke", "summary", "summary:tea_leaves"])
+@pytest.mark.parametrize(
+    "name", ["astrology", "attention:hide", "interventional:poke", "summary", "summary:tea_leaves"]
+)
 def test_unknown_estimator_is_named(name: str) -> None:
     with pytest.raises(UserError, match=name):
         evaluate_graph.check_names(["attention", name])

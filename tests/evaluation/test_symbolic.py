@@ -15,7 +15,12 @@ from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluate_symbolic import EvaluateSymbolic, main
 from cjepa_dist.evaluation import symbolic, vqa_metrics
-from cjepa_dist.evaluation.event_decoder import approaches, fit_event_decoder, slot_object, velocities
+from cjepa_dist.evaluation.event_decoder import (
+    approaches,
+    fit_event_decoder,
+    slot_object,
+    velocities,
+)
 from cjepa_dist.rollout import Rollout
 from cjepa_dist.rollout import main as roll
 
@@ -33,7 +38,11 @@ def test_a_bounce_is_an_approach_with_a_jolt():
     struck = np.repeat([[-0.9 + 0.02 * met + 0.34, 0.0]], 60, axis=0)
     struck[met:] += line((0, 0), (0.02, 0), 60 - met)
     (found,) = approaches(np.stack([moving, struck], 1), SEEN, 0.36)
-    assert (found.a, found.b) == (0, 1) and abs(found.frame - met) <= 1 and found.gap == pytest.approx(0.34)
+    assert (
+        (found.a, found.b) == (0, 1)
+        and abs(found.frame - met) <= 1
+        and found.gap == pytest.approx(0.34)
+    )
     # Slopes over 6 frames to each side of a corner at most.
     assert found.jolt == pytest.approx(0.02 + 0.02, rel=0.1)
 
@@ -42,7 +51,9 @@ def test_passing_by_and_going_together_are_no_jolts():
     passing = np.stack([line((-0.9, 0.0), (0.03, 0.0)), line((0.9, 0.35), (-0.03, 0.0))], 1)
     together = np.stack([line((-0.5, 0.0), (0.01, 0.01)), line((-0.2, 0.0), (0.01, 0.01))], 1)
     for paths in (passing, together):
-        assert all(abs(near.jolt) < 1e-9 for near in approaches(paths, SEEN, 0.4)) and approaches(paths, SEEN, 0.4)
+        assert all(abs(near.jolt) < 1e-9 for near in approaches(paths, SEEN, 0.4)) and approaches(
+            paths, SEEN, 0.4
+        )
 
 
 def test_out_of_view_nothing_meets():
@@ -51,7 +62,9 @@ def test_out_of_view_nothing_meets():
     seen[:, 1] = False
     assert not approaches(paths, seen, 0.4)
     seen[10:12, 1] = True
-    assert [near.jolt for near in approaches(paths, seen, 0.4)] == [0.0]  # too short to tell a velocity
+    assert [near.jolt for near in approaches(paths, seen, 0.4)] == [
+        0.0
+    ]  # too short to tell a velocity
 
 
 def test_velocities_are_slopes_of_what_is_in_view():
@@ -67,7 +80,20 @@ def test_velocities_are_slopes_of_what_is_in_view():
 @pytest.fixture(scope="module")
 def true(small_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("true") / "rolled"
-    assert roll(build(Rollout, {"data": str(small_data), "out": str(out), "mode": "truth", "splits": ["val", "test"]})) == 0
+    assert (
+        roll(
+            build(
+                Rollout,
+                {
+                    "data": str(small_data),
+                    "out": str(out),
+                    "mode": "truth",
+                    "splits": ["val", "test"],
+                },
+            )
+        )
+        == 0
+    )
     return out
 
 
@@ -77,31 +103,53 @@ def reader(small_data):
 
 
 def test_the_reader_sees_what_the_annotation_says(reader, small_data):
-    assert reader.f1 > 0.8 and 0.3 < reader.reach < 0.6  # two radii are .34; the corners of cubes meet at up to .43
+    assert (
+        reader.f1 > 0.8 and 0.3 < reader.reach < 0.6
+    )  # two radii are .34; the corners of cubes meet at up to .43
     for sample in read_split(small_data, "val"):
         held = slot_object(sample)
         position, present = reader.decode(sample.slots, held, 6)
         for slot, thing in enumerate(held):
             if thing >= 0:
                 assert np.array_equal(present[:, thing], sample.truth["present"][:128, slot])
-                seen = present[:, thing] & (np.abs(sample.truth["position"][:128, slot]).max(-1) < 0.8)
-                assert np.abs(position[seen, thing] - sample.truth["position"][:128, slot][seen]).max(initial=0) < 0.2
+                seen = present[:, thing] & (
+                    np.abs(sample.truth["position"][:128, slot]).max(-1) < 0.8
+                )
+                assert (
+                    np.abs(position[seen, thing] - sample.truth["position"][:128, slot][seen]).max(
+                        initial=0
+                    )
+                    < 0.2
+                )
 
 
 def test_on_the_true_worlds_programs_find_most_answers(reader, true):
     """Far above guessing (.34, .50) with a reader from 16 videos; from 200 of them it gets .96 and .95 (docs/design.md)."""
-    verdicts = [v for split in ("val", "test") for v in symbolic.answer(reader, read_split(true, split))[0]]
+    verdicts = [
+        v for split in ("val", "test") for v in symbolic.answer(reader, read_split(true, split))[0]
+    ]
     found = vqa_metrics.evaluate_vqa({0: verdicts}, 0, draws=10)["accuracy"]
     assert found["descriptive.question"]["accuracy"] > 0.75
-    assert found["counterfactual.option"]["accuracy"] > 0.65 and found["predictive.option"]["accuracy"] > 0.75
+    assert (
+        found["counterfactual.option"]["accuracy"] > 0.65
+        and found["predictive.option"]["accuracy"] > 0.75
+    )
 
 
 def test_counterfactual_questions_read_their_own_world(reader, true):
     """With the observed video in the place of the world without the object, and only then, these answers change."""
     asked = changed = 0
     for sample in read_split(true, "val"):
-        same = {**sample.worlds, "slots": np.repeat(sample.slots[None], len(sample.worlds["removed"]), axis=0)}
-        pairs = zip(*(symbolic.answer(reader, [s])[0] for s in (sample, dataclasses.replace(sample, worlds=same))))
+        same = {
+            **sample.worlds,
+            "slots": np.repeat(sample.slots[None], len(sample.worlds["removed"]), axis=0),
+        }
+        pairs = zip(
+            *(
+                symbolic.answer(reader, [s])[0]
+                for s in (sample, dataclasses.replace(sample, worlds=same))
+            )
+        )
         for one, other in pairs:
             counterfactual = one.question["question_type"] == "counterfactual"
             asked += counterfactual
@@ -118,11 +166,17 @@ def test_questions_whose_object_no_slot_holds_are_left_out(reader, true):
     held = sample.truth["slot_object"].copy()
     lost, held[sample.worlds["removed"][0]] = held[sample.worlds["removed"][0]], -1
     fewer = {name: array[1:] for name, array in sample.worlds.items()}
-    verdicts, _ = symbolic.answer(reader, [dataclasses.replace(sample, worlds=fewer, truth=None, match={"slot_object": held})])
+    verdicts, _ = symbolic.answer(
+        reader, [dataclasses.replace(sample, worlds=fewer, truth=None, match={"slot_object": held})]
+    )
     listed = objects(sample.annotation)
     asked = [removed_objects({"questions": [v.question]}, listed) == [lost] for v in verdicts]
     assert [v.left_out for v in verdicts] == asked and any(asked)
-    assert all(v.right() is None and len(v.given) == len(v.question["choices"]) for v, out in zip(verdicts, asked) if out)
+    assert all(
+        v.right() is None and len(v.given) == len(v.question["choices"])
+        for v, out in zip(verdicts, asked)
+        if out
+    )
     assert vqa_metrics.evaluate_vqa({0: verdicts}, 0, draws=2)["left_out"] == sum(asked)
     with pytest.raises(UserError, match=r"has no world without slot \d"):
         symbolic.answer(reader, [dataclasses.replace(sample, worlds=fewer)])
@@ -136,7 +190,10 @@ def test_programs_are_read_from_sentences(reader, true):
         question.pop("program")
         for choice in question.get("choices", ()):
             choice.pop("program")
-    first, second = (symbolic.answer(reader, [s]) for s in (sample, dataclasses.replace(sample, questions=spoken)))
+    first, second = (
+        symbolic.answer(reader, [s])
+        for s in (sample, dataclasses.replace(sample, questions=spoken))
+    )
     assert [v.given for v in first[0]] == [v.given for v in second[0]] and first[1] == second[1]
 
 
@@ -148,7 +205,11 @@ def test_the_command_writes_what_the_report_reads(small_data, true, tmp_path):
     finally:
         torch.set_num_threads(threads)
     result = json.loads((tmp_path / "symbolic_truth_val.json").read_text())
-    assert result["rollout"] == "truth" and result["reader"]["data"] == str(small_data) and len(result["videos"]["scenes"]) == 8
+    assert (
+        result["rollout"] == "truth"
+        and result["reader"]["data"] == str(small_data)
+        and len(result["videos"]["scenes"]) == 8
+    )
     assert set(result["without_looking"]) == {"majority", "majority_by_kind", "chance"}
     assert len(json.loads((tmp_path / "submission_symbolic_truth_val.json").read_text())) == 8
 
@@ -158,7 +219,9 @@ def test_refusals(small_data, true, tmp_path, reader):
         main(build(EvaluateSymbolic, {"data": str(true)}))
     with pytest.raises(UserError, match=r"worlds\.npz"):
         symbolic.answer(reader, read_split(small_data, "val"))
-    with DatasetWriter(tmp_path / "bare", encoder="x", source={}, empty_slot=Manifest.load(small_data).empty_slot) as writer:
+    with DatasetWriter(
+        tmp_path / "bare", encoder="x", source={}, empty_slot=Manifest.load(small_data).empty_slot
+    ) as writer:
         for sample in read_split(small_data, "val", videos=1):
             writer.split("train").add(dataclasses.replace(sample, truth=None))
     with pytest.raises(UserError, match="positions"):

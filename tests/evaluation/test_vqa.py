@@ -19,9 +19,13 @@ def world(tmp_path_factory):
 
 def verdict(scene, kind, given, answers):
     if kind == "descriptive":
-        return verdicts.Verdict(scene, {"question_id": 0, "question_type": kind, "answer": answers}, given)
+        return verdicts.Verdict(
+            scene, {"question_id": 0, "question_type": kind, "answer": answers}, given
+        )
     choices = [{"choice_id": i, "answer": label} for i, label in enumerate(answers)]
-    return verdicts.Verdict(scene, {"question_id": 5, "question_type": kind, "choices": choices}, given)
+    return verdicts.Verdict(
+        scene, {"question_id": 5, "question_type": kind, "choices": choices}, given
+    )
 
 
 def test_counts_per_option_and_per_question():
@@ -41,16 +45,30 @@ def test_counts_per_option_and_per_question():
 
 def test_without_public_answers_nothing_is_scored_but_all_is_submitted():
     choices = [{"choice_id": 0}, {"choice_id": 1}]
-    hidden = verdicts.Verdict(9, {"question_id": 3, "question_type": "predictive", "choices": choices}, [True, False])
+    hidden = verdicts.Verdict(
+        9, {"question_id": 3, "question_type": "predictive", "choices": choices}, [True, False]
+    )
     result = vqa_metrics.evaluate_vqa({3: [hidden]}, 3, draws=3)
-    assert all(cell["count"] == 0 and cell["accuracy"] is None for cell in result["accuracy"].values())
+    assert all(
+        cell["count"] == 0 and cell["accuracy"] is None for cell in result["accuracy"].values()
+    )
     given = [{"choice_id": 0, "answer": "correct"}, {"choice_id": 1, "answer": "wrong"}]
-    assert submission.submission([hidden]) == [{"scene_index": 9, "questions": [{"question_id": 3, "choices": given}]}]
+    assert submission.submission([hidden]) == [
+        {"scene_index": 9, "questions": [{"question_id": 3, "choices": given}]}
+    ]
 
 
 def test_majority_and_chance():
     def descriptive(answer, kind):
-        return (1, {"question_id": 0, "question_type": "descriptive", "question_subtype": kind, "answer": answer})
+        return (
+            1,
+            {
+                "question_id": 0,
+                "question_type": "descriptive",
+                "question_subtype": kind,
+                "answer": answer,
+            },
+        )
 
     train = [descriptive("2", "count"), descriptive("2", "count"), descriptive("no", "exist")]
     options = [{"choice_id": i, "answer": a} for i, a in enumerate(["wrong", "wrong", "correct"])]
@@ -59,13 +77,20 @@ def test_majority_and_chance():
     assert found["majority"]["descriptive.question"] == 0.0  # "2" to everything
     assert found["majority_by_kind"]["descriptive.question"] == 1.0
     assert found["majority_by_kind"]["counterfactual.option"] == pytest.approx(2 / 3)
-    assert found["chance"]["descriptive.question"] == 0.5 and found["chance"]["counterfactual.question"] == 0.125
+    assert (
+        found["chance"]["descriptive.question"] == 0.5
+        and found["chance"]["counterfactual.question"] == 0.125
+    )
     assert found["chance"]["predictive.option"] is None
 
 
 def test_answers_of_a_model_on_shards(world):
     torch.manual_seed(0)
-    aloe = Aloe(AloeConfig(slots=SLOTS, slot_dim=DIM, frames=4, width=16, depth=1, heads=2, mlp_dim=16, head_dim=8))
+    aloe = Aloe(
+        AloeConfig(
+            slots=SLOTS, slot_dim=DIM, frames=4, width=16, depth=1, heads=2, mlp_dim=16, head_dim=8
+        )
+    )
     source = InMemoryQuestions(world, "val", frames=4, stride=5, eval_start=7)
     by_start = {}
     for start in (3, 7):
@@ -75,17 +100,28 @@ def test_answers_of_a_model_on_shards(world):
     assert [v.given for v in again] == [v.given for v in by_start[7]]  # the batch changes nothing
     result = vqa_metrics.evaluate_vqa(by_start, 3, draws=10)
     accuracy = result["accuracy"]
-    assert accuracy["overall.question"]["count"] == 6 * 4 and accuracy["explanatory.option"]["count"] == 6 * 3
-    assert accuracy["descriptive.question"]["correct"] == sum(v.right() == [True] for v in by_start[3] if isinstance(v.given, str))
-    assert result["videos"]["scenes"] == [*range(100, 106)] and result["starts"]["first_frames"] == [3, 7]
+    assert (
+        accuracy["overall.question"]["count"] == 6 * 4
+        and accuracy["explanatory.option"]["count"] == 6 * 3
+    )
+    assert accuracy["descriptive.question"]["correct"] == sum(
+        v.right() == [True] for v in by_start[3] if isinstance(v.given, str)
+    )
+    assert result["videos"]["scenes"] == [*range(100, 106)] and result["starts"][
+        "first_frames"
+    ] == [3, 7]
     assert np.array(result["videos"]["counts"]["overall.question"]).sum(0)[1] == 24
     raw = {(scene, q["question_id"]): q for scene, q in vqa.read_questions(world, "val")}
     for v in by_start[3]:
         original = raw[v.scene, v.question["question_id"]]
         assert v.question.get("answer") == original.get("answer")
-        assert [c["answer"] for c in v.question.get("choices", [])] == [c["answer"] for c in original.get("choices", [])]
+        assert [c["answer"] for c in v.question.get("choices", [])] == [
+            c["answer"] for c in original.get("choices", [])
+        ]
     sent = submission.submission(by_start[3])
-    assert [len(scene["questions"]) for scene in sent] == [4] * 6 and json.dumps([result, sent], allow_nan=False)
+    assert [len(scene["questions"]) for scene in sent] == [4] * 6 and json.dumps(
+        [result, sent], allow_nan=False
+    )
 
 
 def test_bootstrap_brackets_the_pooled_mean_and_is_seeded():

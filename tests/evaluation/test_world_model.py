@@ -21,14 +21,24 @@ def world(tmp_path_factory):
 
 
 def config(**predictor):
-    small = {"slots": SLOTS, "slot_dim": DIM, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "predict_change": True}
+    small = {
+        "slots": SLOTS,
+        "slot_dim": DIM,
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "mlp_dim": 16,
+        "predict_change": True,
+    }
     return TrainWorldModel(data="", run="", predictor=PredictorConfig(**(small | predictor)))
 
 
 def test_linear_extrapolation_follows_a_straight_line():
     line = torch.arange(3.0)[None, :, None, None] * torch.tensor([1.0, -2.0])
     assert torch.equal(linear(line, 2)[0, :, 0], torch.tensor([[3.0, -6.0], [4.0, -8.0]]))
-    assert torch.equal(linear(line, 2, spacing=2)[0, :, 0], torch.tensor([[2.5, -5.0], [3.0, -6.0]]))
+    assert torch.equal(
+        linear(line, 2, spacing=2)[0, :, 0], torch.tensor([[2.5, -5.0], [3.0, -6.0]])
+    )
     assert torch.equal(linear(line[:, :1], 2), copy(line[:, :1], 2))
 
 
@@ -48,21 +58,42 @@ def test_errors_by_class(world):
     settings = config()
     torch.manual_seed(0)
     predictor, control = SlotPredictor(settings.predictor), SlotPredictor(settings.predictor)
-    result = evaluate_world_model(predictor, settings, world, "val", windows=500, videos=0, own_slot=control, draws=20)
+    result = evaluate_world_model(
+        predictor, settings, world, "val", windows=500, videos=0, own_slot=control, draws=20
+    )
     one = result["one_step"]["methods"]
     assert set(one) == {"copy", "linear", "predictor", "own_slot"}
     # The head of predict_change starts at zero: untrained, it is a copy of the last frame.
-    assert one["predictor"]["all"]["mean"]["slot_mse"] == pytest.approx(one["copy"]["all"]["mean"]["slot_mse"], rel=1e-5)
+    assert one["predictor"]["all"]["mean"]["slot_mse"] == pytest.approx(
+        one["copy"]["all"]["mean"]["slot_mse"], rel=1e-5
+    )
     # Straight lines are extrapolated exactly, but for a contact between the two frames that the line goes through.
-    assert one["linear"]["free"]["mean"]["slot_mse"] < one["linear"]["colliding"]["mean"]["slot_mse"] / 5
-    counts = {name: one["copy"][name]["mean"]["count"] for name in ("all", "colliding", "near_miss", "free")}
-    assert counts["colliding"] > 0 and counts["all"] == counts["colliding"] + counts["near_miss"] + counts["free"]
-    assert counts["all"] == 3 * result["one_step"]["windows"]  # the fourth slot never holds an object
+    assert (
+        one["linear"]["free"]["mean"]["slot_mse"]
+        < one["linear"]["colliding"]["mean"]["slot_mse"] / 5
+    )
+    counts = {
+        name: one["copy"][name]["mean"]["count"]
+        for name in ("all", "colliding", "near_miss", "free")
+    }
+    assert (
+        counts["colliding"] > 0
+        and counts["all"] == counts["colliding"] + counts["near_miss"] + counts["free"]
+    )
+    assert (
+        counts["all"] == 3 * result["one_step"]["windows"]
+    )  # the fourth slot never holds an object
     low, high = one["copy"]["colliding"]["mean"]["slot_mse_ci"]
     assert low <= one["copy"]["colliding"]["mean"]["slot_mse"] <= high
     rolled = result["rollout"]["methods"]
-    assert rolled["linear"]["free"]["32"]["position_rmse"] < 0.05 and rolled["linear"]["colliding"]["32"]["slot_mse"] > 1e-4
-    assert rolled["linear"]["colliding"]["32"]["count"] == 2 * 6 and rolled["linear"]["free"]["mean"]["count"] == 6 * 32
+    assert (
+        rolled["linear"]["free"]["32"]["position_rmse"] < 0.05
+        and rolled["linear"]["colliding"]["32"]["slot_mse"] > 1e-4
+    )
+    assert (
+        rolled["linear"]["colliding"]["32"]["count"] == 2 * 6
+        and rolled["linear"]["free"]["mean"]["count"] == 6 * 32
+    )
     json.dumps(result, allow_nan=False)
 
 
@@ -72,7 +103,9 @@ def test_without_truth_only_slot_errors_over_all(world, tmp_path):
             for sample in read_split(world, split, ("slots.npy", "json")):
                 writer.split(split).add(Sample(sample.key, sample.slots, sample.annotation))
     settings = config()
-    result = evaluate_world_model(SlotPredictor(settings.predictor), settings, tmp_path / "bare", "val", windows=50, draws=5)
+    result = evaluate_world_model(
+        SlotPredictor(settings.predictor), settings, tmp_path / "bare", "val", windows=50, draws=5
+    )
     cell = result["one_step"]["methods"]["copy"]["all"]["mean"]
     assert result["rollout"] is None and cell["position_rmse"] is None and cell["slot_mse"] > 0
 
@@ -80,13 +113,20 @@ def test_without_truth_only_slot_errors_over_all(world, tmp_path):
 def test_control_of_another_shape_is_refused(world):
     with pytest.raises(UserError, match="own_slot"):
         evaluate_world_model(
-            SlotPredictor(config().predictor), config(), world, "val", own_slot=SlotPredictor(config(history_frames=2).predictor)
+            SlotPredictor(config().predictor),
+            config(),
+            world,
+            "val",
+            own_slot=SlotPredictor(config(history_frames=2).predictor),
         )
 
 
 def test_table_leaves_what_was_not_counted_empty():
     table = Table(["m"], ("all", "colliding"), ("mean",))
-    seen = {"all": torch.ones(1, 1, 2, dtype=torch.bool), "colliding": torch.zeros(1, 1, 2, dtype=torch.bool)}
+    seen = {
+        "all": torch.ones(1, 1, 2, dtype=torch.bool),
+        "colliding": torch.zeros(1, 1, 2, dtype=torch.bool),
+    }
     table.add(np.array([3]), "m", "mean", torch.tensor([[[[1.0, 4.0], [3.0, 4.0]]]]), seen)
     cells = table.summary(position=True, draws=3, seed=0)["m"]
     assert (cells["all"]["mean"]["slot_mse"], cells["all"]["mean"]["position_rmse"]) == (2.0, 2.0)

@@ -18,7 +18,9 @@ def make_world(out: Path, *, train: int = 12, val: int = 6, dim: int = DIM) -> P
     generator = np.random.default_rng(0)
     embed = generator.normal(size=(3, dim))
     empty = np.array([0.0, 0.0, -1.0]) @ embed
-    with DatasetWriter(out, encoder="toy", source={"kind": "toy"}, dtype="float32", empty_slot=empty.tolist()) as writer:
+    with DatasetWriter(
+        out, encoder="toy", source={"kind": "toy"}, dtype="float32", empty_slot=empty.tolist()
+    ) as writer:
         for split, first, count in (("train", 0, train), ("val", 100, val)):
             for scene in range(first, first + count):
                 writer.split(split).add(video(scene, embed, generator))
@@ -76,7 +78,13 @@ def video(scene: int, embed: np.ndarray, generator: np.random.Generator) -> Samp
     return Sample(
         key=name,
         slots=slots[:128],
-        annotation={"scene_index": scene, "video_filename": f"{name}.mp4", "object_property": [], "motion_trajectory": [], "collision": []},
+        annotation={
+            "scene_index": scene,
+            "video_filename": f"{name}.mp4",
+            "object_property": [],
+            "motion_trajectory": [],
+            "collision": [],
+        },
         questions={"scene_index": scene, "video_filename": f"{name}.mp4", "questions": questions},
         truth=truth,
     )

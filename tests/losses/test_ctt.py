@@ -20,7 +20,16 @@ B, T_H, T_P, S, D = 6, 3, 1, 5, 16
 @pytest.fixture
 def predictor() -> SlotPredictor:
     torch.manual_seed(0)
-    config = PredictorConfig(slots=S, slot_dim=D, history_frames=T_H, pred_frames=T_P, depth=2, heads=4, mlp_dim=32, dropout=0.3)
+    config = PredictorConfig(
+        slots=S,
+        slot_dim=D,
+        history_frames=T_H,
+        pred_frames=T_P,
+        depth=2,
+        heads=4,
+        mlp_dim=32,
+        dropout=0.3,
+    )
     return SlotPredictor(config).train()
 
 
@@ -42,11 +51,27 @@ def window() -> dict[str, Tensor]:
     }
 
 
-def terms(predictor: SlotPredictor, w: dict[str, Tensor], adjacency: Tensor | None = None, margin: float = 0.02, **more) -> ctt.CttTerms:
+def terms(
+    predictor: SlotPredictor,
+    w: dict[str, Tensor],
+    adjacency: Tensor | None = None,
+    margin: float = 0.02,
+    **more,
+) -> ctt.CttTerms:
     adjacency = w["adjacency"] if adjacency is None else adjacency
     graph = Graph(adjacency, adjacency)
     return ctt.per_sample(
-        predictor, w["x"], w["hidden"], w["present"], graph, w["sigma2"], margin=margin, seed=3, step=7, sample=w["sample"], **more
+        predictor,
+        w["x"],
+        w["hidden"],
+        w["present"],
+        graph,
+        w["sigma2"],
+        margin=margin,
+        seed=3,
+        step=7,
+        sample=w["sample"],
+        **more,
     )
 
 
@@ -57,9 +82,17 @@ def terms(predictor: SlotPredictor, w: dict[str, Tensor], adjacency: Tensor | No
 def test_published_equals_the_reference(shared: Path, name: str) -> None:
     d = np.load(shared / "parity" / f"predictor_{name}.npz")
     frames, slots = int(d["history_frames"]), d["x"].shape[2]
-    state = {key.removeprefix("param/"): torch.tensor(d[key]) for key in d.files if key.startswith("param/")}
+    state = {
+        key.removeprefix("param/"): torch.tensor(d[key])
+        for key in d.files
+        if key.startswith("param/")
+    }
     model = SlotPredictor.from_reference(
-        state, history_frames=frames, pred_frames=int(d["pred_frames"]), heads=int(d["heads"]), dropout=0.0
+        state,
+        history_frames=frames,
+        pred_frames=int(d["pred_frames"]),
+        heads=int(d["heads"]),
+        dropout=0.0,
     )
     x = torch.tensor(d["x"])
     hidden = torch.zeros(len(x), slots, dtype=torch.bool)
@@ -79,7 +112,10 @@ def test_published_equals_the_reference(shared: Path, name: str) -> None:
         )
 
     got = run(None)
-    invariance, sufficiency = got.invariance_sum / got.invariance_count, got.sufficiency_sum / got.sufficiency_count
+    invariance, sufficiency = (
+        got.invariance_sum / got.invariance_count,
+        got.sufficiency_sum / got.sufficiency_count,
+    )
     assert abs(float(invariance) - float(d["ctt/loss_inv"])) < 1e-5
     assert abs(float(sufficiency) - float(d["ctt/loss_suf"])) < 1e-5
     assert got.invariance_count == len(x) * len(d["ctt/inv_non_neighbours"])
@@ -89,25 +125,47 @@ def test_published_equals_the_reference(shared: Path, name: str) -> None:
     (0.2 * invariance + 0.1 * sufficiency).backward()
     for theirs in (key for key in d.files if key.startswith("ctt/grad/")):
         torch.testing.assert_close(
-            reference_gradient(model, theirs.removeprefix("ctt/grad/")), torch.tensor(d[theirs]), atol=1e-5, rtol=1e-4
+            reference_gradient(model, theirs.removeprefix("ctt/grad/")),
+            torch.tensor(d[theirs]),
+            atol=1e-5,
+            rtol=1e-4,
         )
 
 
 def reference_gradient(model: SlotPredictor, theirs: str) -> Tensor:
     """The gradient by its released name: the parameters' `to_reference` applied to gradients."""
     grads = SlotPredictor(model.config)
-    grads.load_state_dict({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()})
+    grads.load_state_dict(
+        {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in model.named_parameters()
+        }
+    )
     return grads.to_reference()[theirs]
 
 
-def test_published_terms_without_slots_are_zero(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+def test_published_terms_without_slots_are_zero(
+    predictor: SlotPredictor, window: dict[str, Tensor]
+) -> None:
     hidden = torch.zeros(B, S, dtype=torch.bool)
-    got = ctt.published(predictor, window["x"], hidden, threshold=0.0, slot_invariance=0, slot_sufficiency=1)  # nothing is below 0
-    for value in (got.invariance_sum, got.invariance_count, got.sufficiency_sum, got.sufficiency_count):
+    got = ctt.published(
+        predictor, window["x"], hidden, threshold=0.0, slot_invariance=0, slot_sufficiency=1
+    )  # nothing is below 0
+    for value in (
+        got.invariance_sum,
+        got.invariance_count,
+        got.sufficiency_sum,
+        got.sufficiency_count,
+    ):
         assert value == 0
-    everybody = ctt.published(predictor, window["x"], hidden, threshold=1.0, slot_invariance=0, slot_sufficiency=1)
+    everybody = ctt.published(
+        predictor, window["x"], hidden, threshold=1.0, slot_invariance=0, slot_sufficiency=1
+    )
     assert everybody.invariance_count == B * (S - 1)
-    assert everybody.metrics["non_neighbour_fraction"] == 1 and everybody.metrics["edges_per_slot"] == 0
+    assert (
+        everybody.metrics["non_neighbour_fraction"] == 1
+        and everybody.metrics["edges_per_slot"] == 0
+    )
 
 
 def test_draws_are_visible_and_vary_with_the_step() -> None:
@@ -121,7 +179,9 @@ def test_draws_are_visible_and_vary_with_the_step() -> None:
 # --- per sample ------------------------------------------------------------------------------------------------------
 
 
-def test_equals_the_equations_written_as_loops(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+def test_equals_the_equations_written_as_loops(
+    predictor: SlotPredictor, window: dict[str, Tensor]
+) -> None:
     predictor.eval()
     margin, w = 0.02, window
     got = terms(predictor, w, margin=margin)
@@ -133,10 +193,16 @@ def test_equals_the_equations_written_as_loops(predictor: SlotPredictor, window:
         if not eligible[b].any():
             continue
         i, k, a = int(i_of[b]), int(k_of[b]), w["adjacency"][b]
-        more, rest = w["hidden"][b].clone(), torch.tensor([j != k and float(a[k, j]) <= 0.5 for j in range(S)])
+        more, rest = (
+            w["hidden"][b].clone(),
+            torch.tensor([j != k and float(a[k, j]) <= 0.5 for j in range(S)]),
+        )
         more[i] = True
         with torch.no_grad():
-            z0, z1, z2 = (predictor(w["x"][b : b + 1, :T_H], m[None])[0, T_H:] for m in (w["hidden"][b], more, rest))
+            z0, z1, z2 = (
+                predictor(w["x"][b : b + 1, :T_H], m[None])[0, T_H:]
+                for m in (w["hidden"][b], more, rest)
+            )
         truth = w["x"][b, T_H:]
 
         def e(p: Tensor, q: Tensor, j: int) -> float:
@@ -148,18 +214,31 @@ def test_equals_the_equations_written_as_loops(predictor: SlotPredictor, window:
                 inv, weights = inv + weight * e(z1, z0, j), weights + weight
         suf, count = suf + max(0.0, e(z2, truth, k) - e(z0, truth, k) - margin), count + 1
     assert count == B - 2
-    np.testing.assert_allclose([float(got.invariance_sum), float(got.invariance_count)], [inv, weights], rtol=1e-4)
-    np.testing.assert_allclose([float(got.sufficiency_sum), float(got.sufficiency_count)], [suf, count], rtol=1e-4)
+    np.testing.assert_allclose(
+        [float(got.invariance_sum), float(got.invariance_count)], [inv, weights], rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        [float(got.sufficiency_sum), float(got.sufficiency_count)], [suf, count], rtol=1e-4
+    )
 
 
-def test_two_shards_add_up_to_the_whole(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+def test_two_shards_add_up_to_the_whole(
+    predictor: SlotPredictor, window: dict[str, Tensor]
+) -> None:
     whole = terms(predictor, window)
-    parts = [terms(predictor, {k: v if k == "sigma2" else v[a:b] for k, v in window.items()}) for a, b in ((0, 2), (2, B))]
+    parts = [
+        terms(predictor, {k: v if k == "sigma2" else v[a:b] for k, v in window.items()})
+        for a, b in ((0, 2), (2, B))
+    ]
     for name in ("invariance_sum", "invariance_count", "sufficiency_sum", "sufficiency_count"):
-        torch.testing.assert_close(sum(getattr(p, name) for p in parts), getattr(whole, name), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            sum(getattr(p, name) for p in parts), getattr(whole, name), rtol=1e-5, atol=1e-6
+        )
 
 
-def test_no_gradient_reaches_graph_or_clean_prediction(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+def test_no_gradient_reaches_graph_or_clean_prediction(
+    predictor: SlotPredictor, window: dict[str, Tensor]
+) -> None:
     adjacency = window["adjacency"].clone().requires_grad_()
     z0 = torch.randn(B, T_H + T_P, S, D, requires_grad=True)
     got = terms(predictor, window, adjacency, margin=100.0, z0=z0)
@@ -169,7 +248,9 @@ def test_no_gradient_reaches_graph_or_clean_prediction(predictor: SlotPredictor,
     assert not got.invariance_count.requires_grad
 
 
-def test_given_clean_prediction_changes_nothing(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+def test_given_clean_prediction_changes_nothing(
+    predictor: SlotPredictor, window: dict[str, Tensor]
+) -> None:
     stacked = terms(predictor, window)
     with torch.no_grad(), without_dropout(predictor):
         z0 = predictor(window["x"][:, :T_H], window["hidden"])
@@ -177,7 +258,9 @@ def test_given_clean_prediction_changes_nothing(predictor: SlotPredictor, window
     assert stacked.clean is not None and stacked.clean.requires_grad
     torch.testing.assert_close(stacked.clean, z0)
     for name in ("invariance_sum", "invariance_count", "sufficiency_sum", "sufficiency_count"):
-        torch.testing.assert_close(getattr(given, name), getattr(stacked, name), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            getattr(given, name), getattr(stacked, name), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_limits_full_and_empty_graph(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
@@ -190,17 +273,24 @@ def test_limits_full_and_empty_graph(predictor: SlotPredictor, window: dict[str,
     present = window["present"]
     drawn = ctt.draw_eligible_slot(present, 3, 7, window["sample"], ctt.STREAM_INVARIANCE)
     expected = present.sum() - present.any(1).sum()
-    assert empty.invariance_count == expected and present.gather(1, drawn[:, None]).sum() == present.any(1).sum()
+    assert (
+        empty.invariance_count == expected
+        and present.gather(1, drawn[:, None]).sum() == present.any(1).sum()
+    )
     assert empty.metrics["edges_per_slot"] == 0
 
 
-def test_slots_that_hiding_hurt_are_left_out(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+def test_slots_that_hiding_hurt_are_left_out(
+    predictor: SlotPredictor, window: dict[str, Tensor]
+) -> None:
     """A very negative margin excludes every slot: none got that much better."""
     got = terms(predictor, window, torch.eye(S).expand(B, S, S), margin=-1e9)
     assert got.invariance_count == 0 and got.invariance_sum == 0
 
 
-def test_dropout_is_off_inside_and_restored(predictor: SlotPredictor, window: dict[str, Tensor]) -> None:
+def test_dropout_is_off_inside_and_restored(
+    predictor: SlotPredictor, window: dict[str, Tensor]
+) -> None:
     predictor.blocks[0].eval()
     before = [m.training for m in predictor.modules()]
     first, second = terms(predictor, window), terms(predictor, window)
@@ -213,12 +303,16 @@ def test_dropout_is_off_inside_and_restored(predictor: SlotPredictor, window: di
 
 
 @pytest.mark.parametrize("kind", ["published", "per_sample"])
-def test_reads_no_value_from_the_device(predictor: SlotPredictor, window: dict[str, Tensor], kind: str) -> None:
+def test_reads_no_value_from_the_device(
+    predictor: SlotPredictor, window: dict[str, Tensor], kind: str
+) -> None:
     model = predictor.to("meta")
     w = {name: value.to("meta") for name, value in window.items()}
     if kind == "published":
         i, k = ctt.draw_slots(w["hidden"], seed=0, step=0)
-        got = ctt.published(model, w["x"], w["hidden"], threshold=0.15, slot_invariance=i, slot_sufficiency=k)
+        got = ctt.published(
+            model, w["x"], w["hidden"], threshold=0.15, slot_invariance=i, slot_sufficiency=k
+        )
     else:
         got = terms(model, w)
     (got.invariance_sum + got.sufficiency_sum).backward()
@@ -238,7 +332,10 @@ def test_compiles_as_one_graph(predictor: SlotPredictor, window: dict[str, Tenso
 def test_consistency_is_the_error_of_the_rollout(predictor: SlotPredictor) -> None:
     """Against the predictor's own `rollout`, one window frame a video frame; gradients reach the first of several predictions."""
     generator = torch.Generator().manual_seed(2)
-    x, sigma2 = torch.randn(B, T_H + 3 * T_P, S, D, generator=generator), torch.rand(D, generator=generator) + 0.5
+    x, sigma2 = (
+        torch.randn(B, T_H + 3 * T_P, S, D, generator=generator),
+        torch.rand(D, generator=generator) + 0.5,
+    )
     got = ctt.consistency(predictor, x, sigma2, {1: 1.0, 2: 0.5, 3: 0.25, 4: 0.0})
     predictor.eval()
     rolled = predictor.rollout(x[:, :T_H], 3, 1)

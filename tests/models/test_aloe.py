@@ -11,7 +11,9 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.losses.vqa import answer_loss, choice_loss
 from cjepa_dist.models.aloe import Aloe, bucket_by_length
 
-SMALL = AloeConfig(slots=3, slot_dim=8, frames=4, width=16, depth=2, heads=2, mlp_dim=32, word_dim=4, head_dim=16)
+SMALL = AloeConfig(
+    slots=3, slot_dim=8, frames=4, width=16, depth=2, heads=2, mlp_dim=32, word_dim=4, head_dim=16
+)
 
 
 def rows(count: int = 5) -> dict[str, torch.Tensor]:
@@ -28,7 +30,11 @@ def rows(count: int = 5) -> dict[str, torch.Tensor]:
 def released(shared):
     arrays = np.load(shared / "parity" / "aloe_small.npz")
     fixture = {key: torch.from_numpy(arrays[key]) for key in arrays}
-    state = {key.removeprefix("param/"): value for key, value in fixture.items() if key.startswith("param/")}
+    state = {
+        key.removeprefix("param/"): value
+        for key, value in fixture.items()
+        if key.startswith("param/")
+    }
     sizes = {name: int(fixture[name]) for name in ("heads", "frames", "slots")}
     return fixture, state, sizes
 
@@ -40,7 +46,9 @@ def test_released_logits_and_losses(released):
     silent, choice_silent = (fixture[f"in/{kind}_q_pad_mask"] for kind in ("cls", "mc"))
     with torch.no_grad():
         answers = model.descriptive(fixture["in/cls_video_emb"], words, silent)
-        choices = model.choices(fixture["in/mc_video_emb"][fixture["in/mc_flag"]], choice_words, choice_silent)
+        choices = model.choices(
+            fixture["in/mc_video_emb"][fixture["in/mc_flag"]], choice_words, choice_silent
+        )
         both = model(  # all rows at once, slots one a question
             torch.cat([fixture["in/cls_video_emb"], fixture["in/mc_video_emb"]]),
             torch.cat([words, choice_words]),
@@ -55,12 +63,17 @@ def test_released_logits_and_losses(released):
     answer_label = torch.cat([fixture["in/cls_label"], torch.full((9,), -1)])
     choice_label = torch.cat([torch.full((3,), -1), fixture["in/mc_label"]])
     assert abs(answer_loss(both[0], answer_label, 3).item() - float(fixture["loss/cls"])) < 1e-5
-    assert abs(choice_loss(both[1], choice_label, torch.tensor(9)).item() - float(fixture["loss/mc"])) < 1e-5
+    assert (
+        abs(choice_loss(both[1], choice_label, torch.tensor(9)).item() - float(fixture["loss/mc"]))
+        < 1e-5
+    )
 
 
 def test_released_names_there_and_back(released):
     _, state, sizes = released
-    back = Aloe.from_reference({f"model.{key}": value for key, value in state.items()}, **sizes).to_reference()
+    back = Aloe.from_reference(
+        {f"model.{key}": value for key, value in state.items()}, **sizes
+    ).to_reference()
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
     with pytest.raises(UserError, match=r"pos_embedding.*frames and slots"):
         Aloe.from_reference(state, **{**sizes, "frames": 6})
@@ -73,7 +86,9 @@ def test_published_size():
         assert sum(p.numel() for p in Aloe(AloeConfig()).parameters()) == 2_879_427
 
 
-@pytest.mark.parametrize("options", [{}, {"shared_vision": True}, {"shared_vision": True, "factored_position": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"shared_vision": True}, {"shared_vision": True, "factored_position": True}]
+)
 def test_row_view_is_a_repetition_of_slots(options):
     model, inputs = Aloe(replace(SMALL, **options)).eval(), rows()
     index = torch.tensor([0, 0, 1, 2, 1])
@@ -86,14 +101,23 @@ def test_row_view_is_a_repetition_of_slots(options):
 def test_sizes_are_rounded_up_and_answers_are_the_same(count, shared):
     """Rows sorted by length, in four parts of sizes that come again: what is answered to a row is what is answered to it alone."""
     torch.manual_seed(count)
-    model, length = Aloe(replace(SMALL, shared_vision=shared)).eval(), torch.randint(1, 33, (count,))
+    model, length = (
+        Aloe(replace(SMALL, shared_vision=shared)).eval(),
+        torch.randint(1, 33, (count,)),
+    )
     padding = torch.arange(32) >= length[:, None]
     tokens = torch.randint(1, 82, (count, 32)).masked_fill(padding, 0)
     slots = torch.randn(2, SMALL.frames, SMALL.slots, SMALL.slot_dim)
     inputs = {"tokens": tokens, "padding": padding, "is_choice": length > 9, "row_view": length % 2}
     parts = bucket_by_length(torch.cat([torch.zeros(count, 1, dtype=torch.bool), padding], 1))
-    assert all(len(rows) % 8 == 0 and (words.shape[1] % 4 == 0 or words.shape[1] == 33) for rows, words, _ in parts)
-    alone = [model(slots, **{name: value[i : i + 1] for name, value in inputs.items()}) for i in range(count)]
+    assert all(
+        len(rows) % 8 == 0 and (words.shape[1] % 4 == 0 or words.shape[1] == 33)
+        for rows, words, _ in parts
+    )
+    alone = [
+        model(slots, **{name: value[i : i + 1] for name, value in inputs.items()})
+        for i in range(count)
+    ]
     for found, expected in zip(model(slots, **inputs), zip(*alone)):
         torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-4)
 
@@ -103,7 +127,14 @@ def test_shared_vision_is_a_mask():
     model, inputs = Aloe(replace(SMALL, shared_vision=True)).eval(), rows()
     with torch.no_grad():
         model.position.normal_()
-        x = torch.cat([model.cls.expand(5, -1, -1), model.see(inputs["slots"]), model.read(inputs["tokens"], inputs["is_choice"])], 1)
+        x = torch.cat(
+            [
+                model.cls.expand(5, -1, -1),
+                model.see(inputs["slots"]),
+                model.read(inputs["tokens"], inputs["is_choice"]),
+            ],
+            1,
+        )
         x = x + model.position
         vision = slice(1, 1 + SMALL.frames * SMALL.slots)
         blind = torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
@@ -111,7 +142,11 @@ def test_shared_vision_is_a_mask():
         blind[vision, vision] = False
         padding = torch.cat([torch.zeros(5, vision.stop, dtype=torch.bool), inputs["padding"]], 1)
         for block in model.blocks:
-            q, k, v = block.attention.qkv(block.attention_norm(x)).unflatten(-1, (3, SMALL.heads, -1)).permute(2, 0, 3, 1, 4)
+            q, k, v = (
+                block.attention.qkv(block.attention_norm(x))
+                .unflatten(-1, (3, SMALL.heads, -1))
+                .permute(2, 0, 3, 1, 4)
+            )
             logits = q @ k.mT / q.shape[-1] ** 0.5
             weights = logits.masked_fill(blind | padding[:, None, None], -torch.inf).softmax(-1)
             x = x + block.attention.out((weights @ v).transpose(1, 2).flatten(2))
@@ -123,8 +158,12 @@ def test_padding_is_ignored_and_words_are_not():
     model, inputs = Aloe(SMALL).eval(), rows()
     other = torch.where(inputs["padding"], 0, inputs["tokens"])
     torch.testing.assert_close(model(**{**inputs, "tokens": other}), model(**inputs))
-    assert not torch.allclose(model(**{**inputs, "tokens": inputs["tokens"].flip(1)})[0], model(**inputs)[0])
-    assert not torch.allclose(model(**{**inputs, "is_choice": ~inputs["is_choice"]})[1], model(**inputs)[1])
+    assert not torch.allclose(
+        model(**{**inputs, "tokens": inputs["tokens"].flip(1)})[0], model(**inputs)[0]
+    )
+    assert not torch.allclose(
+        model(**{**inputs, "is_choice": ~inputs["is_choice"]})[1], model(**inputs)[1]
+    )
 
 
 def test_meta_bf16_and_one_graph():
@@ -137,12 +176,16 @@ def test_meta_bf16_and_one_graph():
     with torch.autocast("cpu", torch.bfloat16):
         low = model(**inputs)
     torch.testing.assert_close([x.float() for x in low], list(model(**inputs)), atol=0.1, rtol=0.05)
-    assert model.to("meta")(**{key: value.to("meta") for key, value in inputs.items()})[0].shape == (5, 22)
+    assert model.to("meta")(**{key: value.to("meta") for key, value in inputs.items()})[
+        0
+    ].shape == (5, 22)
 
 
 def test_shapes_that_do_not_fit():
     inputs = rows()
-    with pytest.raises(ValueError, match=r"slots are \(rows, 3, 3, 8\); this model takes \(rows, 4, 3, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"slots are \(rows, 3, 3, 8\); this model takes \(rows, 4, 3, 8\)"
+    ):
         Aloe(SMALL)(**{**inputs, "slots": inputs["slots"][:, 1:]})
     with pytest.raises(UserError, match=r"aloe\.heads=5"):
         Aloe(AloeConfig(heads=5, width=144))

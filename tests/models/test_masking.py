@@ -31,8 +31,15 @@ def test_hash_is_exact_integer_arithmetic(key, value):
 
 def test_uniform_depends_on_nothing_but_its_arguments():
     whole = uniform(3, 7, MANY[:100], 5, stream=1)
-    assert whole.dtype == torch.float32 and whole.shape == (100, 5) and whole.min() >= 0 and whole.max() < 1
-    assert torch.equal(whole[40:60], uniform(3, torch.tensor(7), MANY[40:60], 5, stream=1))  # any share of the batch, a tensor step
+    assert (
+        whole.dtype == torch.float32
+        and whole.shape == (100, 5)
+        and whole.min() >= 0
+        and whole.max() < 1
+    )
+    assert torch.equal(
+        whole[40:60], uniform(3, torch.tensor(7), MANY[40:60], 5, stream=1)
+    )  # any share of the batch, a tensor step
     assert torch.equal(whole[:, :3], uniform(3, 7, MANY[:100], 3, stream=1))
     for seed, step, first, stream in ((4, 7, 0, 1), (3, 8, 0, 1), (3, 7, 0, 2), (3, 7, 100, 1)):
         other = uniform(seed, step, MANY[first : first + 100], 5, stream)
@@ -47,9 +54,14 @@ def test_uniform_is_uniform_and_independent(vary):
     elif vary == "column":
         u = uniform(0, 0, MANY[:2], n, 0).T
     else:  # absorb takes tensors in every place; a vector there gives what as many calls would
-        seed, stream, step = ((MANY if vary == name else torch.tensor(5)) for name in ("seed", "stream", "step"))
+        seed, stream, step = (
+            (MANY if vary == name else torch.tensor(5)) for name in ("seed", "stream", "step")
+        )
         key = absorb(absorb(absorb(absorb(torch.tensor(0), seed), stream), step), 9)
-        u = torch.stack([(absorb(key, column) >> 40) & (2**24 - 1) for column in (0, 1)], 1) * 2.0**-24
+        u = (
+            torch.stack([(absorb(key, column) >> 40) & (2**24 - 1) for column in (0, 1)], 1)
+            * 2.0**-24
+        )
     u = u.double().numpy()
     error = 1 / np.sqrt(n)
     assert np.abs(u.mean(0) - 0.5).max() < 4 * error * np.sqrt(1 / 12)
@@ -69,18 +81,22 @@ def test_keys_do_not_collide():
     assert key.unique().numel() == 4 * 4 * 250 * 64 * 4
 
 
-@pytest.mark.parametrize("number, released", [(1, {0}), (2, {0, 1}), (3, {0, 1, 5}), (4, {0, 1, 2, 5})])
+@pytest.mark.parametrize(
+    "number, released", [(1, {0}), (2, {0, 1}), (3, {0, 1, 5}), (4, {0, 1, 2, 5})]
+)
 def test_fixed_sets_are_the_released_ones(number, released):
-    mask = MaskConfig(mode="fixed", counts=[0.0] * number + [1.0])
+    mask = MaskConfig(mode="fixed", probs=[0.0] * number + [1.0])
     for seed, step in ((0, 0), (1, 9)):
         hidden = hidden_slots(mask, seed, step, MANY[:3], 7)
-        assert hidden.shape == (3, 7) and all(set(row.nonzero().flatten().tolist()) == released for row in hidden)
+        assert hidden.shape == (3, 7) and all(
+            set(row.nonzero().flatten().tolist()) == released for row in hidden
+        )
 
 
 @pytest.mark.parametrize("name", ["small", "long"])
 def test_fixed_sets_of_the_fixtures(shared, name):
     arrays = np.load(shared / "parity" / f"predictor_{name}.npz")
-    mask = MaskConfig(mode="fixed", counts=[0.0] * int(arrays["num_masked_slots"]) + [1.0])
+    mask = MaskConfig(mode="fixed", probs=[0.0] * int(arrays["num_masked_slots"]) + [1.0])
     hidden = hidden_slots(mask, 0, 0, MANY[:1], arrays["x"].shape[2])[0]
     assert set(hidden.nonzero().flatten().tolist()) == set(arrays["mask_indices"].tolist())
 
@@ -89,12 +105,16 @@ def test_sample_mode_hides_by_its_probabilities_and_every_slot_alike():
     hidden = hidden_slots(MaskConfig(), 0, 0, MANY, 7)
     shares = torch.bincount(hidden.sum(1), minlength=3) / len(MANY)
     torch.testing.assert_close(shares, torch.tensor([0.7, 0.2, 0.1]), atol=0.01, rtol=0)
-    torch.testing.assert_close(hidden.float().mean(0), torch.full((7,), 0.4 / 7), atol=0.006, rtol=0)
+    torch.testing.assert_close(
+        hidden.float().mean(0), torch.full((7,), 0.4 / 7), atol=0.006, rtol=0
+    )
 
 
 def test_batch_mode_has_one_set_a_step():
-    mask = MaskConfig(mode="batch", counts=[0.0, 0.0, 1.0])
-    hidden = torch.stack([hidden_slots(mask, 0, step, MANY[step : step + 4], 7) for step in range(50)])
+    mask = MaskConfig(mode="batch", probs=[0.0, 0.0, 1.0])
+    hidden = torch.stack(
+        [hidden_slots(mask, 0, step, MANY[step : step + 4], 7) for step in range(50)]
+    )
     assert (hidden == hidden[:, :1]).all() and (hidden.sum(-1) == 2).all()
     assert len({tuple(row.tolist()) for row in hidden[:, 0]}) > 10
 
@@ -105,11 +125,13 @@ def test_extremes_and_compile(mode):
         assert (hidden_slots(MaskConfig(mode, counts), 0, 0, MANY[:9], 7).sum(1) == number).all()
     compiled = torch.compile(hidden_slots, fullgraph=True, backend="eager")
     mask = MaskConfig(mode)
-    assert torch.equal(compiled(mask, 0, torch.tensor(3), MANY[:9], 7), hidden_slots(mask, 0, 3, MANY[:9], 7))
+    assert torch.equal(
+        compiled(mask, 0, torch.tensor(3), MANY[:9], 7), hidden_slots(mask, 0, 3, MANY[:9], 7)
+    )
     assert hidden_slots(mask, 0, 3, MANY[:9].to("meta"), 7).shape == (9, 7)
 
 
 @pytest.mark.parametrize("counts", [[], [0.5, 0.4], [1.5, -0.5], [0.0] * 8 + [1.0]])
 def test_counts_that_are_no_distribution(counts):
-    with pytest.raises(UserError, match=r"mask\.counts"):
+    with pytest.raises(UserError, match=r"mask\.probs"):
         hidden_slots(MaskConfig("sample", counts), 0, 0, MANY[:1], 7)

@@ -11,7 +11,9 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.models.predictor import SlotPredictor
 
 SMALL = PredictorConfig(slots=5, slot_dim=16, depth=2, heads=4, mlp_dim=32, dropout=0.0)
-OWN = replace(SMALL, width=24, norm_first=True, predict_change=True, last_anchor=True, anchor_all=True)  # the recipe of our configs
+OWN = replace(
+    SMALL, width=24, norm_first=True, predict_change=True, last_anchor=True, anchor_all=True
+)  # the recipe of our configs
 OPTIONS = [
     SMALL,
     OWN,
@@ -37,7 +39,9 @@ def make(config: PredictorConfig) -> SlotPredictor:
 
 def batch(config: PredictorConfig, size: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    history = torch.randn(size, config.history_frames, config.slots, config.slot_dim, generator=generator)
+    history = torch.randn(
+        size, config.history_frames, config.slots, config.slot_dim, generator=generator
+    )
     hidden = torch.zeros(size, config.slots, dtype=torch.bool)
     hidden[0, 1] = hidden[1, :2] = True
     return history, hidden
@@ -48,7 +52,11 @@ def released(request, shared):
     """Arrays of a fixture as tensors, and the predictor with its weights."""
     arrays = np.load(shared / "parity" / f"predictor_{request.param}.npz")
     fixture = {key: torch.from_numpy(arrays[key]) for key in arrays if not key.startswith("ctt/")}
-    state = {key.removeprefix("param/"): value for key, value in fixture.items() if key.startswith("param/")}
+    state = {
+        key.removeprefix("param/"): value
+        for key, value in fixture.items()
+        if key.startswith("param/")
+    }
     sizes = {name: int(fixture[name]) for name in ("history_frames", "pred_frames", "heads")}
     return fixture, state, SlotPredictor.from_reference(state, **sizes).eval()
 
@@ -58,10 +66,17 @@ def test_released_forward_inference_and_rollout(released):
     history = fixture["x"][:, : model.config.history_frames]
     hidden = torch.zeros(len(history), history.shape[2], dtype=torch.bool)
     hidden[:, fixture["mask_indices"]] = True
-    assert (model.config.depth, model.config.mlp_dim) == (int(fixture["depth"]), int(fixture["mlp_dim"]))
+    assert (model.config.depth, model.config.mlp_dim) == (
+        int(fixture["depth"]),
+        int(fixture["mlp_dim"]),
+    )
     with torch.no_grad():
-        torch.testing.assert_close(model(history, hidden), fixture["forward_out"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(model.predict(history), fixture["inference_out"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            model(history, hidden), fixture["forward_out"], atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            model.predict(history), fixture["inference_out"], atol=1e-5, rtol=0
+        )
         rolled = model.rollout(fixture["rollout_video"], 32, int(fixture["frameskip"]))
         torch.testing.assert_close(rolled, fixture["rollout_out"], atol=1e-5, rtol=0)
         partial = model.rollout(fixture["rollout_video"], 7, int(fixture["frameskip"]))
@@ -72,12 +87,22 @@ def test_released_names_there_and_back(released):
     _, state, model = released
     back = model.to_reference()
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
-    sizes = {"history_frames": model.config.history_frames, "pred_frames": model.config.pred_frames, "heads": model.config.heads}
-    inside = {f"model.predictor.{key}": value for key, value in state.items()} | {"model.encoder.weight": torch.zeros(1)}
+    sizes = {
+        "history_frames": model.config.history_frames,
+        "pred_frames": model.config.pred_frames,
+        "heads": model.config.heads,
+    }
+    inside = {f"model.predictor.{key}": value for key, value in state.items()} | {
+        "model.encoder.weight": torch.zeros(1)
+    }
     again = SlotPredictor.from_reference(inside, **sizes)
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values())
+    )
     with pytest.raises(UserError, match=r"lacks to_out\.bias"):
-        SlotPredictor.from_reference({key: value for key, value in state.items() if key != "to_out.bias"}, **sizes)
+        SlotPredictor.from_reference(
+            {key: value for key, value in state.items() if key != "to_out.bias"}, **sizes
+        )
     with pytest.raises(UserError, match="time embeddings"):
         SlotPredictor.from_reference(state, **{**sizes, "pred_frames": 3})
     with pytest.raises(UserError, match="no released"):
@@ -96,13 +121,25 @@ def test_shapes_attention_and_no_value_read(config):
     total = config.history_frames + config.pred_frames
     assert z.shape == (3, total, config.slots, config.slot_dim)
     torch.testing.assert_close(model(history, hidden), z, atol=1e-5, rtol=1e-5)
-    assert len(attention) == config.depth and attention[0].shape == (3, config.heads, total * config.slots, total * config.slots)
+    assert len(attention) == config.depth and attention[0].shape == (
+        3,
+        config.heads,
+        total * config.slots,
+        total * config.slots,
+    )
     torch.testing.assert_close(attention[-1].sum(-1), torch.ones(attention[-1].shape[:-1]))
     z.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    unread = SlotPredictor(config).to("meta")  # a meta tensor has no values: reading one is an error
+    unread = SlotPredictor(config).to(
+        "meta"
+    )  # a meta tensor has no values: reading one is an error
     unread(history.to("meta"), hidden.to("meta")).sum().backward()
-    assert unread.rollout(torch.empty(2, 40, config.slots, config.slot_dim, device="meta"), 9, 2).shape[1] == 9
+    assert (
+        unread.rollout(
+            torch.empty(2, 40, config.slots, config.slot_dim, device="meta"), 9, 2
+        ).shape[1]
+        == 9
+    )
 
 
 @pytest.mark.parametrize("config", OPTIONS)
@@ -127,7 +164,9 @@ def test_own_slot_only_sees_no_other_slot(config, own):
     assert (change[[0, 1, 3, 4]] == 0).all() if own else (change > 1e-4).all()
 
 
-@pytest.mark.parametrize("config", [*OPTIONS, replace(OWN, rotary=True), replace(OWN, own_slot_only=True, rotary=True)])
+@pytest.mark.parametrize(
+    "config", [*OPTIONS, replace(OWN, rotary=True), replace(OWN, own_slot_only=True, rotary=True)]
+)
 def test_the_future_alone_is_the_same_future(config):
     model, (history, hidden) = make(config), batch(config)
     (z, maps), ahead = model(history, hidden, need_attention=True), config.pred_frames
@@ -155,7 +194,12 @@ def test_options_are_not_idle():
 def test_slots_have_no_order():
     model, (history, hidden) = make(OWN), batch(OWN)
     order = torch.tensor([3, 0, 4, 1, 2])
-    torch.testing.assert_close(model(history[:, :, order], hidden[:, order]), model(history, hidden)[:, :, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(history[:, :, order], hidden[:, order]),
+        model(history, hidden)[:, :, order],
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_samples_of_a_stacked_batch_are_independent():
@@ -189,7 +233,9 @@ def test_rollout_is_the_loop_over_offsets():
                 for k in range(2):
                     if (frame := offset + (position + k) * frameskip) < count:
                         expected[:, frame] = following[:, k]
-        torch.testing.assert_close(model.rollout(frames, count, frameskip), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model.rollout(frames, count, frameskip), expected, atol=1e-5, rtol=1e-5
+        )
     with pytest.raises(UserError, match="= 9 frames; the video has 8"):
         model.rollout(frames[:, :8], count, frameskip)
 
@@ -202,7 +248,9 @@ def test_bf16_is_close(config):
     torch.testing.assert_close(z.float(), model(history, hidden), atol=0.1, rtol=0.05)
 
 
-@pytest.mark.parametrize("config", [replace(SMALL, dropout=0.1), replace(OWN, dropout=0.1, own_slot_only=True)])
+@pytest.mark.parametrize(
+    "config", [replace(SMALL, dropout=0.1), replace(OWN, dropout=0.1, own_slot_only=True)]
+)
 def test_compiles_as_one_graph(config):
     """Traced whole, forward and backward, in training; the back end that generates code is torch's matter and takes much longer."""
     torch._dynamo.reset()
@@ -210,8 +258,12 @@ def test_compiles_as_one_graph(config):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled(history, hidden).square().mean().backward()
     model.eval()
-    torch.testing.assert_close(compiled(history, hidden), model(history, hidden), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(compiled(history, hidden, need_attention=True), model(history, hidden, need_attention=True))
+    torch.testing.assert_close(
+        compiled(history, hidden), model(history, hidden), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        compiled(history, hidden, need_attention=True), model(history, hidden, need_attention=True)
+    )
 
 
 @pytest.mark.slow
@@ -220,7 +272,9 @@ def test_compiled_code_is_right():
     model, (history, hidden) = make(replace(OWN, depth=1)), batch(OWN)
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(history, hidden), model(history, hidden), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            compiled(history, hidden), model(history, hidden), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_bad_widths_and_exports_are_refused():
@@ -231,13 +285,24 @@ def test_bad_widths_and_exports_are_refused():
 
 
 def test_rotary_changes_the_order_of_frames_and_nothing_else() -> None:
-    config = PredictorConfig(slots=3, slot_dim=8, history_frames=3, pred_frames=1, depth=1, heads=2, mlp_dim=16, dropout=0.0)
+    config = PredictorConfig(
+        slots=3,
+        slot_dim=8,
+        history_frames=3,
+        pred_frames=1,
+        depth=1,
+        heads=2,
+        mlp_dim=16,
+        dropout=0.0,
+    )
     torch.manual_seed(0)
     plain, turned = SlotPredictor(config), SlotPredictor(replace(config, rotary=True))
     turned.load_state_dict(plain.state_dict())
     history, hidden = torch.randn(2, 3, 3, 8), torch.zeros(2, 3, dtype=torch.bool)
     assert not torch.allclose(plain(history, hidden), turned(history, hidden), atol=1e-3)
     other = torch.tensor([2, 0, 1])  # slots have no order, with rotary positions as without
-    torch.testing.assert_close(turned(history[:, :, other], hidden), turned(history, hidden)[:, :, other])
+    torch.testing.assert_close(
+        turned(history[:, :, other], hidden), turned(history, hidden)[:, :, other]
+    )
     with pytest.raises(UserError, match="rotary"):
         SlotPredictor(replace(config, slot_dim=6, rotary=True))

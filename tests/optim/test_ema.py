@@ -17,7 +17,10 @@ from cjepa_dist.runtime.collectives import full_tensor
 
 def test_the_mean_follows_the_weights_and_changes_places_bit_for_bit():
     model = nn.Linear(3, 2)
-    average, expected = WeightEma(dict(model.named_parameters()), 0.9), model.weight.detach().clone()
+    average, expected = (
+        WeightEma(dict(model.named_parameters()), 0.9),
+        model.weight.detach().clone(),
+    )
     for step in range(50):
         with torch.no_grad():
             model.weight += 0.1 * torch.randn(2, 3)
@@ -33,12 +36,22 @@ def test_the_mean_follows_the_weights_and_changes_places_bit_for_bit():
 
 
 def test_any_one_change_shows_in_the_checksum():
-    tensors = [torch.randn(3, 4), torch.randn(5).bfloat16(), torch.arange(6), torch.tensor(True), torch.randn(4, 4).T]
+    tensors = [
+        torch.randn(3, 4),
+        torch.randn(5).bfloat16(),
+        torch.arange(6),
+        torch.tensor(True),
+        torch.randn(4, 4).T,
+    ]
     before = tensor_checksum(tensors)
     assert torch.equal(before, tensor_checksum([value.clone() for value in tensors]))
     for index, value in enumerate(tensors):
         changed = [other.clone() for other in tensors]
-        one = changed[index].view(-1) if value.is_contiguous() else changed[index].contiguous().view(-1)
+        one = (
+            changed[index].view(-1)
+            if value.is_contiguous()
+            else changed[index].contiguous().view(-1)
+        )
         one[0] = ~one[0] if value.dtype == torch.bool else one[0] + 1
         if not value.is_contiguous():
             changed[index] = one.view(value.shape)
@@ -48,14 +61,19 @@ def test_any_one_change_shows_in_the_checksum():
 
 def test_a_sharded_step_is_taken_back(tmp_path):
     """As on a GPU, with DTensors: three steps of four, the weights' mean included, bit for bit what asking first gives."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
     try:
         found = []
         for how in (update_if_finite, update_then_revert):
             torch.manual_seed(0)
             model = fully_shard(nn.Linear(4, 3))
             assert all(isinstance(value, DTensor) for value in model.parameters())
-            parts = [torch.optim.Muon([model.weight], lr=0.1), torch.optim.AdamW([model.bias], lr=0.1)]
+            parts = [
+                torch.optim.Muon([model.weight], lr=0.1),
+                torch.optim.AdamW([model.bias], lr=0.1),
+            ]
             average = WeightEma(dict(model.named_parameters()), 0.9)
 
             def update(step, parts=parts, average=average):
@@ -70,8 +88,15 @@ def test_a_sharded_step_is_taken_back(tmp_path):
                 how(norm.isfinite(), partial(update, step), model, parts, average.mean.values())
                 for part in parts:
                     part.zero_grad()
-            states = [value for part in parts for state in part.state.values() for value in state.values()]
-            found.append([full_tensor(value.detach()) for value in (*model.parameters(), *average.mean.values(), *states)])
+            states = [
+                value for part in parts for state in part.state.values() for value in state.values()
+            ]
+            found.append(
+                [
+                    full_tensor(value.detach())
+                    for value in (*model.parameters(), *average.mean.values(), *states)
+                ]
+            )
         assert len(found[0]) == len(found[1]) and all(torch.equal(a, b) for a, b in zip(*found))
     finally:
         dist.destroy_process_group()

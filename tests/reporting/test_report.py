@@ -19,7 +19,16 @@ from cjepa_dist.tasks.build import build_task
 from tests.evaluation.world import DIM, SLOTS, make_world
 
 PREDICTOR = {"slots": SLOTS, "slot_dim": DIM, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
-ALOE = {"slots": SLOTS, "slot_dim": DIM, "frames": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "head_dim": 8}
+ALOE = {
+    "slots": SLOTS,
+    "slot_dim": DIM,
+    "frames": 4,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "mlp_dim": 16,
+    "head_dim": 8,
+}
 
 
 def save_run(config, done=True):
@@ -28,7 +37,9 @@ def save_run(config, done=True):
     merge.save_yaml(config, run / "config.yaml")
     torch.manual_seed(config.seed)
     task = build_task(config)
-    CheckpointWriter(run / "checkpoints", keep=1).save(task, [torch.optim.AdamW(task.parameters())], step=7, meta={})
+    CheckpointWriter(run / "checkpoints", keep=1).save(
+        task, [torch.optim.AdamW(task.parameters())], step=7, meta={}
+    )
     if done:
         (run / "done.json").write_text('{"step": 7}')
     return run
@@ -38,18 +49,33 @@ def save_run(config, done=True):
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     data = make_world(root / "data", train=6, val=6)
-    own = schema.TrainWorldModel(data=str(data), run=str(root / "own"), predictor=schema.PredictorConfig(**PREDICTOR, own_slot_only=True))
-    model = schema.TrainWorldModel(data=str(data), run=str(root / "model"), predictor=schema.PredictorConfig(**PREDICTOR))
+    own = schema.TrainWorldModel(
+        data=str(data),
+        run=str(root / "own"),
+        predictor=schema.PredictorConfig(**PREDICTOR, own_slot_only=True),
+    )
+    model = schema.TrainWorldModel(
+        data=str(data), run=str(root / "model"), predictor=schema.PredictorConfig(**PREDICTOR)
+    )
     save_run(own), save_run(model)
     with DatasetWriter(
-        root / "rolled", encoder="toy", source={"kind": "rollout", "world_model": model.run, "step": 7, "data": str(data)}, dtype="float32"
+        root / "rolled",
+        encoder="toy",
+        source={"kind": "rollout", "world_model": model.run, "step": 7, "data": str(data)},
+        dtype="float32",
     ) as writer:
         for split in ("train", "val"):
             for sample in read_split(data, split):
                 writer.split(split).add(sample)
     for seed, name in enumerate(("first", "second")):
         save_run(
-            schema.TrainAloe(data=str(root / "rolled"), run=str(root / name), seed=seed, starts=4, aloe=schema.AloeConfig(**ALOE)),
+            schema.TrainAloe(
+                data=str(root / "rolled"),
+                run=str(root / name),
+                seed=seed,
+                starts=4,
+                aloe=schema.AloeConfig(**ALOE),
+            ),
             done=name == "first",
         )
     return root
@@ -65,7 +91,12 @@ def test_what_the_same_aloes_read(tmp_path):
         ("b", 0, "r0"): 0.9,
         ("b", 0, "r1"): 0.9,
     }
-    for (arm, seed, reader), value in {**accuracy, ("b", 1, "r0"): 0.5, ("b", 1, "r1"): 0.7, ("b", 1, "r2"): 0.0}.items():
+    for (arm, seed, reader), value in {
+        **accuracy,
+        ("b", 1, "r0"): 0.5,
+        ("b", 1, "r1"): 0.7,
+        ("b", 1, "r2"): 0.0,
+    }.items():
         path = tmp_path / arm / f"seed_{seed}" / reader / "vqa_val.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"accuracy": {"counterfactual.option": {"accuracy": value}}}))
@@ -76,7 +107,12 @@ def test_what_the_same_aloes_read(tmp_path):
 
 
 def measure(root, name, **more):
-    assert evaluate.main(evaluate.Evaluate(run=str(root / name), draws=10, windows=64, videos=4, **more)) == 0
+    assert (
+        evaluate.main(
+            evaluate.Evaluate(run=str(root / name), draws=10, windows=64, videos=4, **more)
+        )
+        == 0
+    )
 
 
 def test_report_of_two_arms(runs, tmp_path, capsys):
@@ -84,14 +120,25 @@ def test_report_of_two_arms(runs, tmp_path, capsys):
     for name in ("first", "second"):
         measure(runs, name)
     found = json.loads((runs / "first" / "eval" / "vqa_val.json").read_text())
-    assert found["step"] == 7 and found["start"] == 3 and found["starts"]["first_frames"] == [0, 1, 2, 3]
+    assert (
+        found["step"] == 7
+        and found["start"] == 3
+        and found["starts"]["first_frames"] == [0, 1, 2, 3]
+    )
     assert len(json.loads((runs / "first" / "eval" / "submission_val.json").read_text())) == 6
     capsys.readouterr()
 
     named = f"{runs / 'first'},{runs / 'second'}"
     assert report.main(report.Report(runs=named, out=str(tmp_path), draws=10)) == 0
     text = (tmp_path / "report.md").read_text()
-    wanted_lines = ("## World models", "own slot only", "## VQA", "Differences against first", "VideoSAUR, 4 hidden", "| majority |")
+    wanted_lines = (
+        "## World models",
+        "own slot only",
+        "## VQA",
+        "Differences against first",
+        "VideoSAUR, 4 hidden",
+        "| majority |",
+    )
     for wanted in wanted_lines:
         assert wanted in text, wanted
     assert "graphs_val.json is missing" in text and "second has not reached its end" in text
@@ -106,7 +153,10 @@ def test_what_is_missing_is_said(runs, tmp_path):
     asked = report.Report(runs="", split="test")
     vqa, world = report.collect([runs / "own"], asked, warnings)
     assert not vqa and [arm.path for arm in world] == [runs / "own"]
-    assert any("world_model_test.json is missing; make it with: python -m cjepa_dist.evaluate run=" in line for line in warnings)
+    assert any(
+        "world_model_test.json is missing; make it with: python -m cjepa_dist.evaluate run=" in line
+        for line in warnings
+    )
     assert any("graphs_test.json is missing" in line for line in warnings)
     without: list[str] = []
     report.collect([runs / "own"], dataclasses.replace(asked, graphs=False), without)
@@ -124,7 +174,10 @@ def test_differences_are_paired_by_video():
     def arm(correct):
         counts = {group: [[c, 4] for c in correct] for group in vqa.GROUPS}
         accuracy = {group: {"count": 4 * len(correct)} for group in vqa.GROUPS}
-        return {"videos": {"scenes": list(range(len(correct))), "counts": counts}, "accuracy": accuracy}
+        return {
+            "videos": {"scenes": list(range(len(correct))), "counts": counts},
+            "accuracy": accuracy,
+        }
 
     base = [1, 3, 2, 0, 1, 3, 2, 2]
     lines = tables.differences({"a": arm(base), "b": arm([c + 1 for c in base])}, draws=50, seed=0)
@@ -135,13 +188,27 @@ def test_differences_are_paired_by_video():
 
 def test_runs_in_arm_and_seed_folders_are_compared_over_seeds():
     def run(arm, seed, right):
-        measured = {"vqa": {"accuracy": {"overall.question": {"accuracy": right}, "predictive.option": {"accuracy": None}}}}
-        return report.Arm(Path(f"/runs/aloe/{arm}/seed_{seed}"), "", schema.TrainAloe(data="", run=""), measured)
+        measured = {
+            "vqa": {
+                "accuracy": {
+                    "overall.question": {"accuracy": right},
+                    "predictive.option": {"accuracy": None},
+                }
+            }
+        }
+        return report.Arm(
+            Path(f"/runs/aloe/{arm}/seed_{seed}"), "", schema.TrainAloe(data="", run=""), measured
+        )
 
     arms = [run("base", 0, 0.4), run("base", 1, 0.6), run("ctt", 1, 0.65), run("ctt", 0, 0.45)]
     config = report.Report(runs="", draws=50)
     text = "\n".join(report.over_seeds([*arms, run("lone", 0, 0.5)], "vqa", config))
-    assert text.startswith("## VQA over seeds") and "overall.question | difference [95 %] (by seed) |\n" in text
+    assert (
+        text.startswith("## VQA over seeds")
+        and "overall.question | difference [95 %] (by seed) |\n" in text
+    )
     assert "| base | 2 | 50.0 ± 14.1 |" in text and "| lone | 1 | 50.0 | +10.0 |" in text
     assert "| ctt | 2 | 55.0 ± 14.1 | +5.0 [+5.0, +5.0] (+5.0, +5.0) |" in text
-    assert not report.over_seeds(arms[:1], "vqa", config) and not report.over_seeds(arms, "world_model", config)
+    assert not report.over_seeds(arms[:1], "vqa", config) and not report.over_seeds(
+        arms, "world_model", config
+    )

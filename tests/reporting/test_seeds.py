@@ -20,7 +20,12 @@ def test_differences_are_paired_by_seed():
     assert len({line.count("|") for line in lines}) == 1
     assert cells(lines[2])[:3] == ["base", "3", "2.0000 ± 1.0000"]
     # the arms' seeds spread by half of their mean, the paired difference does not
-    assert cells(lines[3]) == ["worse", "3", "2.2000 ± 1.1000", "+10.0 [+10.0, +10.0] (+10.0, +10.0, +10.0)"]
+    assert cells(lines[3]) == [
+        "worse",
+        "3",
+        "2.2000 ± 1.1000",
+        "+10.0 [+10.0, +10.0] (+10.0, +10.0, +10.0)",
+    ]
     assert cells(lines[4]) == ["other", "2", "3.0500 ± 2.7577", "+10.0"]
     assert cells(lines[5]) == ["empty", "1", "-", "-"]
 
@@ -30,9 +35,14 @@ def test_noise_is_told_from_a_change():
     base = {f"seed_{n}": {"error": 10.0 * n} for n in range(len(noise))}
 
     def against(shift):
-        arm = {name: {"error": run["error"] + shift + extra} for (name, run), extra in zip(base.items(), noise)}
+        arm = {
+            name: {"error": run["error"] + shift + extra}
+            for (name, run), extra in zip(base.items(), noise)
+        }
         text = cells(seeds.table({"base": base, "arm": arm}, percent=False, draws=500)[3])[3]
-        low, high = (float(part) for part in text[text.index("[") + 1 : text.index("]")].split(", "))
+        low, high = (
+            float(part) for part in text[text.index("[") + 1 : text.index("]")].split(", ")
+        )
         assert low < shift < high and high - low < 2
         return "*" in text
 
@@ -43,7 +53,9 @@ def test_few_seeds_of_one_sign_are_no_evidence():
     for count, marked in ((5, False), (6, True)):
         base = {f"seed_{n}": {"error": 10.0} for n in range(count)}
         arm = {f"seed_{n}": {"error": 11.0 + n} for n in range(count)}
-        assert ("*" in cells(seeds.table({"base": base, "arm": arm}, percent=False, draws=200)[3])[3]) == marked
+        assert (
+            "*" in cells(seeds.table({"base": base, "arm": arm}, percent=False, draws=200)[3])[3]
+        ) == marked
 
 
 def test_names_of_runs():

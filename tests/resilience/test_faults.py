@@ -17,12 +17,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from cjepa_dist.checkpoint import integrity
-from cjepa_dist.checkpoint.loading import best_checkpoint, load_checkpoint, newest_checkpoint, read_config
+from cjepa_dist.checkpoint.loading import (
+    best_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    read_config,
+)
 from cjepa_dist.checkpoint.writer import CheckpointWriter
 from cjepa_dist.config import merge, schema
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience.disk_full import full_disk_is_a_user_error
-from cjepa_dist.resilience.nonfinite import propagate_nonfinite, update_if_finite, update_then_revert
+from cjepa_dist.resilience.nonfinite import (
+    propagate_nonfinite,
+    update_if_finite,
+    update_then_revert,
+)
 from cjepa_dist.resilience.preemption import SIGNALS, PreemptionGuard
 from cjepa_dist.training.logger import RunLogger
 from cjepa_dist.training.run_dir import check_run_dir, open_run_dir
@@ -33,13 +42,18 @@ WORLD = "cjepa_dist.train_world_model"
 
 def optimizers(model, kind):
     if kind == "muon":
-        return [torch.optim.Muon([model.weight], lr=0.1), torch.optim.AdamW([model.bias], lr=0.1, foreach=True)]
+        return [
+            torch.optim.Muon([model.weight], lr=0.1),
+            torch.optim.AdamW([model.bias], lr=0.1, foreach=True),
+        ]
     return [torch.optim.AdamW(model.parameters(), lr=0.1, **{kind: True})]
 
 
 def snapshot(model, parts):
     tensors = [*model.state_dict().values()]
-    tensors += [value for part in parts for state in part.state.values() for value in state.values()]
+    tensors += [
+        value for part in parts for state in part.state.values() for value in state.values()
+    ]
     return [tensor.clone() for tensor in tensors]
 
 
@@ -72,7 +86,9 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, bad):
                 update()
         found.append(snapshot(model, parts))
     for tensors in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], tensors)) and len(tensors) == len(found[0])
+        assert all(torch.equal(a, b) for a, b in zip(found[0], tensors)) and len(tensors) == len(
+            found[0]
+        )
 
 
 def test_spread():
@@ -93,7 +109,9 @@ def test_a_checkpoint_in_the_background_is_of_its_step(tmp_path, monkeypatch):
     model(torch.ones(3)).sum().backward()
     parts[0].step()
     go_on, really = threading.Event(), dcp.save
-    monkeypatch.setattr(dcp, "save", lambda *args, **kwargs: (go_on.wait(30), really(*args, **kwargs)))
+    monkeypatch.setattr(
+        dcp, "save", lambda *args, **kwargs: (go_on.wait(30), really(*args, **kwargs))
+    )
     with CheckpointWriter(tmp_path, keep=3, background=True) as writer:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         writer.save(model, parts, step=1, meta={})
@@ -106,7 +124,13 @@ def test_a_checkpoint_in_the_background_is_of_its_step(tmp_path, monkeypatch):
         assert all(torch.equal(value, before[name]) for name, value in after.state_dict().items())
         assert not torch.equal(after.weight, model.weight)
 
-        monkeypatch.setattr(dcp, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        monkeypatch.setattr(
+            dcp,
+            "save",
+            lambda *args, **kwargs: (_ for _ in ()).throw(
+                OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            ),
+        )
         writer.save(model, parts, step=2, meta={})
         with pytest.raises(UserError, match="no room for a checkpoint"):
             writer.save(model, parts, step=3, meta={})
@@ -127,15 +151,22 @@ def test_the_checkpoint_tells_of_the_full_disk_whoever_meets_it_first(tmp_path, 
         met.wait(30)
         raise FULL
 
-    with pytest.raises(UserError, match=r"no room for a checkpoint in \S+: it needs about \d+ bytes, \d+ are free"):
-        with full_disk_is_a_user_error(tmp_path), CheckpointWriter(tmp_path, keep=3, background=True) as writer:
+    with pytest.raises(
+        UserError, match=r"no room for a checkpoint in \S+: it needs about \d+ bytes, \d+ are free"
+    ):
+        with (
+            full_disk_is_a_user_error(tmp_path),
+            CheckpointWriter(tmp_path, keep=3, background=True) as writer,
+        ):
             writer.save(model, parts, step=1, meta={})
             writer.wait()
             monkeypatch.setattr(dcp, "save", fill)
             writer.save(model, parts, step=2, meta={})
             met.set()
             raise other
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"] and newest_checkpoint(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"] and newest_checkpoint(
+        tmp_path
+    )
 
 
 @pytest.mark.parametrize("what", ["lines", "events"])
@@ -192,7 +223,9 @@ def test_what_is_kept(tmp_path):
     parts = [torch.optim.AdamW(model.parameters())]
 
     def save(step, best=None, keep=2):
-        CheckpointWriter(tmp_path, keep=keep).save(model, parts, step=step, meta={"best": best and {"step": best, "loss": 0.5}})
+        CheckpointWriter(tmp_path, keep=keep).save(
+            model, parts, step=step, meta={"best": best and {"step": best, "loss": 0.5}}
+        )
         return integrity.checkpoint_steps(tmp_path)
 
     assert best_checkpoint(tmp_path) is None
@@ -212,7 +245,10 @@ def test_what_is_kept(tmp_path):
 
 def test_guard(tmp_path):
     """A lock and a marker left by a dead process do not block; a second owner is refused; signals are noted, and not ours after."""
-    loop, before = schema.LoopConfig(checkpoint_minutes=1e-9), {number: signal.getsignal(number) for number in SIGNALS}
+    loop, before = (
+        schema.LoopConfig(checkpoint_every_minutes=1e-9),
+        {number: signal.getsignal(number) for number in SIGNALS},
+    )
     run = tmp_path / "run"
     run.mkdir()
     (run / ".lock").touch()
@@ -220,7 +256,10 @@ def test_guard(tmp_path):
     (run / "resume.json").write_text("{}")
     with PreemptionGuard(run, loop) as guard:
         assert not (run / "resume.json").exists()
-        with pytest.raises(UserError, match=rf"in use: process {os.getpid()} on \S+, since"), PreemptionGuard(run, loop):
+        with (
+            pytest.raises(UserError, match=rf"in use: process {os.getpid()} on \S+, since"),
+            PreemptionGuard(run, loop),
+        ):
             pass
         assert guard.agreed() == (0, False)
         assert guard.agreed() == (0, True)  # the clock, one step later
@@ -242,19 +281,46 @@ def test_guard(tmp_path):
 @pytest.mark.slow
 def test_clock_best_and_budget(command, small_data, tmp_path, monkeypatch):
     run, steps = tmp_path / "run", 8
-    off = ("ctt.invariance.weight=0", "ctt.sufficiency.weight=0", f"loop.steps={steps}", "loop.keep=1")
-    arguments = (f"data={small_data}", f"run={run}", *TINY_WORLD, *off, "loop.keep_best=true", "loop.eval_every=2")
-    done = command(WORLD, *arguments, "loop.checkpoint_minutes=0.0001", "loop.stop_at=3", "loop.keep=9")
+    off = (
+        "ctt.invariance.weight=0",
+        "ctt.sufficiency.weight=0",
+        f"loop.steps={steps}",
+        "loop.keep_checkpoints=1",
+    )
+    arguments = (
+        f"data={small_data}",
+        f"run={run}",
+        *TINY_WORLD,
+        *off,
+        "loop.keep_best=true",
+        "loop.eval_every=2",
+    )
+    done = command(
+        WORLD,
+        *arguments,
+        "loop.checkpoint_every_minutes=0.0001",
+        "loop.stop_at_step=3",
+        "loop.keep_checkpoints=9",
+    )
     assert done.returncode == 0, done.stderr
-    assert integrity.checkpoint_steps(run / "checkpoints") == [2, 3]  # asked for after step 1, agreed after step 2; checkpoint_every=4
+    assert integrity.checkpoint_steps(run / "checkpoints") == [
+        2,
+        3,
+    ]  # asked for after step 1, agreed after step 2; checkpoint_every=4
 
     monkeypatch.setenv("CJEPA_FAULT", "nan@4")
-    done = command(WORLD, *arguments, "loop.skip_budget=0")
-    assert done.returncode == 2 and "more than loop.skip_budget=0" in done.stderr and "Traceback" not in done.stderr
+    done = command(WORLD, *arguments, "loop.max_skipped_steps=0")
+    assert (
+        done.returncode == 2
+        and "more than loop.max_skipped_steps=0" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     skipped = json.loads((run / "skipped.jsonl").read_text())
     assert skipped["step"] == 5 and len(skipped["samples"]) == 8 and skipped["loss"] == "nan"
     assert all(re.fullmatch(r"video_\d{5}@\d+", name) for name in skipped["samples"])
-    assert integrity.checkpoint_steps(run / "checkpoints")[-1] == 6  # noticed with the metrics of step 6
+    assert (
+        integrity.checkpoint_steps(run / "checkpoints")[-1] == 6
+    )  # noticed with the metrics of step 6
     assert all(math.isfinite(loss) for _, _, loss in losses(run))
     before = losses(run)
 
@@ -263,18 +329,32 @@ def test_clock_best_and_budget(command, small_data, tmp_path, monkeypatch):
     assert done.returncode == 0 and "resumed from" in done.stdout, done.stderr
     validations = {step: loss for step, kind, loss in losses(run) if kind == "val"}
     best = json.loads((run / "checkpoints" / "best.json").read_text())
-    assert best["step"] == min(validations, key=validations.__getitem__) and best["loss"] == validations[best["step"]]
+    assert (
+        best["step"] == min(validations, key=validations.__getitem__)
+        and best["loss"] == validations[best["step"]]
+    )
     assert best_checkpoint(run / "checkpoints").name == best["folder"]
     assert set(integrity.checkpoint_steps(run / "checkpoints")) == {best["step"], steps}
     assert losses(run)[: len(before)] == before
-    assert json.loads((run / "checkpoints" / f"step_{steps:08d}" / "meta.json").read_text())["skipped"] == 1
+    assert (
+        json.loads((run / "checkpoints" / f"step_{steps:08d}" / "meta.json").read_text())["skipped"]
+        == 1
+    )
 
 
 @pytest.mark.slow
 def test_skipped_step_leaves_all_as_it_was(command, small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("CJEPA_FAULT", "nan@3:rank1")  # rank 0 sees nothing wrong
     run = tmp_path / "run"
-    done = command(WORLD, f"data={small_data}", f"run={run}", *TINY_WORLD, "loop.stop_at=5", "loop.checkpoint_every=1", processes=2)
+    done = command(
+        WORLD,
+        f"data={small_data}",
+        f"run={run}",
+        *TINY_WORLD,
+        "loop.stop_at_step=5",
+        "loop.checkpoint_every=1",
+        processes=2,
+    )
     assert done.returncode == 0, done.stderr
     assert same(weights(run, 3), weights(run, 4)) and not same(weights(run, 4), weights(run, 5))
 
@@ -287,6 +367,12 @@ def test_drill(command, small_data, tmp_path):
         "SIGUSR1 to rank 0@1", "SIGTERM to accelerate launch@1", "two runs on one folder@1", "disk full@1", "disk full for metrics too@2",
         "SIGTERM to the last rank@2", "SIGKILL to torchrun@2", "kill -9 within a checkpoint@2", "nan and a later kill -9@2", "hang@2",
     )  # fmt: skip
-    done = command("tools.fault_drill", f"data={small_data}", f"out={tmp_path}", f"only=[{','.join(chosen)}]", timeout=3500)
+    done = command(
+        "tools.fault_drill",
+        f"data={small_data}",
+        f"out={tmp_path}",
+        f"only=[{','.join(chosen)}]",
+        timeout=3500,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(chosen)} faults, 0 of them left a trace" in done.stdout

@@ -45,7 +45,13 @@ def other(tmp_path):
 
     def start(kind="flock", **environment):
         command = [sys.executable, "-c", OWNER, str(tmp_path), kind]
-        process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
         started.append(process)
         assert process.stdout.readline() == "None\n"
         return process
@@ -77,14 +83,20 @@ def test_killed_owner_leaves_it_free(tmp_path, other, monkeypatch, kind):
     process.kill()
     process.wait()
     mine = RunLock(tmp_path)
-    assert mine.take() is None and json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
+    assert (
+        mine.take() is None
+        and json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
+    )
     mine.release()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
 
 
 def test_a_reused_pid_is_not_the_owner(tmp_path, monkeypatch):
     no_flock(monkeypatch)
-    run_lock.write(tmp_path / ".lock.json", {**RunLock(tmp_path).me, "born": psutil.Process().create_time() - 1000})
+    run_lock.write(
+        tmp_path / ".lock.json",
+        {**RunLock(tmp_path).me, "born": psutil.Process().create_time() - 1000},
+    )
     mine = RunLock(tmp_path)
     assert mine.take() is None
     mine.release()
@@ -137,4 +149,7 @@ def test_who_lost_it_ends(tmp_path, other):
     process = other()
     (tmp_path / ".lock.json").unlink()
     time.sleep(0.5)
-    assert process.poll() is None and json.loads((tmp_path / ".lock.json").read_text())["pid"] == process.pid  # removed: written again
+    assert (
+        process.poll() is None
+        and json.loads((tmp_path / ".lock.json").read_text())["pid"] == process.pid
+    )  # removed: written again

@@ -17,14 +17,18 @@ from cjepa_dist.runtime import device
 def test_precision(given, launched, device, found, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     monkeypatch.setattr(device, "native_precision", lambda: device)
-    config = command_line.parse(schema.TrainWorldModel, ["data=d", f"run={tmp_path}", f"loop.precision={given}"])
+    config = command_line.parse(
+        schema.TrainWorldModel, ["data=d", f"run={tmp_path}", f"loop.precision={given}"]
+    )
     resolve_precision(tmp_path, config)
     assert config.loop.precision == found
 
 
 def test_a_run_goes_on_as_it_began(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "native_precision", lambda: "fp32")
-    config = command_line.parse(schema.TrainWorldModel, ["data=d", f"run={tmp_path}", "loop.precision=bf16"])
+    config = command_line.parse(
+        schema.TrainWorldModel, ["data=d", f"run={tmp_path}", "loop.precision=bf16"]
+    )
     merge.save_yaml(config, tmp_path / "config.yaml")
     config.loop.precision = "auto"
     resolve_precision(tmp_path, config)
@@ -51,6 +55,8 @@ print(faults())
 def test_freed_memory_is_kept(monkeypatch):
     """A block of 64 MB that was freed is not asked of the kernel again, page by page."""
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    )
     given_back, kept = map(int, done.stdout.split())
     assert given_back > 10 and kept < given_back / 10

@@ -18,11 +18,11 @@ from tests.training.test_resume import weights
 RUN = "world_model/baseline/seed_0"
 
 WORLD = {
-    "predictor.width": 32, "predictor.depth": 1, "predictor.mlp_dim": 64, "loop.steps": 6, "loop.global_batch": 8, "loop.log_every": 1,
-    "loop.checkpoint_every": 2, "loop.keep": 99, "val_windows": 16,
+    "predictor.width": 32, "predictor.depth": 1, "predictor.mlp_dim": 64, "loop.steps": 6, "loop.global_batch_size": 8, "loop.log_every": 1,
+    "loop.checkpoint_every": 2, "loop.keep_checkpoints": 99, "val_windows": 16,
 }  # fmt: skip
 ALOE = {
-    "aloe.frames": 6, "stride": 20, "aloe.width": 32, "aloe.depth": 1, "aloe.mlp_dim": 64, "loop.steps": 2, "loop.global_batch": 4,
+    "aloe.frames": 6, "stride": 20, "aloe.width": 32, "aloe.depth": 1, "aloe.mlp_dim": 64, "loop.steps": 2, "loop.global_batch_size": 4,
     "loop.log_every": 1,
 }  # fmt: skip
 
@@ -40,7 +40,9 @@ def ours(name, *arguments):
 def background(name, *arguments):
     """slurm.submit and its like while the block runs, and not longer: a Popen."""
     command = [sys.executable, "-u", "-m", f"slurm.{name}", *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         yield process
     finally:
@@ -68,12 +70,19 @@ def submit(path, *arguments):
 
 def paused(steps):
     """Cluster facts under which each step takes two seconds, and no CPU."""
-    return {"environment": {"OMP_NUM_THREADS": "1", "CJEPA_FAULT": ",".join(f"pause@{step}" for step in range(steps))}}
+    return {
+        "environment": {
+            "OMP_NUM_THREADS": "1",
+            "CJEPA_FAULT": ",".join(f"pause@{step}" for step in range(steps)),
+        }
+    }
 
 
 def events(runs, name=RUN):
     """What the job said of itself: [{"event": "start" | "stopped" | ..., ...}]."""
-    lines = (runs / ".slurm" / "events" / f"{name.replace('/', '.')}.jsonl").read_text().splitlines()
+    lines = (
+        (runs / ".slurm" / "events" / f"{name.replace('/', '.')}.jsonl").read_text().splitlines()
+    )
     return [json.loads(line) for line in lines]
 
 
@@ -86,37 +95,67 @@ def saved(runs):
 
 
 def wait_for_checkpoints(*folders):
-    wait_for(lambda: all(saved(runs) for runs in folders), 180, lambda: "\n".join(ours("status", runs).stdout for runs in folders))
+    wait_for(
+        lambda: all(saved(runs) for runs in folders),
+        180,
+        lambda: "\n".join(ours("status", runs).stdout for runs in folders),
+    )
 
 
 def ids(runs):
-    return {job["name"]: job["id"] for job in json.loads((runs / ".slurm" / "experiment.json").read_text())["jobs"]}
+    return {
+        job["name"]: job["id"]
+        for job in json.loads((runs / ".slurm" / "experiment.json").read_text())["jobs"]
+    }
 
 
 def ended(runs, seconds=300):
     """Wait until no job of the experiment is in the queue; its status, for messages."""
     numbers = ",".join(filter(None, ids(runs).values()))
-    wait_for(lambda: not queue("-j", numbers, "-o", "%A"), seconds, lambda: f"still in the queue: {ours('status', runs).stdout}")
+    wait_for(
+        lambda: not queue("-j", numbers, "-o", "%A"),
+        seconds,
+        lambda: f"still in the queue: {ours('status', runs).stdout}",
+    )
     return ours("status", runs)
 
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
     """Starts the cluster; every Slurm command of this session then talks to it. slurm("crash", "node1") calls its script."""
-    missing = [name for name in ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
+    missing = [
+        name
+        for name in ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch")
+        if not shutil.which(name)
+    ]
     if missing:
-        pytest.skip(f"no Slurm on this machine ({missing[0]} is missing): bash tools/slurm_cluster.sh install")
+        pytest.skip(
+            f"no Slurm on this machine ({missing[0]} is missing): bash tools/slurm_cluster.sh install"
+        )
     folder = tmp_path_factory.mktemp("slurm")
-    env = {**os.environ, "BASE_PORT": str(20000 + os.getpid() % 10000), "NODE_CPUS": "6", "NODES": "3"}
+    env = {
+        **os.environ,
+        "BASE_PORT": str(20000 + os.getpid() % 10000),
+        "NODE_CPUS": "6",
+        "NODES": "3",
+    }
 
     def script(name, *arguments):
-        command = ["bash", str(PROJECT / "tools" / "slurm_cluster.sh"), name, str(folder), *arguments]
+        command = [
+            "bash",
+            str(PROJECT / "tools" / "slurm_cluster.sh"),
+            name,
+            str(folder),
+            *arguments,
+        ]
         return subprocess.run(command, capture_output=True, text=True, env=env)
 
     up = script("up")
     if up.returncode:
         script("down")
-        pytest.skip(f"no Slurm can be started here: {(up.stderr.strip() or up.stdout.strip()).splitlines()[-1]}")
+        pytest.skip(
+            f"no Slurm can be started here: {(up.stderr.strip() or up.stdout.strip()).splitlines()[-1]}"
+        )
     os.environ["SLURM_CONF"] = str(folder / "etc" / "slurm.conf")
     yield script
     script("down")
@@ -132,11 +171,21 @@ def whole(small_data, tmp_path_factory, command):
         key = steps, processes, *fields.items()
         if key not in made:
             folder = tmp_path_factory.mktemp("whole")
-            given = [f"{name}={value}" for name, value in {**WORLD, "loop.steps": steps, **fields}.items()]
+            given = [
+                f"{name}={value}"
+                for name, value in {**WORLD, "loop.steps": steps, **fields}.items()
+            ]
             module, cores = "cjepa_dist.train_world_model", os.sched_getaffinity(0)
-            os.sched_setaffinity(0, {max(cores)})  # a job has one core, and so one thread: more would sum in another order
+            os.sched_setaffinity(
+                0, {max(cores)}
+            )  # a job has one core, and so one thread: more would sum in another order
             try:
-                arguments = ["configs/world_model/quickstart.yaml", *given, f"data={small_data}", f"run={folder}"]
+                arguments = [
+                    "configs/world_model/quickstart.yaml",
+                    *given,
+                    f"data={small_data}",
+                    f"run={folder}",
+                ]
                 done = command(module, *arguments, processes=processes if processes > 1 else 0)
             finally:
                 os.sched_setaffinity(0, cores)

@@ -32,66 +32,141 @@ def jobs_of(tmp_path, *arguments):
 
 def test_graph(tmp_path):
     jobs = jobs_of(tmp_path, "seed=[0,1]")
-    assert jobs["world_model/ctt/seed_1"].needs == ["data"] and "seed=1" in jobs["world_model/ctt/seed_1"].commands[0]
-    assert jobs["evaluate/world_model/ctt/seed_1"].needs == ["world_model/ctt/seed_1", "world_model/own_slot/seed_1"]
+    assert (
+        jobs["world_model/ctt/seed_1"].needs == ["data"]
+        and "seed=1" in jobs["world_model/ctt/seed_1"].commands[0]
+    )
+    assert jobs["evaluate/world_model/ctt/seed_1"].needs == [
+        "world_model/ctt/seed_1",
+        "world_model/own_slot/seed_1",
+    ]
     assert jobs["rollout/ctt/seed_0"].needs == ["world_model/ctt/seed_0"]
-    assert jobs["aloe/ctt/seed_0"].needs == ["rollout/ctt/seed_0"] and jobs["aloe/blind/seed_0"].needs == ["rollout/baseline/seed_0"]
+    assert jobs["aloe/ctt/seed_0"].needs == ["rollout/ctt/seed_0"] and jobs[
+        "aloe/blind/seed_0"
+    ].needs == ["rollout/baseline/seed_0"]
     assert "blind=true" in jobs["aloe/blind/seed_1"].commands[0]
-    assert not jobs["report"].needs and set(jobs["report"].after) == {name for name in jobs if name.startswith("evaluate/")}
+    assert not jobs["report"].needs and set(jobs["report"].after) == {
+        name for name in jobs if name.startswith("evaluate/")
+    }
     order = list(jobs)
-    assert all(order.index(name) < order.index(job.name) for job in jobs.values() for name in job.needs + job.after)
+    assert all(
+        order.index(name) < order.index(job.name)
+        for job in jobs.values()
+        for name in job.needs + job.after
+    )
     assert len(jobs) == 1 + 2 * (3 + 2 + 2 + 3 + 3) + 1
 
 
 def test_readers_stand_between_no_two_world_models(tmp_path):
     """Trained on the simulator's own worlds, each reads the rollout of every world model; one more ALOE sees observed slots alone."""
-    fields = ["seed=[0,1]", "readers=[3,4]", "observed=true", "rollout.mode=counterfactual", "blind=false", "aloe.loop.steps=9"]
+    fields = [
+        "seed=[0,1]",
+        "readers=[3,4]",
+        "observed=true",
+        "rollout.mode=counterfactual",
+        "blind=false",
+        "aloe.loop.steps=9",
+    ]
     jobs = jobs_of(tmp_path, *fields)
-    assert jobs["rollout/truth"].needs == ["data"] and "mode=truth" in jobs["rollout/truth"].commands[0]
+    assert (
+        jobs["rollout/truth"].needs == ["data"]
+        and "mode=truth" in jobs["rollout/truth"].commands[0]
+    )
     reader = jobs["aloe/reader/seed_4"]
-    assert reader.needs == ["rollout/truth"] and {"protocol=counterfactual", "seed=4", "loop.steps=9"} < set(reader.commands[0])
+    assert reader.needs == ["rollout/truth"] and {
+        "protocol=counterfactual",
+        "seed=4",
+        "loop.steps=9",
+    } < set(reader.commands[0])
     read = jobs["evaluate/read/ctt/seed_1/reader_3"]
     assert read.needs == ["aloe/reader/seed_3", "rollout/ctt/seed_1"]
-    assert {f"run={tmp_path}/aloe/reader/seed_3", f"data={tmp_path}/rollout/ctt/seed_1"} < set(read.commands[0])
+    assert {f"run={tmp_path}/aloe/reader/seed_3", f"data={tmp_path}/rollout/ctt/seed_1"} < set(
+        read.commands[0]
+    )
     assert sum(name.startswith("evaluate/read/") for name in jobs) == 8
-    assert jobs["aloe/observed/seed_0"].needs == ["data"] and f"data={tmp_path}/data" in jobs["aloe/observed/seed_0"].commands[0]
+    assert (
+        jobs["aloe/observed/seed_0"].needs == ["data"]
+        and f"data={tmp_path}/data" in jobs["aloe/observed/seed_0"].commands[0]
+    )
     assert set(jobs["report"].after) == {name for name in jobs if name.startswith("evaluate/")}
-    with pytest.raises(UserError, match=r"field readers: .* set aloe_config and rollout.mode=counterfactual"):
+    with pytest.raises(
+        UserError, match=r"field readers: .* set aloe_config and rollout.mode=counterfactual"
+    ):
         jobs_of(tmp_path, "readers=[0]")
 
 
 def test_sweeps_are_crossed_and_named_by_what_differs(tmp_path):
-    jobs = jobs_of(tmp_path, "arms.ctt.ctt.invariance.weight=[0,0.01]", "arms.ctt.ctt.margin=[0.02,0.05]", "seed=[3]", "aloe_config=''")
+    jobs = jobs_of(
+        tmp_path,
+        "arms.ctt.ctt.invariance.weight=[0,0.01]",
+        "arms.ctt.ctt.margin=[0.02,0.05]",
+        "seed=[3]",
+        "aloe_config=''",
+    )
     names = [name for name in jobs if name.startswith("world_model/ctt")]
-    assert len(names) == 4 and "world_model/ctt+ctt.invariance.weight_0.01+ctt.margin_0.05/seed_3" in names
+    assert (
+        len(names) == 4
+        and "world_model/ctt+ctt.invariance.weight_0.01+ctt.margin_0.05/seed_3" in names
+    )
     assert "ctt.invariance.weight=0.01" in jobs[names[-1]].commands[0]
     assert not any("," in name or "=" in name for name in names)
     # a field that takes a list is no sweep; a list of lists is
-    jobs = jobs_of(tmp_path, "world_model.mask.counts=[0,1]", "seed=[0]", "aloe_config=''")
-    assert "mask.counts=[0, 1]" in jobs["world_model/baseline/seed_0"].commands[0]
-    jobs = jobs_of(tmp_path, "world_model.mask.counts=[[0,1],[1]]", "seed=[0]", "aloe_config=''", "aloe_seed=[5]")
+    jobs = jobs_of(tmp_path, "world_model.mask.probs=[0,1]", "seed=[0]", "aloe_config=''")
+    assert "mask.probs=[0, 1]" in jobs["world_model/baseline/seed_0"].commands[0]
+    jobs = jobs_of(
+        tmp_path,
+        "world_model.mask.probs=[[0,1],[1]]",
+        "seed=[0]",
+        "aloe_config=''",
+        "aloe_seed=[5]",
+    )
     assert "world_model/baseline+mask.counts_[0-1]/seed_0" in jobs
 
 
 def test_zipped_sweeps(tmp_path):
-    lists = ["arms.ctt.ctt.invariance.weight=[0,0.01]", "arms.ctt.ctt.margin=[0.02,0.05]", "seed=[3]", "aloe_config=''", "sweep=zip"]
+    lists = [
+        "arms.ctt.ctt.invariance.weight=[0,0.01]",
+        "arms.ctt.ctt.margin=[0.02,0.05]",
+        "seed=[3]",
+        "aloe_config=''",
+        "sweep=zip",
+    ]
     names = [name for name in jobs_of(tmp_path, *lists) if name.startswith("world_model/ctt")]
-    assert [name.split("/")[1] for name in names] == [f"ctt+ctt.invariance.weight_{w}+ctt.margin_{m}" for w, m in ((0, 0.02), (0.01, 0.05))]
-    with pytest.raises(UserError, match=r"sweep=zip needs lists of one length: .*weight 2, .*margin 3"):
+    assert [name.split("/")[1] for name in names] == [
+        f"ctt+ctt.invariance.weight_{w}+ctt.margin_{m}" for w, m in ((0, 0.02), (0.01, 0.05))
+    ]
+    with pytest.raises(
+        UserError, match=r"sweep=zip needs lists of one length: .*weight 2, .*margin 3"
+    ):
         jobs_of(tmp_path, *lists, "arms.ctt.ctt.margin=[1,2,3]")
 
 
 def test_worlds_without_an_object_are_read_by_programs_and_by_aloe(tmp_path):
-    experiment = ["aloe.protocol=[published,counterfactual]", "rollout.mode=counterfactual", "seed=[0]", "blind=false"]
+    experiment = [
+        "aloe.protocol=[published,counterfactual]",
+        "rollout.mode=counterfactual",
+        "seed=[0]",
+        "blind=false",
+    ]
     jobs = jobs_of(tmp_path, *experiment)
     assert jobs["rollout/ctt/seed_0"].commands[0][-1] == "mode=counterfactual"
     measured = jobs["evaluate/rollout/ctt/seed_0"]
-    assert [command[0] for command in measured.commands] == ["cjepa_dist.evaluate_symbolic", "cjepa_dist.evaluate_counterfactual"]
-    assert {Path(path).name for path in measured.outputs} == {"symbolic_paired_val.json", "counterfactual_val.json"}
-    assert {"aloe/ctt+protocol_published/seed_0", "aloe/ctt+protocol_counterfactual/seed_0"} <= set(jobs)
+    assert [command[0] for command in measured.commands] == [
+        "cjepa_dist.evaluate_symbolic",
+        "cjepa_dist.evaluate_counterfactual",
+    ]
+    assert {Path(path).name for path in measured.outputs} == {
+        "symbolic_paired_val.json",
+        "counterfactual_val.json",
+    }
+    assert {"aloe/ctt+protocol_published/seed_0", "aloe/ctt+protocol_counterfactual/seed_0"} <= set(
+        jobs
+    )
     assert measured.name in jobs["report"].after
     alone = jobs_of(tmp_path, *experiment, "aloe_config=''", "graphs=false")
-    assert len(alone["evaluate/rollout/ctt/seed_0"].commands) == 1 and not any(name.startswith("aloe") for name in alone)
+    assert len(alone["evaluate/rollout/ctt/seed_0"].commands) == 1 and not any(
+        name.startswith("aloe") for name in alone
+    )
 
 
 def test_seeds_of_aloe(tmp_path):
@@ -102,7 +177,10 @@ def test_seeds_of_aloe(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["arms.ctt.predictor.widht=3"], "world_model/ctt/seed_0: unknown config key predictor.widht; the nearest is predictor.width"),
+        (
+            ["arms.ctt.predictor.widht=3"],
+            "world_model/ctt/seed_0: unknown config key predictor.widht; the nearest is predictor.width",
+        ),
         (["aloe.loop.step=3"], "unknown config key loop.step"),
         (["arms.new.seed=3"], "arms.new: needs config=FILE"),
         (["data=/nowhere"], "data=/nowhere: no data set is there"),
@@ -117,9 +195,14 @@ def test_refused(tmp_path, arguments, message):
 
 def test_data_in_parts(tmp_path):
     jobs = jobs_of(tmp_path, "parts=3", "preflight=true", "seed=[0]")
-    assert jobs["data"].needs == ["data/part_0", "data/part_1", "data/part_2"] and jobs["data"].commands[0][0] == "data_prep.merge"
+    assert (
+        jobs["data"].needs == ["data/part_0", "data/part_1", "data/part_2"]
+        and jobs["data"].commands[0][0] == "data_prep.merge"
+    )
     assert {job.array for job in jobs.values() if job.name.startswith("data/")} == {"data/part"}
-    assert "part=2/3" in jobs["data/part_2"].commands[0] and jobs["data/part_2"].needs == ["preflight"]
+    assert "part=2/3" in jobs["data/part_2"].commands[0] and jobs["data/part_2"].needs == [
+        "preflight"
+    ]
     assert jobs["world_model/ctt/seed_0"].needs == ["data"] and not jobs["report"].needs
 
 
@@ -130,14 +213,18 @@ def test_stages(tmp_path):
         plan.chosen(jobs, "train")
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "configs" / "slurm").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "configs" / "slurm").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_clusters(path):
     assert isinstance(read_cluster(str(path)), Cluster)
     assert path.read_text().startswith("# ")
 
 
 def test_the_shell_keeps_its_dollars(tmp_path):
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"setup": ["echo ${HOME:-0} $USER"], "environment": {"A": "${B}"}}))
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump({"setup": ["echo ${HOME:-0} $USER"], "environment": {"A": "${B}"}})
+    )
     cluster = read_cluster(str(tmp_path / "c.yaml"))
     assert cluster.setup == ["echo ${HOME:-0} $USER"] and cluster.environment == {"A": "${B}"}
 
@@ -156,20 +243,33 @@ def test_unknown_cluster_field(tmp_path):
 
 def test_a_restart_meets_anew(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
-    monkeypatch.setattr("slurm.launch.ask", lambda *command: "n1\nn2")
-    command, size = ["cjepa_dist.train_aloe", "c.yaml", "run=r"], {"processes": 8, "grace": 60, "job": "77", "node": 1, "nodes": 2}
+    monkeypatch.setattr("slurm.jobs.torchrun.ask", lambda *command: "n1\nn2")
+    command, size = (
+        ["cjepa_dist.train_aloe", "c.yaml", "run=r"],
+        {"processes": 8, "grace": 60, "job": "77", "node": 1, "nodes": 2},
+    )
     first, second = (argv_of(command, **size, restart=restart) for restart in (0, 1))
     assert "--rdzv-id=77.0" in first and "--rdzv-id=77.1" in second
-    assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=n1:20077", "--rdzv-conf=is_host=0", "loop.processes=16"} <= set(first)
+    assert {
+        "--nnodes=2",
+        "--nproc-per-node=8",
+        "--rdzv-endpoint=n1:20077",
+        "--rdzv-conf=is_host=0",
+        "loop.num_processes=16",
+    } <= set(first)
     alone = argv_of(command, **{**size, "processes": 1, "nodes": 1}, restart=0)
-    assert alone[1:] == ["-u", "-m", *command, "loop.processes=1"]
+    assert alone[1:] == ["-u", "-m", *command, "loop.num_processes=1"]
 
 
 def test_no_slurm_is_one_line(tmp_path, monkeypatch, experiment):
     path = experiment()
     monkeypatch.setenv("PATH", str(tmp_path))
     done = ours("submit", path)
-    assert done.returncode == 2 and done.stderr.startswith("error: no sbatch on this machine") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: no sbatch on this machine")
+        and done.stderr.count("\n") == 1
+    )
     assert not (tmp_path / "runs").exists()
     (tmp_path / "file").write_text("")
     done = ours("submit", path, f"runs={tmp_path / 'file'}", "executor=local")
@@ -181,7 +281,10 @@ def test_no_slurm_is_one_line(tmp_path, monkeypatch, experiment):
 
 @pytest.mark.parametrize(
     ("script", "message"),
-    [("exit 100", "apt-get update fails (no network?)"), ('[ "$*" = "${*%update}" ] && exit 100; true', "apt-get could not install Slurm")],
+    [
+        ("exit 100", "apt-get update fails (no network?)"),
+        ('[ "$*" = "${*%update}" ] && exit 100; true', "apt-get could not install Slurm"),
+    ],
 )
 def test_installing_slurm_fails_in_one_line(tmp_path, script, message):
     """What tools/test.sh does where apt-get has no network: it says so and goes on."""
@@ -196,17 +299,27 @@ def test_installing_slurm_fails_in_one_line(tmp_path, script, message):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1 and (message if os.geteuid() == 0 else "only root") in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 1
+        and (message if os.geteuid() == 0 else "only root") in done.stderr.splitlines()[-1]
+    )
 
 
 def test_duration():
-    assert [duration(seconds) for seconds in (None, 30, 600, 7200)] == ["", "30 s", "10 min", "2.0 h"]
+    assert [duration(seconds) for seconds in (None, 30, 600, 7200)] == [
+        "",
+        "30 s",
+        "10 min",
+        "2.0 h",
+    ]
 
 
 def test_tail(tmp_path):
     """What a launcher says after our error does not hide it; what an earlier start said does not count."""
     log = tmp_path / "log"
-    log.write_text("== start 1\nerror: old\n== start 2\nerror: the cause\n" + "traceback\n\n" * 20 + "end\n")
+    log.write_text(
+        "== start 1\nerror: old\n== start 2\nerror: the cause\n" + "traceback\n\n" * 20 + "end\n"
+    )
     assert tail(log, 3) == ["error: the cause", "traceback", "traceback", "end"]
     assert tail(tmp_path / "none") == []
 
@@ -229,7 +342,9 @@ def test_a_job_whose_processes_have_ended_while_slurm_has_it_run(tmp_path, monke
 
 
 def test_preflight_comes_before_whatever_is_submitted(tmp_path):
-    jobs = list(jobs_of(tmp_path, "seed=[0]", "preflight=true", "aloe_config=''", "graphs=false").values())
+    jobs = list(
+        jobs_of(tmp_path, "seed=[0]", "preflight=true", "aloe_config=''", "graphs=false").values()
+    )
     record = Record(tmp_path, {})
 
     def wanted(stage, busy=()):
@@ -242,7 +357,10 @@ def test_preflight_comes_before_whatever_is_submitted(tmp_path):
 
     assert wanted("all") == [job.name for job in jobs] and wanted("data") == ["preflight", "data"]
     finish("preflight"), finish("data")
-    assert wanted("data") == [] and wanted("all")[:2] == ["preflight", "world_model/own_slot/seed_0"]
+    assert wanted("data") == [] and wanted("all")[:2] == [
+        "preflight",
+        "world_model/own_slot/seed_0",
+    ]
     assert "preflight" not in wanted("world_model", busy=["preflight"])
     for job in jobs:
         finish(job.name)
@@ -250,5 +368,7 @@ def test_preflight_comes_before_whatever_is_submitted(tmp_path):
 
 
 def test_remote_data_are_taken_as_they_are(tmp_path):
-    job = jobs_of(tmp_path, "data=https://host/world", "seed=[0]", "aloe_config=''")["world_model/ctt/seed_0"]
+    job = jobs_of(tmp_path, "data=https://host/world", "seed=[0]", "aloe_config=''")[
+        "world_model/ctt/seed_0"
+    ]
     assert "data=https://host/world" in job.commands[0] and not job.needs

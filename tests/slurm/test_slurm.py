@@ -37,7 +37,12 @@ def timed(slurm, small_data, tmp_path_factory):
     steps = {**WORLD, "loop.steps": 45, "loop.checkpoint_every": 100}
     pauses = ",".join(f"pause@{step}" for step in range(45))
     setup = [f'if [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ]; then export CJEPA_FAULT={pauses}; fi']
-    path = write(folder, small_data, cluster={"setup": setup, "minutes": {"world_model": 2}}, world_model=steps)
+    path = write(
+        folder,
+        small_data,
+        cluster={"setup": setup, "minutes": {"world_model": 2}},
+        world_model=steps,
+    )
     submit(path, "stage=world_model")
     return folder / "runs"
 
@@ -47,7 +52,10 @@ def requeued(timed, small_data, tmp_path_factory):
     """A job of two nodes that trains on staged data and was put back into the queue; left to itself beside another test."""
     folder = tmp_path_factory.mktemp("requeued")
     facts = {**paused(8), "nodes": 2, "scratch": f"{folder}/$SLURMD_NODENAME", "stage_data": True}
-    submit(write(folder, small_data, cluster=facts, world_model={**WORLD, "loop.steps": 8}), "stage=world_model")
+    submit(
+        write(folder, small_data, cluster=facts, world_model={**WORLD, "loop.steps": 8}),
+        "stage=world_model",
+    )
     wait_for_checkpoints(folder / "runs")
     assert call("scontrol", "requeue", ids(folder / "runs")[RUN]).returncode == 0
     return folder / "runs"
@@ -57,7 +65,10 @@ def test_whole_graph_with_a_branch_that_fails(requeued, tmp_path, small_data):
     config = "configs/world_model/quickstart"
     arms = {
         "baseline": {"config": f"{config}.yaml"},
-        "odd": {"config": f"{config}_ctt.yaml", "loop.global_batch": 6},  # does not divide into CTT's fraction
+        "odd": {
+            "config": f"{config}_ctt.yaml",
+            "loop.global_batch_size": 6,
+        },  # does not divide into CTT's fraction
     }
     fields = {
         "prepare_fields": {"train": 16, "val": 8, "test": 8},
@@ -69,15 +80,27 @@ def test_whole_graph_with_a_branch_that_fails(requeued, tmp_path, small_data):
         "evaluate": {"draws": 10, "videos": 4},
         "evaluate_graph": {"windows": 32, "draws": 5, "estimators": ["attention", "distance"]},
     }
-    path, runs = write(tmp_path, "", arms=arms, control=f"{config}_own_slot.yaml", **fields), tmp_path / "runs"
+    path, runs = (
+        write(tmp_path, "", arms=arms, control=f"{config}_own_slot.yaml", **fields),
+        tmp_path / "runs",
+    )
     shown = submit(path)
-    assert "report  <- (evaluate/world_model/baseline/seed_0)" in shown and "16 jobs submitted" in shown
+    assert (
+        "report  <- (evaluate/world_model/baseline/seed_0)" in shown
+        and "16 jobs submitted" in shown
+    )
     status = ended(runs, 480)
     assert status.returncode == 1 and "11 of 16 jobs done" in status.stdout, status.stdout
     assert "ctt.fraction=0.25 of the 6 windows" in status.stdout
-    assert "rollout/odd/seed_0: never started: it needs world_model/odd/seed_0 (failed)" in status.stdout
+    assert (
+        "rollout/odd/seed_0: never started: it needs world_model/odd/seed_0 (failed)"
+        in status.stdout
+    )
     text = (runs / "report/report.md").read_text()
-    assert "# Missing: 5 of 15 jobs" in text and "| aloe/odd/seed_0 | CANCELLED | never started" in text
+    assert (
+        "# Missing: 5 of 15 jobs" in text
+        and "| aloe/odd/seed_0 | CANCELLED | never started" in text
+    )
     assert (runs / "aloe/baseline/seed_0/eval/vqa_val.json").is_file() and "descriptive" in text
     assert "nothing to submit" in submit(path, "stage=data")
 
@@ -90,12 +113,23 @@ def test_requeued_on_two_nodes(requeued, small_data, whole):
     assert json.loads((requeued / RUN / "environment.json").read_text())["processes"] == 2
     assert "resumed from" in log(requeued)
     assert same(weights(requeued / RUN, 8), whole(8, 2))
-    assert len(list(requeued.parent.glob("node*/world-*/manifest.json"))) >= 2, "each node has its own copy of the data"
+    assert len(list(requeued.parent.glob("node*/world-*/manifest.json"))) >= 2, (
+        "each node has its own copy of the data"
+    )
     assert f"data={small_data}" in (requeued / RUN / "command.txt").read_text()
 
 
 def test_cancelled_and_resumed(timed, tmp_path, small_data, whole):
-    path, runs = write(tmp_path, small_data, cluster=paused(8), world_model={**WORLD, "loop.steps": 8}, graphs=False), tmp_path / "runs"
+    path, runs = (
+        write(
+            tmp_path,
+            small_data,
+            cluster=paused(8),
+            world_model={**WORLD, "loop.steps": 8},
+            graphs=False,
+        ),
+        tmp_path / "runs",
+    )
     submit(path)
     wait_for_checkpoints(runs)
     refused = ours("submit", path, "world_model.loop.steps=9")
@@ -115,7 +149,12 @@ def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
     before = queue("-o", "%A")
     path = write(tmp_path, small_data)
     shown = submit(path, "dry_run=true")
-    assert "#SBATCH --signal=USR2@30" in shown and "#SBATCH --requeue" in shown and "to start at" in shown and "<- world_model/" in shown
+    assert (
+        "#SBATCH --signal=USR2@30" in shown
+        and "#SBATCH --requeue" in shown
+        and "to start at" in shown
+        and "<- world_model/" in shown
+    )
     for cluster, message in (
         ({"partition": "gpus"}, "unknown partition gpus: this cluster has high, low"),
         ({"account": "nobody", "nodes": 9}, "Slurm would not take this job"),
@@ -123,11 +162,15 @@ def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
         ({"partitoin": "low"}, "unknown config key partitoin; the nearest is partition"),
     ):
         done = ours("submit", write(tmp_path, small_data, cluster=cluster))
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, (
+            done.stderr
+        )
     assert not (tmp_path / "runs").exists() and set(queue("-o", "%A")) <= set(before)
 
 
-def test_a_folder_that_nodes_cannot_see_is_found_out_before_anything_is_queued(timed, tmp_path, small_data):
+def test_a_folder_that_nodes_cannot_see_is_found_out_before_anything_is_queued(
+    timed, tmp_path, small_data
+):
     """As from a login node, which no node of the cluster is."""
     if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("needs the right to unshare mounts and the host name")
@@ -139,11 +182,16 @@ def test_a_folder_that_nodes_cannot_see_is_found_out_before_anything_is_queued(t
 
     (tmp_path / "runs").mkdir()
     done = elsewhere(f"mount -t tmpfs none {tmp_path / 'runs'}")
-    assert done.returncode == 2 and f"{tmp_path / 'runs'} is not shared: it lies on tmpfs of login" in done.stderr, done.stderr
+    assert (
+        done.returncode == 2
+        and f"{tmp_path / 'runs'} is not shared: it lies on tmpfs of login" in done.stderr
+    ), done.stderr
     assert done.stderr.count("\n") == 1 and set(queue("-o", "%A")) <= set(before)
     if file_system(tmp_path)[0] in ON_DISK:
         done = elsewhere("true")
-        assert done.returncode == 0 and f"warning: {tmp_path / 'runs'} lies on" in done.stdout, done.stderr
+        assert done.returncode == 0 and f"warning: {tmp_path / 'runs'} lies on" in done.stdout, (
+            done.stderr
+        )
     assert "lies on" not in submit(path, "dry_run=true")
 
 
@@ -153,21 +201,40 @@ def test_preflight(timed, tmp_path, small_data):
     good.mkdir(), bad.mkdir()
     write(good, small_data, cluster={"nodes": 2, "processes_per_node": 2})
     path = write(bad, small_data, cluster={"gpus_per_node": 2})
-    with background("preflight", f"cluster={good / 'cluster.yaml'}", f"runs={good / 'runs'}") as first:
-        with background("preflight", f"cluster={bad / 'cluster.yaml'}", f"runs={bad / 'runs'}") as second:
+    with background(
+        "preflight", f"cluster={good / 'cluster.yaml'}", f"runs={good / 'runs'}"
+    ) as first:
+        with background(
+            "preflight", f"cluster={bad / 'cluster.yaml'}", f"runs={bad / 'runs'}"
+        ) as second:
             submit(path, "stage=world_model", f"runs={bad / 'untried'}")
             said, wrong = first.communicate(timeout=180)[0], second.communicate(timeout=180)[0]
     assert first.returncode == 0, said
     found = json.loads((good / "runs" / "preflight.json").read_text())
-    assert found["processes"] == 4 and len(found["nodes"]) == 2 and found["all_reduce_gb_per_s"] > 0 and '"processes": 4' in said
-    assert second.returncode == 1 and "shows 0 GPUs to its processes, gpus_per_node says 2" in wrong, wrong
+    assert (
+        found["processes"] == 4
+        and len(found["nodes"]) == 2
+        and found["all_reduce_gb_per_s"] > 0
+        and '"processes": 4' in said
+    )
+    assert (
+        second.returncode == 1 and "shows 0 GPUs to its processes, gpus_per_node says 2" in wrong
+    ), wrong
     status = ended(bad / "untried")
-    assert status.returncode == 1 and "has 0 GPUs, gpus_per_node says 2" in status.stdout, status.stdout
+    assert status.returncode == 1 and "has 0 GPUs, gpus_per_node says 2" in status.stdout, (
+        status.stdout
+    )
 
 
 def test_plain_sbatch(timed, tmp_path, small_data):
     fields = [f"{key}={value}" for key, value in WORLD.items()]
-    options = ["--gpus-per-node=0", "--cpus-per-task=1", "--time=5", "--wait", f"--output={tmp_path / 'log'}"]
+    options = [
+        "--gpus-per-node=0",
+        "--cpus-per-task=1",
+        "--time=5",
+        "--wait",
+        f"--output={tmp_path / 'log'}",
+    ]
     command = [
         "cjepa_dist.train_world_model",
         "configs/world_model/quickstart.yaml",
@@ -175,7 +242,14 @@ def test_plain_sbatch(timed, tmp_path, small_data):
         f"data={small_data}",
         f"run={tmp_path / 'run'}",
     ]
-    done = call("env", f"PYTHON={sys.executable}", "sbatch", *options, str(PROJECT / "slurm" / "train.sbatch"), *command)
+    done = call(
+        "env",
+        f"PYTHON={sys.executable}",
+        "sbatch",
+        *options,
+        str(PROJECT / "slurm" / "train.sbatch"),
+        *command,
+    )
     assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
     assert (tmp_path / "run" / "done.json").is_file()
 
@@ -185,6 +259,10 @@ def test_time_limit(timed, tmp_path, small_data, whole):
     status = ended(timed, 400)
     assert status.returncode == 0, status.stdout
     stops = [event for event in events(timed) if event["event"] == "stopped"]
-    assert stops and all(stop["reason"] == "SIGUSR2" for stop in stops) and events(timed)[-1]["restart"] == len(stops)
+    assert (
+        stops
+        and all(stop["reason"] == "SIGUSR2" for stop in stops)
+        and events(timed)[-1]["restart"] == len(stops)
+    )
     assert len(saved(timed)) == len(stops) + 1
     assert same(weights(timed / RUN, 45), whole(45))

@@ -22,7 +22,9 @@ def test_one_copy_for_all_and_read_from_there(small_data, tmp_path, monkeypatch,
     shutil.copytree(small_data, data)
     scratch.mkdir()
     found = []
-    threads = [threading.Thread(target=lambda: found.append(stage(data, scratch))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: found.append(stage(data, scratch))) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -60,14 +62,22 @@ def test_changed_data_are_another_copy(small_data, tmp_path):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ("size=64k", r"no room to stage .* MB needed, 0.0\d MB free in .*small on "),  # seen before a byte is copied
-        ("size=64m,nr_inodes=5", "cannot stage .*: No space left on device"),  # seen while copying: no file more fits
+        (
+            "size=64k",
+            r"no room to stage .* MB needed, 0.0\d MB free in .*small on ",
+        ),  # seen before a byte is copied
+        (
+            "size=64m,nr_inodes=5",
+            "cannot stage .*: No space left on device",
+        ),  # seen while copying: no file more fits
     ],
 )
 def test_no_room_is_one_line(small_data, tmp_path, size, message):
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", place], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "none", place], capture_output=True
+    ).returncode:
         pytest.skip("needs the right to mount a file system")
     try:
         with pytest.raises(UserError, match=message):
@@ -97,5 +107,7 @@ def test_a_folder_that_is_not_shared_is_found_out(tmp_path):
         str(tmp_path / "rank.sh"),
     ]
     done = subprocess.run(start, cwd=PROJECT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and f"error: {tmp_path} is not shared: what " in done.stderr, done.stderr
+    assert done.returncode == 1 and f"error: {tmp_path} is not shared: what " in done.stderr, (
+        done.stderr
+    )
     assert not (tmp_path / "preflight.json").exists()

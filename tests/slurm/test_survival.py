@@ -38,7 +38,12 @@ FSDP2, ZERO1 = {"loop.engine": "fsdp2"}, {"loop.engine": "zero1", "optimizer.nam
 def start(folder, data, *, steps=STEPS, cluster=None, **fields):
     """A short paused training of its own; the folder of its runs."""
     folder.mkdir()
-    path = write(folder, data, cluster={**paused(steps), **(cluster or {})}, world_model={**WORLD, "loop.steps": steps, **fields})
+    path = write(
+        folder,
+        data,
+        cluster={**paused(steps), **(cluster or {})},
+        world_model={**WORLD, "loop.steps": steps, **fields},
+    )
     submit(path, "stage=world_model")
     return folder / "runs"
 
@@ -77,15 +82,27 @@ def test_a_rank_that_dies_and_what_waits_for_it(lost, tmp_path, small_data, whol
         (tmp_path / name).mkdir()
         once = f"[ -e {tmp_path / name}/once ] || {{ touch {tmp_path / name}/once; export CJEPA_FAULT={fault}; }}"
         facts = {**(FOUR if name == "four" else TWO), "setup": [once]}
-        return write(tmp_path / name, small_data, cluster=facts, world_model={**WORLD, "loop.steps": STEPS, **fields}, graphs=False)
+        return write(
+            tmp_path / name,
+            small_data,
+            cluster=facts,
+            world_model={**WORLD, "loop.steps": STEPS, **fields},
+            graphs=False,
+        )
 
     two, four = begin("two", "kill@3:rank1", **ZERO1), begin("four", "kill@3:rank3", **FSDP2)
     submit(two, "stage=world_model,evaluate,report"), submit(four, "stage=world_model")
     for runs in (two.parent / "runs", four.parent / "runs"):
         status = ended(runs)
-        assert status.returncode == 1 and f"{RUN}: cjepa_dist.train_world_model ended with exit code 1" in status.stdout, status.stdout
+        assert (
+            status.returncode == 1
+            and f"{RUN}: cjepa_dist.train_world_model ended with exit code 1" in status.stdout
+        ), status.stdout
     page = (two.parent / "runs" / "report" / "report.md").read_text()
-    assert "# Missing: 2 of 2 jobs" in page and f"| evaluate/{RUN} | CANCELLED | never started: it needs {RUN} (failed) |" in page
+    assert (
+        "# Missing: 2 of 2 jobs" in page
+        and f"| evaluate/{RUN} | CANCELLED | never started: it needs {RUN} (failed) |" in page
+    )
     assert "3 jobs submitted" in ours("resume", two.parent / "runs").stdout
     submit(four, "stage=world_model")
     for path, processes, fields in ((two, 2, ZERO1), (four, 4, FSDP2)):
@@ -122,25 +139,48 @@ def no_user_signal():
 
 def preempt(nodes, seconds):
     """A job of more right to `nodes`, once it runs."""
-    options = ["--partition=high", f"--nodelist={nodes}", f"--nodes={len(nodes.split(','))}", "--exclusive", "--output=/dev/null"]
+    options = [
+        "--partition=high",
+        f"--nodelist={nodes}",
+        f"--nodes={len(nodes.split(','))}",
+        "--exclusive",
+        "--output=/dev/null",
+    ]
     done = call("sbatch", "--parsable", *options, f"--wrap=sleep {seconds}")
     assert done.returncode == 0, done.stderr
-    wait_for(lambda: queue("-j", done.stdout.strip(), "-o", "%T") in ([], ["RUNNING"]), 120, "it does not preempt")
+    wait_for(
+        lambda: queue("-j", done.stdout.strip(), "-o", "%T") in ([], ["RUNNING"]),
+        120,
+        "it does not preempt",
+    )
 
 
 def test_preempted_with_and_without_the_signal(slurm, tmp_path, small_data, whole):
     """2 x 2 processes get their USR2, 1 x 2 only Slurm's SIGTERM. Both stop at a step, and go on later."""
-    signalled = start(tmp_path / "signalled", small_data, cluster={**FOUR, "options": {"nodelist": "node1,node2"}})
+    signalled = start(
+        tmp_path / "signalled", small_data, cluster={**FOUR, "options": {"nodelist": "node1,node2"}}
+    )
     plain = start(tmp_path / "plain", small_data, cluster={**TWO, "options": {"nodelist": "node3"}})
     wait_for_checkpoints(signalled, plain)
     preempt("node1,node2", seconds=5)
     with no_user_signal():
         preempt("node3", seconds=1)
         found = [ended(runs) for runs in (signalled, plain)]
-    assert [status.returncode for status in found] == [0, 0], "\n".join(status.stdout for status in found)
-    for runs, reason, processes, fields in ((signalled, "SIGUSR2", 4, {}), (plain, "SIGTERM", 2, {})):
-        assert kinds(runs) == ["start", "stopped", "start", "done"] and events(runs)[1]["reason"] == reason
-        assert "resumed from" in log(runs) and json.loads((runs / RUN / "environment.json").read_text())["processes"] == processes
+    assert [status.returncode for status in found] == [0, 0], "\n".join(
+        status.stdout for status in found
+    )
+    for runs, reason, processes, fields in (
+        (signalled, "SIGUSR2", 4, {}),
+        (plain, "SIGTERM", 2, {}),
+    ):
+        assert (
+            kinds(runs) == ["start", "stopped", "start", "done"]
+            and events(runs)[1]["reason"] == reason
+        )
+        assert (
+            "resumed from" in log(runs)
+            and json.loads((runs / RUN / "environment.json").read_text())["processes"] == processes
+        )
         assert same(weights(runs / RUN, STEPS), whole(STEPS, processes, **fields))
 
 
@@ -154,17 +194,25 @@ def test_nodes_crash(slurm, tmp_path, small_data, whole):
     assert node in nodes_of(both)
     try:
         assert slurm("crash", node).returncode == 0
-        wait_for(lambda: kinds(both).count("start") == 2 and len(saved(both)) > before, 180, lambda: ours("status", both).stdout)
+        wait_for(
+            lambda: kinds(both).count("start") == 2 and len(saved(both)) > before,
+            180,
+            lambda: ours("status", both).stdout,
+        )
         tail = nodes_of(both)[1]
         assert slurm("crash", tail).returncode == 0
-        wait_for(lambda: is_down(tail), 120, "Slurm does not miss the node")  # else it comes back as if it had never been away
+        wait_for(
+            lambda: is_down(tail), 120, "Slurm does not miss the node"
+        )  # else it comes back as if it had never been away
         assert slurm("up").returncode == 0
         for runs, processes, starts, fields in ((one, 1, (2, 3), {}), (both, 4, (3,), FSDP2)):
             status = ended(runs)
             assert status.returncode == 0, status.stdout
             # What survives of a job loses its peer before Slurm does, and says so.
             said = [kind for kind in kinds(runs) if kind != "failed"]
-            assert len(said) - 1 in starts and set(said[:-1]) == {"start"} and said[-1] == "done", kinds(runs)
+            assert len(said) - 1 in starts and set(said[:-1]) == {"start"} and said[-1] == "done", (
+                kinds(runs)
+            )
             assert len({event["job"] for event in events(runs)}) == 1
             assert same(weights(runs / RUN, steps), whole(steps, processes, **fields))
     finally:

@@ -24,7 +24,9 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("rescaled", [1.0, 20.0])  # a large time embedding makes attention sharp, so that the graph has edges
+@pytest.mark.parametrize(
+    "rescaled", [1.0, 20.0]
+)  # a large time embedding makes attention sharp, so that the graph has edges
 def test_reference_is_the_published_step(rescaled):
     torch.manual_seed(0)
     config = PredictorConfig(slots=5, slot_dim=16, depth=2, heads=4, mlp_dim=32, dropout=0.0)
@@ -36,31 +38,54 @@ def test_reference_is_the_published_step(rescaled):
     z = ours(x[:, :3], hidden)
     torch.testing.assert_close(theirs(x[:, :3], masked)[0], z, atol=1e-5, rtol=1e-5)
     loss = prediction_loss(theirs, x, masked)
-    torch.testing.assert_close(loss, jepa.future_loss(z, x, 3) + jepa.history_loss(z, x, hidden, 3), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        loss, jepa.future_loss(z, x, 3) + jepa.history_loss(z, x, hidden, 3), rtol=1e-4, atol=0
+    )
     i, k = [j for j in range(5) if j not in masked][:2]
     found = ctt.published(ours, x, hidden, threshold=0.15, slot_invariance=i, slot_sufficiency=k)
     invariance, sufficiency = causal_loss(theirs, x, masked, i, k)
-    torch.testing.assert_close(found.invariance_sum / found.invariance_count.clamp(min=1), invariance, rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(found.sufficiency_sum / found.sufficiency_count.clamp(min=1), sufficiency, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        found.invariance_sum / found.invariance_count.clamp(min=1), invariance, rtol=1e-4, atol=1e-7
+    )
+    torch.testing.assert_close(
+        found.sufficiency_sum / found.sufficiency_count.clamp(min=1),
+        sufficiency,
+        rtol=1e-4,
+        atol=1e-7,
+    )
 
 
 def test_plain_aloe_is_the_same_model(tmp_path):
     """Logits of all rows, and the loss that both steps descend."""
-    config = aloe.BenchAloe(videos=3, aloe=AloeConfig(frames=4, width=24, depth=2, heads=2, mlp_dim=32, head_dim=16, dropout=0.0))
+    config = aloe.BenchAloe(
+        videos=3,
+        aloe=AloeConfig(frames=4, width=24, depth=2, heads=2, mlp_dim=32, head_dim=16, dropout=0.0),
+    )
     source = aloe.questions(config, tmp_path / "data")
     batch = source.gather(np.arange(len(source)), np.arange(len(source)))
-    ours, plain = aloe.OurStep(config, batch, "fp32", shared=False), ReferenceAloeStep(config.aloe, batch)
+    ours, plain = (
+        aloe.OurStep(config, batch, "fp32", shared=False),
+        ReferenceAloeStep(config.aloe, batch),
+    )
     with torch.no_grad():
         ours.task.aloe.position.normal_()
         ours.task.aloe.cls.normal_()
     plain.model.load_state_dict(ours.task.aloe.to_reference())
-    answers, choices = ours.task.aloe(*(batch[name] for name in ("slots", "tokens", "padding", "is_choice", "row_view")))
+    answers, choices = ours.task.aloe(
+        *(batch[name] for name in ("slots", "tokens", "padding", "is_choice", "row_view"))
+    )
     chosen = {name: value for name, value in plain.chosen.items() if name != "label"}
     asked = {name: value for name, value in plain.asked.items() if name != "label"}
-    torch.testing.assert_close(plain.model.choices(**chosen), choices[batch["is_choice"]], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(plain.model.descriptive(**asked), answers[~batch["is_choice"]], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        plain.model.choices(**chosen), choices[batch["is_choice"]], atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        plain.model.descriptive(**asked), answers[~batch["is_choice"]], atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(plain.loss(), ours.task(ours.batch, 0).loss, rtol=1e-4, atol=0)
-    before = [step.loss() if step is plain else step.task(ours.batch, 0).loss for step in (plain, ours)]
+    before = [
+        step.loss() if step is plain else step.task(ours.batch, 0).loss for step in (plain, ours)
+    ]
     plain(), ours()
     assert plain.loss() < before[0] and ours.task(ours.batch, 0).loss < before[1]
 
@@ -86,13 +111,30 @@ def test_world_model_prints_every_rung(command, tmp_path):
 
 
 def test_aloe_prints_every_rung(command, tmp_path):
-    tiny = ["aloe.frames=4", "aloe.width=16", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=16", "aloe.head_dim=8"]
+    tiny = [
+        "aloe.frames=4",
+        "aloe.width=16",
+        "aloe.depth=1",
+        "aloe.heads=2",
+        "aloe.mlp_dim=16",
+        "aloe.head_dim=8",
+    ]
     done = command(
-        "tools.bench", "aloe", "batch=24", "videos=4", "rounds=1", "warmup=0", "gemm=16", *tiny, f"out={tmp_path / 'bench.json'}"
+        "tools.bench",
+        "aloe",
+        "batch=24",
+        "videos=4",
+        "rounds=1",
+        "warmup=0",
+        "gemm=16",
+        *tiny,
+        f"out={tmp_path / 'bench.json'}",
     )
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "bench.json").read_text())["rows"]}
-    assert len(rows) == 6 + (native_precision() != "fp32") and all(f"| {name} |" in done.stdout for name in rows)
+    assert len(rows) == 6 + (native_precision() != "fp32") and all(
+        f"| {name} |" in done.stdout for name in rows
+    )
     assert done.stdout.count("aim: at least 3") == 3
     assert rows["ours, shared vision"]["gflop"] < rows["plain, published layout, fp32"]["gflop"]
 
@@ -100,40 +142,82 @@ def test_aloe_prints_every_rung(command, tmp_path):
 def test_unknown_targets_are_one_line(command):
     done = command("tools.bench", "wrold_model")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "one of: world_model, data, aloe, counterfactual, training; got 'wrold_model'" in done.stderr
+    assert (
+        "one of: world_model, data, aloe, counterfactual, training; got 'wrold_model'"
+        in done.stderr
+    )
 
 
 def test_training_says_what_the_loop_costs(command, tmp_path):
-    tiny = "change=[predictor.width=16,predictor.depth=1,predictor.mlp_dim=16,loop.global_batch=4]"
-    done = command("tools.bench", "training", "block=2", "rounds=2", "videos=2", tiny, "engines=[ddp]", f"out={tmp_path / 'bench.json'}")
+    tiny = "change=[predictor.width=16,predictor.depth=1,predictor.mlp_dim=16,loop.global_batch_size=4]"
+    done = command(
+        "tools.bench",
+        "training",
+        "block=2",
+        "rounds=2",
+        "videos=2",
+        tiny,
+        "engines=[ddp]",
+        f"out={tmp_path / 'bench.json'}",
+    )
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "bench.json").read_text())
     assert len(content["overheads"][0]) == len(content["overheads"][1]) == 2
-    assert content["checkpoint_seconds"] > 0 and content["restart_seconds"] > 0 and content["flop"] > 0
+    assert (
+        content["checkpoint_seconds"] > 0 and content["restart_seconds"] > 0 and content["flop"] > 0
+    )
     assert content["all_reduced_bytes"] == 4 * content["parameters"]
-    assert content["traffic"]["ddp"] > 0.9 * content["all_reduced_bytes"]  # of two processes each sends what it has, once
-    for part in ("| bare step |", "overhead of the loop: aim below 3%", "Model, not measured", "Assumed: 40% of 989 TFLOP/s", "| 64 |"):
+    assert (
+        content["traffic"]["ddp"] > 0.9 * content["all_reduced_bytes"]
+    )  # of two processes each sends what it has, once
+    for part in (
+        "| bare step |",
+        "overhead of the loop: aim below 3%",
+        "Model, not measured",
+        "Assumed: 40% of 989 TFLOP/s",
+        "| 64 |",
+    ):
         assert part in done.stdout, part
 
 
 def test_scaling_by_hand():
-    step = Step(flop=round(0.4 * 989e12), bytes=8 * 360_000_000, seconds=1.0)  # a second of compute alone
+    step = Step(
+        flop=round(0.4 * 989e12), bytes=8 * 360_000_000, seconds=1.0
+    )  # a second of compute alone
     assert predicted(step, 1, whole=True) == pytest.approx((1.0, 0.0, 1.0))
     inside = 2 * 7 * (1e-3 + 3e-6)
     assert all_reduce_seconds(step.bytes, 8) == pytest.approx(inside)
-    assert all_reduce_seconds(step.bytes, 16) == pytest.approx(inside + 2 * (360e6 / 2 / 40e9 + 10e-6))
-    assert predicted(step, 8, whole=True)[0] == pytest.approx(1 / 8) and predicted(step, 8, whole=False)[0] == pytest.approx(1.0)
+    assert all_reduce_seconds(step.bytes, 16) == pytest.approx(
+        inside + 2 * (360e6 / 2 / 40e9 + 10e-6)
+    )
+    assert predicted(step, 8, whole=True)[0] == pytest.approx(1 / 8) and predicted(
+        step, 8, whole=False
+    )[0] == pytest.approx(1.0)
     assert predicted(Step(1, 4, 1.0), 8, whole=True)[0] == 0.01  # launches
 
 
 def test_import_rate_measures_and_cleans_up(tmp_path):
     rows = data_import.run(tmp_path, videos=3)
-    assert [row.split("|")[1].strip() for row in rows[2:]] == ["to float16", "to bfloat16", "to float32"]
-    assert all(float(cell) > 0 for row in rows[2:] for cell in row.split("|")[2:4]) and not list(tmp_path.iterdir())
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [
+        "to float16",
+        "to bfloat16",
+        "to float32",
+    ]
+    assert all(float(cell) > 0 for row in rows[2:] for cell in row.split("|")[2:4]) and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_data_prints_every_way(command, tmp_path):
-    settings = ("megabytes=16", "shard_mb=4", "batch=8", "batches=2", "rounds=1", "steps=0", "imports=0")
+    settings = (
+        "megabytes=16",
+        "shard_mb=4",
+        "batch=8",
+        "batches=2",
+        "rounds=1",
+        "steps=0",
+        "imports=0",
+    )
     done = command("tools.bench", "data", *settings, f"out={tmp_path / 'bench.json'}")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "bench.json").read_text())

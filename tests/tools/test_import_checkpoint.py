@@ -26,8 +26,12 @@ from tests.evaluation.world import make_world
 from tests.test_bad_input import fingerprint
 from tools import export_checkpoint, import_checkpoint
 
-SIZES = PredictorConfig(slots=4, slot_dim=8, history_frames=3, pred_frames=1, depth=2, heads=2, mlp_dim=16)
-ALOE_SIZES = AloeConfig(slots=4, slot_dim=8, frames=5, width=16, depth=2, heads=2, mlp_dim=32, word_dim=4, head_dim=16)
+SIZES = PredictorConfig(
+    slots=4, slot_dim=8, history_frames=3, pred_frames=1, depth=2, heads=2, mlp_dim=16
+)
+ALOE_SIZES = AloeConfig(
+    slots=4, slot_dim=8, frames=5, width=16, depth=2, heads=2, mlp_dim=32, word_dim=4, head_dim=16
+)
 OPTIONS, ALOE_OPTIONS = ("heads=2", "slots=4"), ("heads=2", "slots=4", "stride=5")
 SCHEMAS = {
     import_checkpoint: import_checkpoint.ImportCheckpoint,
@@ -59,7 +63,12 @@ def imported(run, tmp_path):
 
     def call(content, *arguments, name="run"):
         torch.save(content, tmp_path / f"{name}.ckpt")
-        code, out, errors = run(import_checkpoint, f"source={tmp_path / name}.ckpt", f"out={tmp_path / name}", *arguments)
+        code, out, errors = run(
+            import_checkpoint,
+            f"source={tmp_path / name}.ckpt",
+            f"out={tmp_path / name}",
+            *arguments,
+        )
         assert code == 0, errors
         assert not list(tmp_path.glob("*.partial"))
         return tmp_path / name, out
@@ -82,8 +91,15 @@ def state():
 
 
 def parity(shared, name):
-    fixture = {key: torch.from_numpy(value) for key, value in np.load(shared / "parity" / f"{name}.npz").items()}
-    return fixture, {key.removeprefix("param/"): value for key, value in fixture.items() if key.startswith("param/")}
+    fixture = {
+        key: torch.from_numpy(value)
+        for key, value in np.load(shared / "parity" / f"{name}.npz").items()
+    }
+    return fixture, {
+        key.removeprefix("param/"): value
+        for key, value in fixture.items()
+        if key.startswith("param/")
+    }
 
 
 def same(a, b):
@@ -95,43 +111,75 @@ def same(a, b):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["predictor_small", "predictor_long"])
-def test_both_settings_from_a_released_file_to_a_rollout(name, layout, shared, run, imported, tmp_path):
+def test_both_settings_from_a_released_file_to_a_rollout(
+    name, layout, shared, run, imported, tmp_path
+):
     fixture, state = parity(shared, name)
-    history, future, skip = (int(fixture[key]) for key in ("history_frames", "pred_frames", "frameskip"))
-    folder, _ = imported({"state_dict": {f"model.predictor.{key}": value for key, value in state.items()}}, "heads=4", "slots=5")
+    history, future, skip = (
+        int(fixture[key]) for key in ("history_frames", "pred_frames", "frameskip")
+    )
+    folder, _ = imported(
+        {"state_dict": {f"model.predictor.{key}": value for key, value in state.items()}},
+        "heads=4",
+        "slots=5",
+    )
     task, trained, step = load_task(folder)
-    assert (trained.predictor.history_frames, trained.predictor.pred_frames, trained.frameskip, step) == (history, future, skip, 0)
+    assert (
+        trained.predictor.history_frames,
+        trained.predictor.pred_frames,
+        trained.frameskip,
+        step,
+    ) == (history, future, skip, 0)
     x = fixture["x"][:, :history]
     hidden = torch.zeros(len(x), 5, dtype=torch.bool)
     hidden[:, fixture["mask_indices"]] = True
     with torch.no_grad():
-        torch.testing.assert_close(task.predictor(x, hidden), fixture["forward_out"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(task.predictor.predict(x), fixture["inference_out"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            task.predictor(x, hidden), fixture["forward_out"], atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            task.predictor.predict(x), fixture["inference_out"], atol=1e-5, rtol=0
+        )
 
     videos = fixture["rollout_video"].numpy()
-    content = {"train": {layout.format(3): videos[0]}, "validation": {layout.format(10007): videos[1]}}
+    content = {
+        "train": {layout.format(3): videos[0]},
+        "validation": {layout.format(10007): videos[1]},
+    }
     (tmp_path / "slots.pkl").write_bytes(pickle.dumps(content))
     data, rolled = tmp_path / "data", tmp_path / "rolled"
-    assert run(import_pickle, f"source={tmp_path / 'slots.pkl'}", f"out={data}", "dtype=float32")[0] == 0
+    assert (
+        run(import_pickle, f"source={tmp_path / 'slots.pkl'}", f"out={data}", "dtype=float32")[0]
+        == 0
+    )
     code, _, errors = run(rollout, f"world_model={folder}", f"data={data}", f"out={rolled}")
     assert code == 0, errors
-    assert Manifest.load(rolled).keys("train") == ["video_00003"] and Manifest.load(rolled).keys("val") == ["video_10007"]
+    assert Manifest.load(rolled).keys("train") == ["video_00003"] and Manifest.load(rolled).keys(
+        "val"
+    ) == ["video_10007"]
     for split, video, expected in zip(("train", "val"), videos, fixture["rollout_out"].numpy()):
         slots = load_slots(rolled, split)[0]
         assert np.array_equal(slots[:128], video)
         np.testing.assert_allclose(slots[128:], expected, atol=1e-5, rtol=0)
-    code, _, errors = run(evaluate, f"run={folder}", f"data={data}", "split=val", "draws=10", "windows=64")
+    code, _, errors = run(
+        evaluate, f"run={folder}", f"data={data}", "split=val", "draws=10", "windows=64"
+    )
     assert code == 0, errors
     assert json.loads((folder / "eval" / "world_model_val.json").read_text())["step"] == 0
 
 
 def test_released_aloe(shared, imported):
     fixture, state = parity(shared, "aloe_small")
-    folder, _ = imported({"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, *ALOE_OPTIONS)
+    folder, _ = imported(
+        {"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
+        *ALOE_OPTIONS,
+    )
     task, trained, _ = load_task(folder)
     assert (trained.aloe.frames, trained.aloe.slots, trained.stride) == (5, 4, 5)
     with torch.no_grad():
-        answers = task.aloe.descriptive(fixture["in/cls_video_emb"], fixture["in/cls_q_tokens"], fixture["in/cls_q_pad_mask"])
+        answers = task.aloe.descriptive(
+            fixture["in/cls_video_emb"], fixture["in/cls_q_tokens"], fixture["in/cls_q_pad_mask"]
+        )
         slots = fixture["in/mc_video_emb"][fixture["in/mc_flag"]]
         choices = task.aloe.choices(slots, fixture["in/mc_q_tokens"], fixture["in/mc_q_pad_mask"])
     torch.testing.assert_close(answers, fixture["out/cls_answer_logits"], atol=1e-5, rtol=0)
@@ -144,11 +192,25 @@ def test_published_sizes_need_no_options(imported):
         return config
 
     paper, followup = (
-        settings(SlotPredictor(PredictorConfig(history_frames=h, pred_frames=p, depth=1, mlp_dim=8))) for h, p in ((6, 10), (3, 1))
+        settings(
+            SlotPredictor(PredictorConfig(history_frames=h, pred_frames=p, depth=1, mlp_dim=8))
+        )
+        for h, p in ((6, 10), (3, 1))
     )
-    assert (paper.predictor.history_frames, paper.predictor.pred_frames, paper.frameskip) == (6, 10, 2)
-    assert (followup.predictor.history_frames, followup.predictor.pred_frames, followup.frameskip) == (3, 1, 5)
-    assert all((c.predictor.heads, c.predictor.slots, c.predictor.slot_dim) == (16, 7, 128) for c in (paper, followup))
+    assert (paper.predictor.history_frames, paper.predictor.pred_frames, paper.frameskip) == (
+        6,
+        10,
+        2,
+    )
+    assert (
+        followup.predictor.history_frames,
+        followup.predictor.pred_frames,
+        followup.frameskip,
+    ) == (3, 1, 5)
+    assert all(
+        (c.predictor.heads, c.predictor.slots, c.predictor.slot_dim) == (16, 7, 128)
+        for c in (paper, followup)
+    )
     aloe = settings(Aloe(AloeConfig(depth=1, mlp_dim=8)))
     assert (aloe.aloe.heads, aloe.aloe.frames, aloe.aloe.slots, aloe.stride) == (8, 25, 7, 5)
 
@@ -160,9 +222,19 @@ def test_published_sizes_need_no_options(imported):
     "wrap",
     [
         lambda state: state,
-        lambda state: {"state_dict": {f"module.{k}": torch.nn.Parameter(v) for k, v in state.items()}, "epoch": 30, "name": "x"},
-        lambda state: {"model": {f"model.predictor.{k}": v for k, v in state.items()} | {"model.encoder.weight": torch.ones(2)}},
-        lambda state: {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "weights": {"net": state}},
+        lambda state: {
+            "state_dict": {f"module.{k}": torch.nn.Parameter(v) for k, v in state.items()},
+            "epoch": 30,
+            "name": "x",
+        },
+        lambda state: {
+            "model": {f"model.predictor.{k}": v for k, v in state.items()}
+            | {"model.encoder.weight": torch.ones(2)}
+        },
+        lambda state: {
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}},
+            "weights": {"net": state},
+        },
     ],
 )
 def test_wrappings_and_export(wrap, state, run, imported, tmp_path):
@@ -173,15 +245,21 @@ def test_wrappings_and_export(wrap, state, run, imported, tmp_path):
     content = torch.load(tmp_path / "out.ckpt", weights_only=True)
     assert list(content) == ["state_dict"] and same(content["state_dict"], state)
     again, _ = imported(content, *OPTIONS, name="again")
-    assert same(load_task(again)[0].predictor.state_dict(), load_task(folder)[0].predictor.state_dict())
-    assert run(export_checkpoint, f"run={folder}", f"out={tmp_path / 'out.ckpt'}")[0] == 2  # it is there
+    assert same(
+        load_task(again)[0].predictor.state_dict(), load_task(folder)[0].predictor.state_dict()
+    )
+    assert (
+        run(export_checkpoint, f"run={folder}", f"out={tmp_path / 'out.ckpt'}")[0] == 2
+    )  # it is there
 
 
 def test_one_of_several_models(state, run, imported, tmp_path):
     other = {name: value + 1 for name, value in state.items()}
     both = {**state, "ema": other}
     torch.save(both, tmp_path / "both.ckpt")
-    code, _, errors = run(import_checkpoint, f"source={tmp_path / 'both.ckpt'}", f"out={tmp_path / 'run'}", *OPTIONS)
+    code, _, errors = run(
+        import_checkpoint, f"source={tmp_path / 'both.ckpt'}", f"out={tmp_path / 'run'}", *OPTIONS
+    )
     assert code == 2 and "several models: choose one of prefix=., prefix=ema" in errors[0]
     for prefix, expected in ((".", state), ("ema", other)):
         folder, _ = imported(both, f"prefix={prefix}", *OPTIONS, name=f"run{len(prefix)}")
@@ -201,18 +279,30 @@ def test_aloe_there_and_back_and_evaluated(run, imported, tmp_path):
 def test_options_that_the_released_layout_lacks(run, tmp_path):
     for number, config in enumerate(
         (
-            TrainWorldModel(data="", run="", predictor=PredictorConfig(slot_dim=8, width=16, heads=2, depth=1, norm_first=True)),
-            TrainAloe(data="", run="", aloe=AloeConfig(width=16, heads=2, depth=1, shared_vision=True)),
+            TrainWorldModel(
+                data="",
+                run="",
+                predictor=PredictorConfig(slot_dim=8, width=16, heads=2, depth=1, norm_first=True),
+            ),
+            TrainAloe(
+                data="", run="", aloe=AloeConfig(width=16, heads=2, depth=1, shared_vision=True)
+            ),
         )
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
         config_path, task = folder / "config.yaml", build_task(config)
         import_checkpoint.schema.save(config, config_path)
-        CheckpointWriter(folder / "checkpoints", keep=1).save(task, build_optimizers(task, config.optimizer), step=1, meta={})
+        CheckpointWriter(folder / "checkpoints", keep=1).save(
+            task, build_optimizers(task, config.optimizer), step=1, meta={}
+        )
         code, _, errors = run(export_checkpoint, f"run={folder}", f"out={tmp_path / 'x.ckpt'}")
-        expected = ("predictor.width=16, predictor.norm_first=True", "aloe.shared_vision=True")[number]
-        assert code == 2 and len(errors) == 1 and f"the released layout has no {expected}" in errors[0]
+        expected = ("predictor.width=16, predictor.norm_first=True", "aloe.shared_vision=True")[
+            number
+        ]
+        assert (
+            code == 2 and len(errors) == 1 and f"the released layout has no {expected}" in errors[0]
+        )
         assert sorted(os.listdir(tmp_path)) == [str(n) for n in range(number + 1)]
 
 
@@ -229,15 +319,28 @@ def test_statistics_are_measured_on_data(state, run, imported, tmp_path):
 
     slots = torch.from_numpy(load_slots(data, "train"))  # all 12 x 109 windows, written out
     windows = torch.stack([slots[:, s : s + 20 : 5] for s in range(109)], 1).flatten(0, 1)
-    present = torch.from_numpy(np.stack([s.truth["present"][0] for s in read_split(data, "train")])).repeat_interleave(109, 0)
+    present = torch.from_numpy(
+        np.stack([s.truth["present"][0] for s in read_split(data, "train")])
+    ).repeat_interleave(109, 0)
     with torch.no_grad():
         square = (task.predictor.predict(windows[:, :3])[:, 0] - windows[:, 3]).square()[present]
     torch.testing.assert_close(task.sigma2, square.mean(0), rtol=0.1, atol=0)
-    torch.testing.assert_close(task.tau, (square / task.sigma2 / 2).sum(-1).median(), rtol=0.1, atol=0)
-    code, _, errors = run(evaluate_graph, f"run={folder}", f"data={data}", "windows=40", "draws=3", "samples=2")
+    torch.testing.assert_close(
+        task.tau, (square / task.sigma2 / 2).sum(-1).median(), rtol=0.1, atol=0
+    )
+    code, _, errors = run(
+        evaluate_graph, f"run={folder}", f"data={data}", "windows=40", "draws=3", "samples=2"
+    )
     assert code == 0, errors
     restored = build_task(trained)  # as training would go on with it
-    assert load_checkpoint(newest_checkpoint(folder / "checkpoints"), restored, build_optimizers(restored, trained.optimizer))["step"] == 0
+    assert (
+        load_checkpoint(
+            newest_checkpoint(folder / "checkpoints"),
+            restored,
+            build_optimizers(restored, trained.optimizer),
+        )["step"]
+        == 0
+    )
     assert same(restored.state_dict(), task.state_dict())
 
 
@@ -318,22 +421,39 @@ def test_files_that_are_none(state, run, imported, tmp_path):
     content = whole.read_bytes()
     for size in (0, 10, len(content) // 2):
         whole.write_bytes(content[:size])
-        code, _, errors = run(import_checkpoint, f"source={whole}", f"out={tmp_path / 'none'}", *OPTIONS)
-        assert code == 2 and len(errors) == 1 and "is not a readable torch.save file" in errors[0], errors
+        code, _, errors = run(
+            import_checkpoint, f"source={whole}", f"out={tmp_path / 'none'}", *OPTIONS
+        )
+        assert (
+            code == 2 and len(errors) == 1 and "is not a readable torch.save file" in errors[0]
+        ), errors
     for protocol in (2, 4):  # a plain pickle
         whole.write_bytes(pickle.dumps(Code(), protocol=protocol))
-        code, _, errors = run(import_checkpoint, f"source={whole}", f"out={tmp_path / 'none'}", *OPTIONS)
-        assert code == 2 and len(errors) == 1 and "weights_only" not in errors[0] and not os.path.exists("the_code_ran"), errors
+        code, _, errors = run(
+            import_checkpoint, f"source={whole}", f"out={tmp_path / 'none'}", *OPTIONS
+        )
+        assert (
+            code == 2
+            and len(errors) == 1
+            and "weights_only" not in errors[0]
+            and not os.path.exists("the_code_ran")
+        ), errors
     for missing in (tmp_path / "nothing.ckpt", tmp_path):
-        code, _, errors = run(import_checkpoint, f"source={missing}", f"out={tmp_path / 'none'}", *OPTIONS)
+        code, _, errors = run(
+            import_checkpoint, f"source={missing}", f"out={tmp_path / 'none'}", *OPTIONS
+        )
         assert code == 2 and len(errors) == 1 and "cannot be read" in errors[0], errors
     assert not (tmp_path / "none").exists()
 
     folder, _ = imported(state, *OPTIONS)
     before = fingerprint(folder)
-    code, _, errors = run(import_checkpoint, f"source={tmp_path / 'run.ckpt'}", f"out={folder}", *OPTIONS)
+    code, _, errors = run(
+        import_checkpoint, f"source={tmp_path / 'run.ckpt'}", f"out={folder}", *OPTIONS
+    )
     assert code == 2 and "exists already" in errors[0] and fingerprint(folder) == before
-    code, _, errors = run(import_checkpoint, f"source={tmp_path / 'run.ckpt'}", f"out={whole / 'run'}", *OPTIONS)
+    code, _, errors = run(
+        import_checkpoint, f"source={tmp_path / 'run.ckpt'}", f"out={whole / 'run'}", *OPTIONS
+    )
     assert code == 2 and "cannot be written" in errors[0]
 
 
@@ -350,15 +470,33 @@ def test_data_of_another_shape(state, run, tmp_path):
     with DatasetWriter(tmp_path / "data", encoder="test", source={}) as writer:
         writer.split("train").add(Sample("video_00000", np.zeros((30, 4, 9), np.float32)))
     torch.save(state, tmp_path / "x.ckpt")
-    arguments = (f"source={tmp_path / 'x.ckpt'}", f"out={tmp_path / 'run'}", f"data={tmp_path / 'data'}", "heads=2")
+    arguments = (
+        f"source={tmp_path / 'x.ckpt'}",
+        f"out={tmp_path / 'run'}",
+        f"data={tmp_path / 'data'}",
+        "heads=2",
+    )
     code, _, errors = run(import_checkpoint, *arguments)
-    assert code == 2 and "has 4 slots x 9, the model of" in errors[0] and not (tmp_path / "run").exists()
+    assert (
+        code == 2
+        and "has 4 slots x 9, the model of" in errors[0]
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_as_modules(command, state, tmp_path):
     """`python -m`, as a user would."""
     torch.save({"state_dict": state}, tmp_path / "x.ckpt")
-    done = command("tools.import_checkpoint", f"source={tmp_path / 'x.ckpt'}", f"out={tmp_path / 'run'}", *OPTIONS)
+    done = command(
+        "tools.import_checkpoint",
+        f"source={tmp_path / 'x.ckpt'}",
+        f"out={tmp_path / 'run'}",
+        *OPTIONS,
+    )
     assert done.returncode == 0, done.stderr
-    done = command("tools.export_checkpoint", f"run={tmp_path / 'run'}", f"out={tmp_path / 'back.ckpt'}")
-    assert done.returncode == 0 and same(torch.load(tmp_path / "back.ckpt", weights_only=True)["state_dict"], state), done.stderr
+    done = command(
+        "tools.export_checkpoint", f"run={tmp_path / 'run'}", f"out={tmp_path / 'back.ckpt'}"
+    )
+    assert done.returncode == 0 and same(
+        torch.load(tmp_path / "back.ckpt", weights_only=True)["state_dict"], state
+    ), done.stderr

@@ -9,7 +9,18 @@ import pytest
 
 from cjepa_dist.data.format.split_writer import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
-from tools.question_statistics import ANSWERS, COLOUR, CORRECT, NAMES, OPTION_KINDS, OPTIONS, QUESTIONS, REAL, TEXT, statistics
+from tools.question_statistics import (
+    ANSWERS,
+    COLOUR,
+    CORRECT,
+    NAMES,
+    OPTION_KINDS,
+    OPTIONS,
+    QUESTIONS,
+    REAL,
+    TEXT,
+    statistics,
+)
 
 
 def test_of_the_real_sample(shared):
@@ -25,12 +36,24 @@ def test_of_the_real_sample(shared):
 def questions(answer):
     """One descriptive question and one with a right and two wrong options."""
     why = "Which of the following is not responsible for the cube's exit?"
-    texts = ["the presence of the red cube", "the blue object's entrance", "the collision between the sphere and the red metal cube"]
-    choices = [{"choice_id": i, "choice": t, "answer": "wrong" if i else "correct"} for i, t in enumerate(texts)]
+    texts = [
+        "the presence of the red cube",
+        "the blue object's entrance",
+        "the collision between the sphere and the red metal cube",
+    ]
+    choices = [
+        {"choice_id": i, "choice": t, "answer": "wrong" if i else "correct"}
+        for i, t in enumerate(texts)
+    ]
     return {
         "scene_index": 0,
         "questions": [
-            {"question_id": 0, "question": "What color is the moving cube?", "question_type": "descriptive", "answer": answer},
+            {
+                "question_id": 0,
+                "question": "What color is the moving cube?",
+                "question_type": "descriptive",
+                "answer": answer,
+            },
             {"question_id": 1, "question": why, "question_type": "explanatory", "choices": choices},
         ],
     }
@@ -43,7 +66,12 @@ def test_counts():
     assert table[ANSWERS] == {COLOUR: 0.5 / 8, "2": 0.5}
     assert table[CORRECT.format("explanatory")] == {"1": 1.0}
     assert table[OPTION_KINDS] == {"presence": 1 / 3, "entrance": 1 / 3, "cause_collision": 1 / 3}
-    assert table[NAMES] == {"color shape": 0.25, "color": 0.25, "shape": 0.25, "color material shape": 0.25}
+    assert table[NAMES] == {
+        "color shape": 0.25,
+        "color": 0.25,
+        "shape": 0.25,
+        "color material shape": 0.25,
+    }
 
 
 def test_command(tmp_path):
@@ -53,11 +81,21 @@ def test_command(tmp_path):
             writer.split(split).add(Sample("video_00000", slots, {"scene_index": 0}, content))
 
     def run(split):
-        command = [sys.executable, "-m", "tools.question_statistics", f"data={tmp_path / 'data'}", f"splits={split}"]
+        command = [
+            sys.executable,
+            "-m",
+            "tools.question_statistics",
+            f"data={tmp_path / 'data'}",
+            f"splits={split}",
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = run("train")
     assert done.returncode == 0 and done.stdout.splitlines()[0] == "| | real | train |"
     assert "| explanatory | 1.680 | 1.000 |" in done.stdout
     done = run("val")
-    assert done.returncode == 2 and "has no questions" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 2
+        and "has no questions" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )

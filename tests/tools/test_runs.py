@@ -13,12 +13,23 @@ from tests.fork_server import PROJECT
 from tests.training.test_resume import TINY_WORLD
 
 WORLD = "cjepa_dist.train_world_model"
-OFF = ("ctt.invariance.weight=0", "ctt.sufficiency.weight=0", "loop.log_every=1", "loop.checkpoint_every=1", "loop.keep=2")
+OFF = (
+    "ctt.invariance.weight=0",
+    "ctt.sufficiency.weight=0",
+    "loop.log_every=1",
+    "loop.checkpoint_every=1",
+    "loop.keep_checkpoints=2",
+)
 
 
 def begin(small_data, run, *more):
     arguments = (f"data={small_data}", f"run={run}", *TINY_WORLD, *OFF, *more)
-    process = subprocess.Popen([sys.executable, "-m", WORLD, *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", WORLD, *arguments],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not list((run / "checkpoints").glob("step_????????")) and process.poll() is None:
         time.sleep(0.02)
     return process
@@ -27,7 +38,14 @@ def begin(small_data, run, *more):
 @pytest.fixture(scope="module")
 def folder(command, small_data, tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
-    done = command(WORLD, f"data={small_data}", f"run={place / 'a' / 'complete'}", *TINY_WORLD, *OFF, "loop.steps=3")
+    done = command(
+        WORLD,
+        f"data={small_data}",
+        f"run={place / 'a' / 'complete'}",
+        *TINY_WORLD,
+        *OFF,
+        "loop.steps=3",
+    )
     assert done.returncode == 0, done.stderr
     stopped = begin(small_data, place / "stopped", "loop.steps=5000", "seed=1")
     stopped.send_signal(signal.SIGUSR1)
@@ -40,7 +58,10 @@ def folder(command, small_data, tmp_path_factory):
 
 def table(text):
     """{run: its cells}; no cell but the kind has a space in it, or two."""
-    return {line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()[1:]}
+    return {
+        line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell.strip()]
+        for line in text.splitlines()[1:]
+    }
 
 
 def test_ls(folder, command, small_data):
@@ -58,8 +79,15 @@ def test_ls(folder, command, small_data):
         os.path.join("a", "complete"): "complete", "killed": "broken off", "running": "running", "stopped": "stopped"
     }  # fmt: skip
     complete = rows[os.path.join("a", "complete")]
-    assert complete[1:3] == ["world model", "3/3"] and float(complete[4]) > 0 and float(complete[5]) > 0 and complete[6].startswith("20")
-    assert int(rows["killed"][2].split("/")[1]) > 3  # 3 epochs: the first checkpoint knows how many steps that is
+    assert (
+        complete[1:3] == ["world model", "3/3"]
+        and float(complete[4]) > 0
+        and float(complete[5]) > 0
+        and complete[6].startswith("20")
+    )
+    assert (
+        int(rows["killed"][2].split("/")[1]) > 3
+    )  # 3 epochs: the first checkpoint knows how many steps that is
     assert rows["stopped"][2].endswith("/5000")
     assert {path: path.stat().st_mtime_ns for path in (folder / "stopped").rglob("*")} == before
 
@@ -85,7 +113,10 @@ def test_show(folder, command, tmp_path):
         "loss nan",
     ):
         assert part in done.stdout, part
-    assert f"step {int(good.name[5:])}: good" in done.stdout and f"step {int(bad.name[5:])}: DAMAGED (meta.json changed)" in done.stdout
+    assert (
+        f"step {int(good.name[5:])}: good" in done.stdout
+        and f"step {int(bad.name[5:])}: DAMAGED (meta.json changed)" in done.stdout
+    )
     assert "parameter_norm" in done.stdout
 
 
@@ -115,7 +146,9 @@ def test_mistakes_are_one_line(folder, command, tmp_path):
         ((), "usage:"), (("show", str(broken)), "cannot be read"),
     ):  # fmt: skip
         done = command("tools.runs", *arguments)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, (
+            done.stderr
+        )
     done = command("tools.runs", "ls", str(tmp_path))
     assert done.returncode == 0 and "error: " in done.stdout and "cannot be read" in done.stdout
 

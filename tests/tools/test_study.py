@@ -11,9 +11,18 @@ from tools.study import Study
 @pytest.mark.slow
 def test_arms_are_trained_measured_and_compared(command, small_data, tmp_path):
     small = [*TINY_WORLD, "loop.steps=2", "ctt.invariance.weight=0", "ctt.sufficiency.weight=0"]
-    study = {"base": "configs/world_model/quickstart.yaml", "seeds": [0], "arms": {"a": small, "b": [*small, "optimizer.lr=0"]}}
+    study = {
+        "base": "configs/world_model/quickstart.yaml",
+        "seeds": [0],
+        "arms": {"a": small, "b": [*small, "optimizer.lr=0"]},
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    arguments = (str(tmp_path / "study.yaml"), f"data={small_data}", f"out={tmp_path / 'out'}", "windows=64")
+    arguments = (
+        str(tmp_path / "study.yaml"),
+        f"data={small_data}",
+        f"out={tmp_path / 'out'}",
+        "windows=64",
+    )
     done = command("tools.study", *arguments)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "table.md").read_text() in done.stdout
@@ -22,11 +31,22 @@ def test_arms_are_trained_measured_and_compared(command, small_data, tmp_path):
 
     study["arms"]["b"] = ["optimizer.rl=0"]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    wrong = command("tools.study", str(tmp_path / "study.yaml"), f"data={small_data}", f"out={tmp_path / 'other'}")
-    assert wrong.returncode == 2 and "optimizer.rl" in wrong.stderr and not (tmp_path / "other").exists()
+    wrong = command(
+        "tools.study",
+        str(tmp_path / "study.yaml"),
+        f"data={small_data}",
+        f"out={tmp_path / 'other'}",
+    )
+    assert (
+        wrong.returncode == 2
+        and "optimizer.rl" in wrong.stderr
+        and not (tmp_path / "other").exists()
+    )
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "configs" / "study").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "configs" / "study").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_studies_in_configs_parse(path):
     from cjepa_dist.config import command_line, schema
 

@@ -30,7 +30,14 @@ def made(command, small_data, tmp_path_factory):
     """A run of 12 steps: (its folder, its arguments, its output)."""
     folder = tmp_path_factory.mktemp("sight")
     (folder / "given.yaml").write_text("# by hand\nloop: {eval_every: 6}\n")
-    arguments = (str(folder / "given.yaml"), f"data={small_data}", f"run={folder / 'run'}", *TINY_WORLD, *OFF, "loop.profile=true")
+    arguments = (
+        str(folder / "given.yaml"),
+        f"data={small_data}",
+        f"run={folder / 'run'}",
+        *TINY_WORLD,
+        *OFF,
+        "loop.profile=true",
+    )
     done = command(WORLD, *arguments)
     assert done.returncode == 0, done.stderr
     return folder / "run", arguments, done.stdout
@@ -51,15 +58,29 @@ def test_lines_and_events_say_the_same(made):
     for line in lines:
         for name, value in line.items():
             if name not in ("step", "kind"):
-                found = {event.step: event.value for event in events.Scalars(f"{line['kind']}/{name}")}
+                found = {
+                    event.step: event.value for event in events.Scalars(f"{line['kind']}/{name}")
+                }
                 assert found[line["step"]] == pytest.approx(value, rel=1e-5), name
     train, val = lines[0], lines[-1]
-    for name in ("parameter_norm", "gradient_norm", "samples_per_second", "step_seconds", "memory_gb"):
+    for name in (
+        "parameter_norm",
+        "gradient_norm",
+        "samples_per_second",
+        "step_seconds",
+        "memory_gb",
+    ):
         assert train[name] > 0, name
     assert train["data_seconds"] >= 0 and 0 <= train["data_wait_share"] <= 1
     assert "mfu" not in train  # nobody knows this CPU's peak
-    assert lines[1].get("checkpoint_seconds", 0) > 0 and "checkpoint_seconds" not in train  # saved after step 4
-    assert val["copy_last_frame"] > 0 and 1 <= val["effective_rank"] <= 128 and val["predicted_variance"] > 0
+    assert (
+        lines[1].get("checkpoint_seconds", 0) > 0 and "checkpoint_seconds" not in train
+    )  # saved after step 4
+    assert (
+        val["copy_last_frame"] > 0
+        and 1 <= val["effective_rank"] <= 128
+        and val["predicted_variance"] > 0
+    )
     shown = [line for line in output.splitlines() if line.startswith(("train ", "val "))]
     assert len(shown) == len(lines)  # no terminal, no bar
 
@@ -68,7 +89,10 @@ def test_pictures(made):
     events = EventAccumulator(str(made[0])).Reload()
     for name in ("graph/published_attention_interventional", "rollout/truth_above_prediction"):
         assert [picture.step for picture in events.Images(name)] == [6, 12]
-        assert events.Images(name)[0].encoded_image_string.startswith(b"\x89PNG") and events.Images(name)[0].width > 300
+        assert (
+            events.Images(name)[0].encoded_image_string.startswith(b"\x89PNG")
+            and events.Images(name)[0].width > 300
+        )
 
 
 def test_profile_is_a_trace_of_some_steps(made):
@@ -82,23 +106,33 @@ def test_profile_is_a_trace_of_some_steps(made):
 def test_folder_says_how_it_was_made_and_the_command_runs_again(made, command):
     run, arguments, _ = made
     given = (run / "given.yaml").read_text()
-    assert "# by hand\nloop: {eval_every: 6}\n" in given and all(f"# {each}\n" in given for each in arguments[1:])
+    assert "# by hand\nloop: {eval_every: 6}\n" in given and all(
+        f"# {each}\n" in given for each in arguments[1:]
+    )
     assert merge.read_yaml(run / "given.yaml") == {"loop": {"eval_every": 6}}
     comment, line = (run / "command.txt").read_text().splitlines()
     assert comment.startswith("# 20") and " commit " in comment
-    diff = subprocess.run(["git", "diff", "HEAD"], cwd=PROJECT, capture_output=True, check=False).stdout
+    diff = subprocess.run(
+        ["git", "diff", "HEAD"], cwd=PROJECT, capture_output=True, check=False
+    ).stdout
     assert (run / "code.diff").exists() == bool(diff)
     again = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stderr
     free = command(WORLD, *arguments[:-1], "loop.profile=false")
     assert free.returncode == 0, free.stderr
-    assert [text for text in (run / "command.txt").read_text().splitlines() if not text.startswith("#")][:2] == [line, line]
+    assert [
+        text for text in (run / "command.txt").read_text().splitlines() if not text.startswith("#")
+    ][:2] == [line, line]
     assert (run / "given.yaml").read_text() == given
 
 
 def test_differences_of_the_code_are_kept(tmp_path, monkeypatch):
     def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path / "code", check=True)
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            cwd=tmp_path / "code",
+            check=True,
+        )
 
     (tmp_path / "code").mkdir()
     (run := tmp_path / "run").mkdir()
@@ -109,7 +143,11 @@ def test_differences_of_the_code_are_kept(tmp_path, monkeypatch):
     git("commit", "-qm", "a")
     monkeypatch.setattr(provenance, "__file__", str(file))
     assert provenance.write_code_diff(run) == "" and not list(run.iterdir())
-    for text, name in (("two\n\n", "code.diff"), ("three\n\n", "code.2.diff"), ("two\n\n", "code.diff")):
+    for text, name in (
+        ("two\n\n", "code.diff"),
+        ("three\n\n", "code.2.diff"),
+        ("two\n\n", "code.diff"),
+    ):
         file.write_text(text)
         assert provenance.write_code_diff(run) == f", {name}"
     git("checkout", "-q", "a.py")
@@ -119,7 +157,14 @@ def test_differences_of_the_code_are_kept(tmp_path, monkeypatch):
 
 def test_a_terminal_gets_a_bar(small_data, tmp_path):
     mine, theirs = pty.openpty()
-    arguments = (f"data={small_data}", f"run={tmp_path / 'run'}", *TINY_WORLD, *OFF, "loop.steps=4", "loop.log_every=2")
+    arguments = (
+        f"data={small_data}",
+        f"run={tmp_path / 'run'}",
+        *TINY_WORLD,
+        *OFF,
+        "loop.steps=4",
+        "loop.log_every=2",
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", WORLD, *arguments], cwd=PROJECT, stdout=theirs, stderr=subprocess.PIPE,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "160"},
@@ -133,7 +178,12 @@ def test_a_terminal_gets_a_bar(small_data, tmp_path):
         pass
     assert process.wait() == 0, process.stderr.read()
     os.close(mine)
-    assert b"4/4" in text and b"steps/s" in text and b"samples_per_second" in text and b"val 4/4" in text
+    assert (
+        b"4/4" in text
+        and b"steps/s" in text
+        and b"samples_per_second" in text
+        and b"val 4/4" in text
+    )
     assert b"train 2/4" not in text  # it is in the bar
     assert text.rindex(b"\x1b[?25h") > text.rindex(b"\x1b[?25l")  # the cursor is back
 
@@ -145,12 +195,34 @@ def test_validation_is_the_same_for_any_number_of_processes(windows, small_data,
     found = []
     for processes in (1, 2):
         run = tmp_path / str(processes)
-        settings = (*TINY_WORLD, *OFF, "predictor.dropout=0", "loop.precision=fp32", "loop.steps=1", f"val_windows={windows}")
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", WORLD]
+        settings = (
+            *TINY_WORLD,
+            *OFF,
+            "predictor.dropout=0",
+            "loop.precision=fp32",
+            "loop.steps=1",
+            f"val_windows={windows}",
+        )
+        start = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+            "-m",
+            WORLD,
+        ]
         arguments = (f"data={small_data}", f"run={run}", *settings)
-        done = subprocess.run([*start, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*start, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
-        (line,) = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "val"]
+        (line,) = [
+            line
+            for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+            if line["kind"] == "val"
+        ]
         found.append(line)
         assert "torch.distributed.run" in (run / "command.txt").read_text()
     assert found[0].keys() == found[1].keys() and "effective_rank" in found[0]
@@ -162,14 +234,25 @@ def test_collapse():
     torch.manual_seed(0)
     x, seen = torch.randn(4000, 3, 8) + 5, torch.rand(4000, 3) < 0.7
     whole = collapse_metrics(collapse_moments(x, x, seen))
-    assert whole["predicted_variance"] == pytest.approx(1) and whole["effective_rank"] == pytest.approx(8, rel=0.01)
+    assert whole["predicted_variance"] == pytest.approx(1) and whole[
+        "effective_rank"
+    ] == pytest.approx(8, rel=0.01)
     constant = collapse_metrics(collapse_moments(torch.full_like(x, 3.0), x, seen))
-    assert constant["predicted_variance"] == pytest.approx(0, abs=1e-9) and constant["effective_rank"] == 1
+    assert (
+        constant["predicted_variance"] == pytest.approx(0, abs=1e-9)
+        and constant["effective_rank"] == 1
+    )
     plane = x.clone()
     plane[..., 2:] = 1.0
-    assert collapse_metrics(collapse_moments(plane, x, seen))["effective_rank"] == pytest.approx(2, rel=0.01)
-    parts = sum(collapse_moments(a, b, s) for a, b, s in zip(plane.split(7), x.split(7), seen.split(7)))
-    assert collapse_metrics(parts) == pytest.approx(collapse_metrics(collapse_moments(plane, x, seen)))
+    assert collapse_metrics(collapse_moments(plane, x, seen))["effective_rank"] == pytest.approx(
+        2, rel=0.01
+    )
+    parts = sum(
+        collapse_moments(a, b, s) for a, b, s in zip(plane.split(7), x.split(7), seen.split(7))
+    )
+    assert collapse_metrics(parts) == pytest.approx(
+        collapse_metrics(collapse_moments(plane, x, seen))
+    )
     unseen = torch.where(seen[..., None], x, 1e6)
     assert collapse_metrics(collapse_moments(unseen, unseen, seen)) == pytest.approx(whole)
     assert collapse_metrics(collapse_moments(x, x, torch.zeros_like(seen))) == {}
@@ -185,11 +268,20 @@ def test_flops_by_hand_and_nothing_moves():
     # forward, and the gradient of the weight; the input needs none
     assert step_flops(meta_copy(task), [batch], 0, 0.0) == 2 * 2 * 7 * 5 * 3
     assert step_flops(meta_copy(task), [batch, batch], 0, 0.0) == 2 * 2 * 2 * 7 * 5 * 3
-    assert torch.equal(task.weight, before) and task.weight.grad is None and torch.equal(torch.get_rng_state(), state)
+    assert (
+        torch.equal(task.weight, before)
+        and task.weight.grad is None
+        and torch.equal(torch.get_rng_state(), state)
+    )
 
 
 def test_peaks():
-    known = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA L4": 121e12}
+    known = {
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA L4": 121e12,
+    }
     assert {name: peak_flops(name, "bf16") for name in known} == known
     for name in ("NVIDIA L40", "NVIDIA GeForce RTX 4090", "NVIDIA GH200 480GB", "cpu", ""):
         assert peak_flops(name, "bf16") is None
@@ -206,9 +298,17 @@ def world_batch(rows, slots=7, dim=16):
 
 def test_mfu_counts_the_terms_that_are_at_work(monkeypatch):
     """As on a device with a known peak: an interval of FLOP over time, counted anew when the causal terms join."""
-    sizes = ("predictor.slot_dim=16", "predictor.heads=2", "predictor.depth=1", "predictor.mlp_dim=32", "loop.global_batch=4")
+    sizes = (
+        "predictor.slot_dim=16",
+        "predictor.heads=2",
+        "predictor.depth=1",
+        "predictor.mlp_dim=32",
+        "loop.global_batch_size=4",
+    )
     terms = ("ctt.invariance.weight=1", "ctt.invariance.start=0.5", "ctt.graph.estimator=attention")
-    task = WorldModelTask(command_line.parse(schema.TrainWorldModel, ["data=d", "run=r", *sizes, *terms]))
+    task = WorldModelTask(
+        command_line.parse(schema.TrainWorldModel, ["data=d", "run=r", *sizes, *terms])
+    )
     meter = ThroughputMeter(task, task.config.loop, torch.device("cpu"), steps=10)
     assert "mfu" not in meter.read(1, 0.0, [world_batch(4)])
     meter.peak, meter.shadow = 1e9, meta_copy(task)
@@ -226,7 +326,9 @@ def test_mfu_counts_the_terms_that_are_at_work(monkeypatch):
 
 
 def test_flops_of_aloe_need_no_values():
-    config = command_line.parse(schema.TrainAloe, ["data=d", "run=r", "aloe.depth=1", "aloe.shared_vision=true"])
+    config = command_line.parse(
+        schema.TrainAloe, ["data=d", "run=r", "aloe.depth=1", "aloe.shared_vision=true"]
+    )
     aloe, rows = config.aloe, 6
     zeros = torch.zeros(rows, dtype=torch.long)
     batch = {

@@ -15,12 +15,12 @@ from tests.fork_server import PROJECT
 
 TINY_WORLD = (
     "predictor.width=32", "predictor.depth=2", "predictor.heads=2", "predictor.mlp_dim=64", "predictor.dropout=0.1", "loop.steps=12",
-    "loop.global_batch=8", "loop.checkpoint_every=4", "loop.log_every=3", "loop.keep=9", "val_windows=64", "optimizer.name=muon",
+    "loop.global_batch_size=8", "loop.checkpoint_every=4", "loop.log_every=3", "loop.keep_checkpoints=9", "val_windows=64", "optimizer.name=muon",
     "ctt.invariance.weight=0.2", "ctt.sufficiency.weight=0.1", "ctt.invariance.start=0.3",
 )  # fmt: skip
 TINY_ALOE = (
-    "aloe.frames=6", "stride=20", "aloe.width=32", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=64", "loop.steps=9", "loop.global_batch=8",
-    "loop.checkpoint_every=3", "loop.log_every=3", "loop.keep=9",
+    "aloe.frames=6", "stride=20", "aloe.width=32", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=64", "loop.steps=9", "loop.global_batch_size=8",
+    "loop.checkpoint_every=3", "loop.log_every=3", "loop.keep_checkpoints=9",
 )  # fmt: skip
 WORLD, ALOE = "cjepa_dist.train_world_model", "cjepa_dist.train_aloe"
 CASES = {WORLD: TINY_WORLD, ALOE: TINY_ALOE}
@@ -41,7 +41,10 @@ def losses(run):
 
 @pytest.mark.parametrize("module", CASES)
 def test_killed_and_resumed_is_bit_identical(module, command, small_data, tmp_path):
-    arguments, steps = CASES[module], int(next(a for a in CASES[module] if a.startswith("loop.steps")).split("=")[1])
+    arguments, steps = (
+        CASES[module],
+        int(next(a for a in CASES[module] if a.startswith("loop.steps")).split("=")[1]),
+    )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = command(module, f"data={small_data}", f"run={whole}", *arguments)
     assert done.returncode == 0, done.stderr
@@ -61,7 +64,9 @@ def test_killed_and_resumed_is_bit_identical(module, command, small_data, tmp_pa
     done = command(module, f"data={small_data}", f"run={broken}", *arguments)
     assert done.returncode == 0 and "resumed from" in done.stdout, done.stderr
     assert same(weights(whole, steps), weights(broken, steps))
-    assert [x for x in losses(whole) if x[0] == steps] == [x for x in losses(broken) if x[0] == steps]
+    assert [x for x in losses(whole) if x[0] == steps] == [
+        x for x in losses(broken) if x[0] == steps
+    ]
 
     again = command(module, f"data={small_data}", f"run={broken}", *arguments)
     assert again.returncode == 0 and "nothing to do" in again.stdout
@@ -72,7 +77,7 @@ def test_four_processes_sum_in_the_same_order_after_a_stop(command, small_data, 
     """DDP lays its buckets out anew after its first backward pass, which from three processes on is another order of sums."""
     arguments = (f"data={small_data}", *TINY_WORLD, "loop.precision=fp32", "loop.steps=6")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for run, *extra in ((whole,), (broken, "loop.stop_at=3"), (broken,)):
+    for run, *extra in ((whole,), (broken, "loop.stop_at_step=3"), (broken,)):
         done = command(WORLD, f"run={run}", *arguments, *extra, processes=4)
         assert done.returncode == 0, done.stderr
     assert same(weights(whole, 6), weights(broken, 6))
@@ -88,13 +93,23 @@ def test_damaged_checkpoint_is_passed_over(command, small_data, tmp_path):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     done = command(module, *arguments)
-    assert done.returncode == 0 and "is damaged" in done.stdout and "resumed from" in done.stdout and "step_00000008" in done.stdout
+    assert (
+        done.returncode == 0
+        and "is damaged" in done.stdout
+        and "resumed from" in done.stdout
+        and "step_00000008" in done.stdout
+    )
     assert same(final, weights(run, 12))
 
 
 def test_run_of_another_config_is_refused(command, small_data, tmp_path):
     module, run = "cjepa_dist.train_world_model", tmp_path / "run"
-    assert command(module, f"data={small_data}", f"run={run}", *TINY_WORLD, "loop.stop_at=1").returncode == 0
+    assert (
+        command(
+            module, f"data={small_data}", f"run={run}", *TINY_WORLD, "loop.stop_at_step=1"
+        ).returncode
+        == 0
+    )
     before = (run / "config.yaml").read_bytes()
     done = command(module, f"data={small_data}", f"run={run}", *TINY_WORLD, "optimizer.lr=0.5")
     assert done.returncode == 2 and "optimizer.lr" in done.stderr
@@ -102,7 +117,9 @@ def test_run_of_another_config_is_refused(command, small_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "terms"), [(WORLD, "terms"), (WORLD, "no terms"), (ALOE, "no terms")])
+@pytest.mark.parametrize(
+    ("module", "terms"), [(WORLD, "terms"), (WORLD, "no terms"), (ALOE, "no terms")]
+)
 def test_two_processes_equal_one(module, terms, command, small_data, tmp_path):
     """Float32, dropout 0: the global batch, its losses and the weights do not depend on the number of processes or on accumulation."""
     dropout = "predictor.dropout=0" if "world" in module else "aloe.dropout=0"
@@ -110,15 +127,27 @@ def test_two_processes_equal_one(module, terms, command, small_data, tmp_path):
     one, two, parts = tmp_path / "one", tmp_path / "two", tmp_path / "parts"
     if "world" in module and terms == "no terms":
         arguments += ("ctt.invariance.weight=0", "ctt.sufficiency.weight=0")
-    for run, processes, extra in ((one, 0, ()), (two, 2, ()), (parts, 0, ("loop.accumulation=2",))):
-        done = command(module, f"data={small_data}", f"run={run}", *arguments, *extra, processes=processes)
+    for run, processes, extra in (
+        (one, 0, ()),
+        (two, 2, ()),
+        (parts, 0, ("loop.gradient_accumulation=2",)),
+    ):
+        done = command(
+            module, f"data={small_data}", f"run={run}", *arguments, *extra, processes=processes
+        )
         assert done.returncode == 0, done.stderr
     steps = max(step for step, _, _ in losses(one))
     for run in (two, parts):
         for (step, kind, a), (_, _, b) in zip(losses(one), losses(run)):
             assert a == pytest.approx(b, rel=2e-4), (run, step, kind)
         for name, value in weights(one, steps).items():
-            torch.testing.assert_close(weights(run, steps)[name], value, atol=2e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                weights(run, steps)[name],
+                value,
+                atol=2e-4,
+                rtol=1e-3,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
 
 
 def test_weights_of_zero_are_the_baseline(command, small_data, tmp_path):
@@ -126,6 +155,15 @@ def test_weights_of_zero_are_the_baseline(command, small_data, tmp_path):
     off = ("ctt.invariance.weight=0", "ctt.sufficiency.weight=0", "loop.steps=4")
     assert command(module, f"data={small_data}", f"run={base}", *TINY_WORLD, *off).returncode == 0
     assert (
-        command(module, f"data={small_data}", f"run={zero}", *TINY_WORLD, *off, "ctt.kind=published", "ctt.fraction=0.25").returncode == 0
+        command(
+            module,
+            f"data={small_data}",
+            f"run={zero}",
+            *TINY_WORLD,
+            *off,
+            "ctt.kind=published",
+            "ctt.fraction=0.25",
+        ).returncode
+        == 0
     )
     assert same(weights(base, 4), weights(zero, 4))

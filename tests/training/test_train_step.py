@@ -31,25 +31,61 @@ class Replayed(CudaGraphStep):
 
 def world(small_data, *extra):
     config = command_line.parse(
-        schema.TrainWorldModel, [f"data={small_data}", "run=r", *TINY_WORLD, "loop.precision=fp32", "optimizer.name=adamw", *extra]
+        schema.TrainWorldModel,
+        [
+            f"data={small_data}",
+            "run=r",
+            *TINY_WORLD,
+            "loop.precision=fp32",
+            "optimizer.name=adamw",
+            *extra,
+        ],
     )
-    shape = {"history_frames": 3, "pred_frames": 1, "frameskip": config.frameskip, "horizon": config.horizon}
+    shape = {
+        "history_frames": 3,
+        "pred_frames": 1,
+        "frameskip": config.frameskip,
+        "horizon": config.horizon,
+    }
     return config, WorldModelTask, InMemoryWindows(small_data, "train", **shape)
 
 
 def aloe(small_data, *extra):
     config = command_line.parse(
         schema.TrainAloe,
-        [f"data={small_data}", "run=r", *TINY_ALOE, "aloe.dropout=0", "loop.precision=fp32", "optimizer.name=adamw", *extra],
+        [
+            f"data={small_data}",
+            "run=r",
+            *TINY_ALOE,
+            "aloe.dropout=0",
+            "loop.precision=fp32",
+            "optimizer.name=adamw",
+            *extra,
+        ],
     )
-    return config, VqaTask, VideoQuestions(InMemoryQuestions(small_data, "train", frames=6, stride=20))
+    return (
+        config,
+        VqaTask,
+        VideoQuestions(InMemoryQuestions(small_data, "train", frames=6, stride=20)),
+    )
 
 
 CASES = {
     "baseline": (world, "ctt.invariance.weight=0", "ctt.sufficiency.weight=0"),
     "terms join and grow": (world, "ctt.invariance.ramp=0.4", "ctt.sufficiency.start=0.5"),
-    "consistency": (world, "horizon=3", "ctt.consistency.weight=0.1", "ctt.consistency.steps=[1,3]", "ctt.consistency.ramp=0.3"),
-    "schedule and mean": (world, "optimizer.schedule=cosine", "optimizer.warmup=0.2", "optimizer.ema=0.9"),
+    "consistency": (
+        world,
+        "horizon=3",
+        "ctt.consistency.weight=0.1",
+        "ctt.consistency.steps=[1,3]",
+        "ctt.consistency.ramp=0.3",
+    ),
+    "schedule and mean": (
+        world,
+        "optimizer.schedule=cosine",
+        "optimizer.warmup_ratio=0.2",
+        "optimizer.ema_decay=0.9",
+    ),
     "ALOE": (aloe,),
 }
 
@@ -76,12 +112,17 @@ def test_as_recorded_equals_as_it_is(case, small_data):
             assert good
             lines.append({"step_loss": loss.item(), **take.read()})
         mean = engine.mean or {}
-        found[kind] = lines, {**engine.task.state_dict(), **{f"mean {name}": value for name, value in mean.items()}}
+        found[kind] = (
+            lines,
+            {**engine.task.state_dict(), **{f"mean {name}": value for name, value in mean.items()}},
+        )
     (plain, weights), (recorded, others) = found[EagerStep], found[Replayed]
     for a, b in zip(plain, recorded):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
     for name, value in weights.items():
-        torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            others[name], value, rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
     assert len(plain) == STEPS and any(key.startswith("loss_") for key in plain[-1])
 
 

@@ -59,7 +59,9 @@ def main(config: BenchAloe) -> None:
     device = default_device()
     with tempfile.TemporaryDirectory() as folder:
         source = questions(config, Path(folder) / "data")
-    measured = measure(build(config, source, device), Turns(config.rounds, config.warmup, config.gemm), device)
+    measured = measure(
+        build(config, source, device), Turns(config.rounds, config.warmup, config.gemm), device
+    )
     model = config.aloe
     tokens = 1 + model.frames * model.slots + 32
     what = f"ALOE, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}, ours in {native_precision()}"
@@ -71,9 +73,20 @@ def questions(config: BenchAloe, folder: Path) -> InMemoryQuestions:
     """The questions of simulated videos, in memory."""
     model, videos = config.aloe, config.videos
     simulate(
-        Simulate(out=str(folder), train=videos, val=0, test=0, seed=config.seed, slots=model.slots, slot_dim=model.slot_dim, workers=1)
+        Simulate(
+            out=str(folder),
+            train=videos,
+            val=0,
+            test=0,
+            seed=config.seed,
+            slots=model.slots,
+            slot_dim=model.slot_dim,
+            workers=1,
+        )
     )
-    return InMemoryQuestions(folder, "train", frames=model.frames, stride=config.stride, seed=config.seed)
+    return InMemoryQuestions(
+        folder, "train", frames=model.frames, stride=config.stride, seed=config.seed
+    )
 
 
 def build(config: BenchAloe, source: InMemoryQuestions, device: torch.device) -> dict[str, Rung]:
@@ -83,12 +96,21 @@ def build(config: BenchAloe, source: InMemoryQuestions, device: torch.device) ->
     sample = np.arange(config.batch, dtype=np.int64)
     some = sample_ids(config.seed, 0, config.batch, len(source))
     of_each = np.cumsum(np.diff(videos.first)[sample_ids(config.seed, 0, len(videos), len(videos))])
-    few = int(np.searchsorted(of_each, config.batch)) + 1  # so many videos have about a batch of questions
+    few = (
+        int(np.searchsorted(of_each, config.batch)) + 1
+    )  # so many videos have about a batch of questions
     drawn = sample_ids(config.seed, 0, few, len(videos))
     mixed, whole = source.gather(some, sample), videos.gather(drawn, sample[:few])
-    batch, by_video = ({name: value.to(device) for name, value in part.items()} for part in (mixed, whole))
+    batch, by_video = (
+        {name: value.to(device) for name, value in part.items()} for part in (mixed, whole)
+    )
 
-    def ours(precision: str = native_precision(), *, shared: bool = False, questions: dict[str, Tensor] = batch) -> Rung:
+    def ours(
+        precision: str = native_precision(),
+        *,
+        shared: bool = False,
+        questions: dict[str, Tensor] = batch,
+    ) -> Rung:
         step = OurStep(config, questions, precision, shared)
         return Rung(step, len(questions["question"]), precision)
 
@@ -99,21 +121,25 @@ def build(config: BenchAloe, source: InMemoryQuestions, device: torch.device) ->
         SHARED: ours(shared=True),
         BY_VIDEO: ours(shared=True, questions=by_video),
         "gather": Rung(partial(source.gather, some, sample), config.batch, "fp32"),
-        "gather, by video": Rung(partial(videos.gather, drawn, sample[:few]), len(by_video["question"]), "fp32"),
+        "gather, by video": Rung(
+            partial(videos.gather, drawn, sample[:few]), len(by_video["question"]), "fp32"
+        ),
     }
 
 
 class OurStep:
     """What `training/loop.py` does in a step, one call a step."""
 
-    def __init__(self, config: BenchAloe, batch: dict[str, Tensor], precision: str, shared: bool) -> None:
+    def __init__(
+        self, config: BenchAloe, batch: dict[str, Tensor], precision: str, shared: bool
+    ) -> None:
         torch.manual_seed(config.seed)
         model = asdict(config.aloe) | {"shared_vision": shared}
         full = merge.build(
             TrainAloe,
             {
                 "data": "none", "run": "none", "seed": config.seed, "aloe": model,
-                "optimizer": {"name": "adam", "lr": 1e-3}, "loop": {"global_batch": config.batch},
+                "optimizer": {"name": "adam", "lr": 1e-3}, "loop": {"global_batch_size": config.batch},
             },
         )  # fmt: skip
         device = batch["slots"].device

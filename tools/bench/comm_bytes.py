@@ -21,7 +21,9 @@ from cjepa_dist.errors import UserError
 FEW, MANY = 4, 24
 
 
-def traffic(arguments: Sequence[str], engines: Sequence[str], run: Path, processes: int = 2) -> dict[str, float]:
+def traffic(
+    arguments: Sequence[str], engines: Sequence[str], run: Path, processes: int = 2
+) -> dict[str, float]:
     """{engine: bytes a process sends a step} of a world model's training with `arguments`; `run` is a folder for its runs."""
     found = {}
     for engine in engines:
@@ -33,17 +35,51 @@ def traffic(arguments: Sequence[str], engines: Sequence[str], run: Path, process
 def sent(arguments: Sequence[str], engine: str, run: Path, processes: int, steps: int) -> int:
     """Bytes sent over the loopback during a whole run of `steps`. Raises UserError with the last line of a run that fails."""
     shutil.rmtree(run, ignore_errors=True)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, "-m", "cjepa_dist.train_world_model", *arguments, f"loop.engine={engine}", f"loop.stop_at={steps}", f"run={run}"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+    ]
+    command = [
+        *launcher,
+        "-m",
+        "cjepa_dist.train_world_model",
+        *arguments,
+        f"loop.engine={engine}",
+        f"loop.stop_at_step={steps}",
+        f"run={run}",
+    ]
     before = psutil.net_io_counters(pernic=True)["lo"].bytes_sent
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")] or done.stderr.splitlines()[-1:]
+        lines = [
+            line for line in done.stderr.splitlines() if line.startswith("error: ")
+        ] or done.stderr.splitlines()[-1:]
         raise UserError(f"engine {engine}: {' '.join(lines)}")
     return psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before
 
 
 def table(found: dict[str, float], weights: int) -> str:
     """Markdown; `weights` are the bytes of all weights in float32."""
-    lines = ["| engine, 2 processes, adamw | MB a process sends a step | times the weights |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {1e-6 * size:.3f} | {size / weights:.2f} |" for name, size in found.items())])
+    lines = [
+        "| engine, 2 processes, adamw | MB a process sends a step | times the weights |",
+        "|---|---|---|",
+    ]
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| {name} | {1e-6 * size:.3f} | {size / weights:.2f} |"
+                for name, size in found.items()
+            ),
+        ]
+    )

@@ -50,28 +50,43 @@ def main(config: BenchCounterfactual) -> None:
     if unknown := [way for way in config.ways if way not in WAYS]:
         raise UserError(f"ways: {unknown[0]!r} is none of {', '.join(WAYS)}")
     if not config.few < config.many <= (there := Manifest.load(config.data).count(config.split)):
-        raise UserError(f"few={config.few}, many={config.many}: must be few < many <= {there}, the videos of split {config.split!r}")
+        raise UserError(
+            f"few={config.few}, many={config.many}: must be few < many <= {there}, the videos of split {config.split!r}"
+        )
     seconds: dict[str, list[float]] = {way: [] for way in config.ways}
     for _ in range(config.rounds):
         for way in config.ways:
             short, long = (timed(config, WAYS[way], videos) for videos in (config.few, config.many))
             seconds[way].append((long - short) / (config.many - config.few))
     middle = {way: statistics.median(values) for way, values in seconds.items()}
-    print(f"{len(os.sched_getaffinity(0))} cores, {config.few} and {config.many} videos, median of {config.rounds} rounds\n")
+    print(
+        f"{len(os.sched_getaffinity(0))} cores, {config.few} and {config.many} videos, median of {config.rounds} rounds\n"
+    )
     print("| rollout | videos/s | ms a video | by round |\n|---|---|---|---|")
     for way, value in middle.items():
-        print(f"| {way} | {1 / value:.1f} | {1000 * value:.0f} | {', '.join(f'{1000 * s:.0f}' for s in seconds[way])} |")
+        print(
+            f"| {way} | {1 / value:.1f} | {1000 * value:.0f} | {', '.join(f'{1000 * s:.0f}' for s in seconds[way])} |"
+        )
     if config.out:
-        Path(config.out).write_text(json.dumps({"few": config.few, "many": config.many, "seconds": seconds}, indent=1))
+        Path(config.out).write_text(
+            json.dumps({"few": config.few, "many": config.many, "seconds": seconds}, indent=1)
+        )
 
 
 def timed(config: BenchCounterfactual, way: tuple[str, ...], videos: int) -> float:
     """Seconds of a rollout in a process of its own. Raises UserError with the last line of one that fails."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [f"world_model={config.world_model}", f"data={config.data}", f"out={folder}/out", f"splits=[{config.split}]"]
+        arguments = [
+            f"world_model={config.world_model}",
+            f"data={config.data}",
+            f"out={folder}/out",
+            f"splits=[{config.split}]",
+        ]
         command = [sys.executable, "-m", "cjepa_dist.rollout", *arguments, f"videos={videos}", *way]
         began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(f"{' '.join(way)}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+            raise UserError(
+                f"{' '.join(way)}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+            )
         return time.perf_counter() - began

@@ -46,7 +46,7 @@ WINDOW = {"history_frames": 3, "pred_frames": 1, "frameskip": 5}
 SLOW = "per window"
 COPY, WIDE_COPY = "memcpy, as stored", "memcpy, float32"
 WIDE = ", then float32"  # behind the name of a kind
-KINDS: dict[str, Callable[..., Any]] = {"resident": InMemoryWindows, "streaming": StreamingWindows}
+KINDS: dict[str, Callable[..., Any]] = {"in_memory": InMemoryWindows, "streaming": StreamingWindows}
 
 
 @dataclass
@@ -55,11 +55,18 @@ class BenchData:
 
     data: str = option("", "folder of slot shards (train and val); empty = noise, made for this")
     megabytes: int = option(1024, "noise to make", unit="MB of slots", least=16)
-    shard_mb: int = option(16, "its shards: small ones, so that blocks change while we look", unit="MiB", least=1)
+    shard_mb: int = option(
+        16, "its shards: small ones, so that blocks change while we look", unit="MiB", least=1
+    )
     batch: int = option(256, "windows a batch", least=1)
     batches: int = option(64, "batches of a round", least=1)
     rounds: int = option(7, "rounds; medians are shown", least=1)
-    steps: int = option(300, "steps of configs/world_model/quickstart.yaml whose waiting is measured; 0 = none", unit="steps", least=0)
+    steps: int = option(
+        300,
+        "steps of configs/world_model/quickstart.yaml whose waiting is measured; 0 = none",
+        unit="steps",
+        least=0,
+    )
     imports: int = option(2000, "videos whose import is measured; 0 = none", unit="videos", least=0)
     out: str = option("", "JSON file for the same numbers")
 
@@ -68,7 +75,9 @@ class PerWindow(Dataset):
     """A window at a time, in Python, from float32 arrays by video name."""
 
     def __init__(self, slots: np.ndarray, length: int = 4, skip: int = 5) -> None:
-        self.videos = {f"{video}_pixels.mp4": array.astype(np.float32) for video, array in enumerate(slots)}
+        self.videos = {
+            f"{video}_pixels.mp4": array.astype(np.float32) for video, array in enumerate(slots)
+        }
         self.names, self.length, self.skip = list(self.videos), length, skip
         self.starts = slots.shape[1] - length * skip + 1
 
@@ -87,10 +96,20 @@ def main(config: BenchData) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = config.data or str(Path(folder) / "data")
         if not config.data:
-            random_slots(Path(data), config.megabytes * 1_000_000 // (128 * 7 * 128 * 2), 7, 128, config.shard_mb)
+            random_slots(
+                Path(data),
+                config.megabytes * 1_000_000 // (128 * 7 * 128 * 2),
+                7,
+                128,
+                config.shard_mb,
+            )
         found: dict[str, Any] = {"rates": rates(config, data)}
         found["opened"] = {kind: in_new_process(kind, data, config.batch) for kind in KINDS}
-        found["waits"] = {kind: waiting(config, data, Path(folder) / kind, kind) for kind in KINDS} if config.steps else {}
+        found["waits"] = (
+            {kind: waiting(config, data, Path(folder) / kind, kind) for kind in KINDS}
+            if config.steps
+            else {}
+        )
         found["import"] = imported(Path(folder), config.imports)
     print(table(config, found))
     if config.out:
@@ -100,9 +119,15 @@ def main(config: BenchData) -> None:
 def rates(config: BenchData, data: str) -> dict[str, list[float]]:
     """Windows a processor second of each way, a number a round; the rounds take turns."""
     slots = load_slots(data, "train")
-    ways: dict[str, Iterator[Any]] = {COPY: copies(config, slots, slots.itemsize), WIDE_COPY: copies(config, slots, 4)}
+    ways: dict[str, Iterator[Any]] = {
+        COPY: copies(config, slots, slots.itemsize),
+        WIDE_COPY: copies(config, slots, 4),
+    }
     for kind in KINDS:
-        ways |= {kind: batches(config, kind, data), kind + WIDE: map(widened, batches(config, kind, data))}
+        ways |= {
+            kind: batches(config, kind, data),
+            kind + WIDE: map(widened, batches(config, kind, data)),
+        }
     ways[SLOW] = loaded(config, slots[:1000])  # its arrays are float32, and copied
     found: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
@@ -129,7 +154,7 @@ def copies(config: BenchData, slots: np.ndarray, width: int) -> Iterator[np.ndar
 def batches(config: BenchData, kind: str, data: str) -> Iterator[Any]:
     """What a training step would be handed, without end."""
     feed = PrefetchingLoader(
-        KINDS[kind](data, "train", **WINDOW), seed=0, start=0, stop=0, global_batch=config.batch, accumulation=1, rank=0, world=1,
+        KINDS[kind](data, "train", **WINDOW), seed=0, start=0, stop=0, global_batch_size=config.batch, accumulation=1, rank=0, world=1,
         device=torch.device("cpu"),
     )  # fmt: skip
     return map(feed.read, itertools.count())
@@ -191,11 +216,16 @@ def waiting(config: BenchData, data: str, run: Path, kind: str) -> dict[str, flo
     command = [sys.executable, "-m", "cjepa_dist.train_world_model", *arguments]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {' '.join(command[1:])}: {done.stderr[-500:]}")
+        raise RuntimeError(
+            f"exit code {done.returncode}: {' '.join(command[1:])}: {done.stderr[-500:]}"
+        )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"][1:]
     seconds = statistics.mean(line["data_seconds"] + line["step_seconds"] for line in lines)
-    return {"share": statistics.mean(line["data_seconds"] for line in lines) / seconds, "seconds": seconds}
+    return {
+        "share": statistics.mean(line["data_seconds"] for line in lines) / seconds,
+        "seconds": seconds,
+    }
 
 
 def imported(folder: Path, videos: int) -> list[str]:
@@ -220,7 +250,8 @@ def table(config: BenchData, found: dict[str, Any]) -> str:
             for name in rates
         ),
         "",
-        "| new process | first batch | memory grew by |" + (" a step waits | of |" if found["waits"] else ""),
+        "| new process | first batch | memory grew by |"
+        + (" a step waits | of |" if found["waits"] else ""),
         "|---|---|---|" + ("---|---|" if found["waits"] else ""),
     ]
     for kind, values in found["opened"].items():
@@ -229,13 +260,25 @@ def table(config: BenchData, found: dict[str, Any]) -> str:
             line += f" {waits['share']:.2%} | {1e3 * waits['seconds']:.1f} ms |"
         lines.append(line)
     met = {
-        f"resident at least half of {COPY}: {ratio('resident', COPY):.2f}": ratio("resident", COPY) >= 0.5,
-        f"resident at least 20 times per window: {ratio('resident', SLOW):.1f}": ratio("resident", SLOW) >= 20,
-        f"first batch within 2 s: {found['opened']['streaming']['seconds']:.2f} s": found["opened"]["streaming"]["seconds"] <= 2,
+        f"resident at least half of {COPY}: {ratio('resident', COPY):.2f}": ratio("in_memory", COPY)
+        >= 0.5,
+        f"resident at least 20 times per window: {ratio('resident', SLOW):.1f}": ratio(
+            "in_memory", SLOW
+        )
+        >= 20,
+        f"first batch within 2 s: {found['opened']['streaming']['seconds']:.2f} s": found["opened"][
+            "streaming"
+        ]["seconds"]
+        <= 2,
     }
     if found["waits"]:
         met[f"a streaming step waits at most 2 %: {found['waits']['streaming']['share']:.2%}"] = (
             found["waits"]["streaming"]["share"] <= 0.02
         )
-    lines += ["", *(f"- {text}: {'met' if good else 'NOT met'}" for text, good in met.items()), "", *found["import"]]
+    lines += [
+        "",
+        *(f"- {text}: {'met' if good else 'NOT met'}" for text, good in met.items()),
+        "",
+        *found["import"],
+    ]
     return "\n".join(lines)

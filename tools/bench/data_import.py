@@ -30,7 +30,9 @@ def write_pickle(path: Path, videos: int, split: str = "train") -> None:
     slots = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 
     def value(thing: object) -> bytes:
-        return pickle.dumps(thing, protocol=3)[2:-1]  # without protocol and end: a part of a program
+        return pickle.dumps(thing, protocol=3)[
+            2:-1
+        ]  # without protocol and end: a part of a program
 
     with open(path, "wb") as file:
         file.write(pickle.PROTO + b"\x03" + pickle.EMPTY_DICT + value(split) + pickle.EMPTY_DICT)
@@ -51,7 +53,9 @@ def plain_copy(source: Path, target: Path) -> str:
     return digest.hexdigest()
 
 
-def import_rate(folder: Path, *, videos: int = 2000, dtype: str = "float16", rounds: int = 3) -> tuple[float, float]:
+def import_rate(
+    folder: Path, *, videos: int = 2000, dtype: str = "float16", rounds: int = 3
+) -> tuple[float, float]:
     """(import, plain copy) in MB/s of a pickle of `videos` videos in `folder`, which is left as it was."""
     source, out, copied = folder / "slots.pkl", folder / "imported", folder / "copied"
     write_pickle(source, videos)

@@ -86,9 +86,16 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view and func.overloadpacket not in (torch.ops.aten._unsafe_view, torch.ops.aten.detach):
+        if not func.is_view and func.overloadpacket not in (
+            torch.ops.aten._unsafe_view,
+            torch.ops.aten.detach,
+        ):
             self.ops += 1
-            self.bytes += sum(t.numel() * t.element_size() for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor))
+            self.bytes += sum(
+                t.numel() * t.element_size()
+                for t in tree_leaves((args, kwargs, out))
+                if isinstance(t, Tensor)
+            )
         return out
 
 
@@ -102,8 +109,14 @@ def measure(rungs: dict[str, Rung], turns: Turns, device: torch.device) -> Measu
         synchronise(device)
         return time.perf_counter() - wall, time.process_time() - processor
 
-    used = {rung.precision for rung in rungs.values()}  # a product in bf16 takes 14 times as long where the device has none
-    gemm = {name: square(turns.gemm, dtype, device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)) if name in used}
+    used = {
+        rung.precision for rung in rungs.values()
+    }  # a product in bf16 takes 14 times as long where the device has none
+    gemm = {
+        name: square(turns.gemm, dtype, device)
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        if name in used
+    }
     counted = {name: count(rung.step) for name, rung in rungs.items() if not rung.compiled}
     steps = gemm | {name: rung.step for name, rung in rungs.items()}
     for step in steps.values():
@@ -113,14 +126,32 @@ def measure(rungs: dict[str, Rung], turns: Turns, device: torch.device) -> Measu
     for _ in range(turns.rounds):
         for name, step in steps.items():
             times[name].append(clock(step))
-    wall, processor = ({name: statistics.median(pair[i] for pair in pairs) for name, pairs in times.items()} for i in (0, 1))
+    wall, processor = (
+        {name: statistics.median(pair[i] for pair in pairs) for name, pairs in times.items()}
+        for i in (0, 1)
+    )
     peak = {name: 2e-9 * turns.gemm**3 / wall[name] for name in gemm}
     rows = []
     for name, rung in rungs.items():
         flop, ops, size = counted[name] if not rung.compiled else (counted[rung.of][0], None, None)
         share = 1e-9 * flop / wall[name] / peak[rung.precision]
-        rows.append(Row(name, rung.samples / wall[name], wall[name], processor[name], share, 1e-9 * flop, ops, size))
-    held = sum(processor[name] for name in gemm) / sum(wall[name] for name in gemm) / torch.get_num_threads()
+        rows.append(
+            Row(
+                name,
+                rung.samples / wall[name],
+                wall[name],
+                processor[name],
+                share,
+                1e-9 * flop,
+                ops,
+                size,
+            )
+        )
+    held = (
+        sum(processor[name] for name in gemm)
+        / sum(wall[name] for name in gemm)
+        / torch.get_num_threads()
+    )
     return Measured(rows, peak, held)
 
 
@@ -145,9 +176,15 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def table(measured: Measured, what: str, unit: str, aims: Sequence[Aim], rounds: int, device: torch.device) -> str:
+def table(
+    measured: Measured, what: str, unit: str, aims: Sequence[Aim], rounds: int, device: torch.device
+) -> str:
     """Markdown: a row a rung, then the aims and what was reached."""
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     peaks = ", ".join(f"{peak:.0f} GFLOP/s {name}" for name, peak in measured.peak.items())
     lines = [
         f"{what}, {where}, medians of {rounds} rounds. GEMM peak: {peaks}.",
@@ -156,7 +193,11 @@ def table(measured: Measured, what: str, unit: str, aims: Sequence[Aim], rounds:
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in measured.rows:
-        ops, size = ("-", "-") if r.ops is None or r.bytes is None else (f"{r.ops:,}", f"{r.bytes * 1e-9:.3g}")
+        ops, size = (
+            ("-", "-")
+            if r.ops is None or r.bytes is None
+            else (f"{r.ops:,}", f"{r.bytes * 1e-9:.3g}")
+        )
         lines.append(
             f"| {r.name} | {r.samples_per_second:.4g} | {1e3 * r.step_seconds:.4g} | {1e3 * r.processor_seconds:.4g} "
             f"| {r.peak_share:.0%} | {r.gflop:.4g} | {ops} | {size} |"
@@ -171,12 +212,18 @@ def table(measured: Measured, what: str, unit: str, aims: Sequence[Aim], rounds:
     for aim in aims:
         a, b = by_name[aim.rung], by_name[aim.base]
         wall = a.samples_per_second / b.samples_per_second
-        processor = wall * (a.step_seconds / a.processor_seconds) / (b.step_seconds / b.processor_seconds)
+        processor = (
+            wall * (a.step_seconds / a.processor_seconds) / (b.step_seconds / b.processor_seconds)
+        )
         words = "times as fast as"
         if aim.direction == "at most":
             wall, processor, words = 1 / wall, 1 / processor, "times the step of"
         found = processor if busy else wall
-        met = "met" if (found >= aim.value if aim.direction == "at least" else found <= aim.value) else "NOT met"
+        met = (
+            "met"
+            if (found >= aim.value if aim.direction == "at least" else found <= aim.value)
+            else "NOT met"
+        )
         lines.append(
             f"- {aim.rung}: {wall:.2f} {words} {aim.base} ({processor:.2f} by processor time); aim: {aim.direction} {aim.value}, {met}"
         )
@@ -186,6 +233,13 @@ def table(measured: Measured, what: str, unit: str, aims: Sequence[Aim], rounds:
 def save(measured: Measured, config: Any, device: torch.device) -> None:
     """The same numbers as JSON, where `config.out` names a file."""
     if config.out:
-        content = {"config": asdict(config), "device": str(device), "threads": torch.get_num_threads(), "gemm_gflops": measured.peak}
+        content = {
+            "config": asdict(config),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "gemm_gflops": measured.peak,
+        }
         rows = [asdict(row) for row in measured.rows]
-        Path(config.out).write_text(json.dumps({**content, "held": measured.held, "rows": rows}, indent=1))
+        Path(config.out).write_text(
+            json.dumps({**content, "held": measured.held, "rows": rows}, indent=1)
+        )

@@ -32,7 +32,9 @@ class Reference(nn.Module):
         layers = nn.ModuleList(
             nn.ModuleList(
                 [
-                    nn.MultiheadAttention(width, config.heads, dropout=config.dropout, batch_first=True),
+                    nn.MultiheadAttention(
+                        width, config.heads, dropout=config.dropout, batch_first=True
+                    ),
                     nn.Sequential(
                         nn.LayerNorm(width),
                         nn.Linear(width, config.mlp_dim),
@@ -72,22 +74,34 @@ def prediction_loss(model: Reference, x: Tensor, masked: list[int]) -> Tensor:
     """Mean squared error over the masked slots' history + over all future slots, for x (B, T, S, D)."""
     frames = model.history_frames
     z, _ = model(x[:, :frames], masked)
-    return F.mse_loss(z[:, :frames, masked], x[:, :frames, masked]) + F.mse_loss(z[:, frames:], x[:, frames:])
+    return F.mse_loss(z[:, :frames, masked], x[:, :frames, masked]) + F.mse_loss(
+        z[:, frames:], x[:, frames:]
+    )
 
 
-def causal_loss(model: Reference, x: Tensor, masked: list[int], i: int, k: int) -> tuple[Tensor, Tensor]:
+def causal_loss(
+    model: Reference, x: Tensor, masked: list[int], i: int, k: int
+) -> tuple[Tensor, Tensor]:
     """Invariance to hiding slot i, and sufficiency of slot k's neighbours, each with passes of its own and its loops over slots."""
     frames, slots = model.history_frames, x.shape[2]
     history, zero = x[:, :frames], x.new_zeros(())
     with torch.no_grad():
         _, weights = model(history, masked)
-        graph = weights.view(len(x), -1, slots, weights.shape[-1] // slots, slots)[:, frames].mean(dim=2)
+        graph = weights.view(len(x), -1, slots, weights.shape[-1] // slots, slots)[:, frames].mean(
+            dim=2
+        )
         clean, _ = model(history, masked)
-    far = [j for j in range(slots) if j != i and j not in masked and graph[:, j, i].mean().item() < THRESHOLD]
+    far = [
+        j
+        for j in range(slots)
+        if j != i and j not in masked and graph[:, j, i].mean().item() < THRESHOLD
+    ]
     invariance = zero
     if far:
         z, _ = model(history, [*masked, i])
-        invariance = sum((F.mse_loss(z[:, frames:, j], clean[:, frames:, j]) for j in far), zero) / len(far)
+        invariance = sum(
+            (F.mse_loss(z[:, frames:, j], clean[:, frames:, j]) for j in far), zero
+        ) / len(far)
     unseen = [j for j in range(slots) if j != k and graph[:, k, j].mean().item() < THRESHOLD]
     sufficiency = zero
     if unseen:
@@ -102,7 +116,9 @@ class ReferenceStep:
     def __init__(self, config: PredictorConfig, x: Tensor, *, masked: int, causal: bool) -> None:
         self.model, self.x, self.causal = Reference(config).to(x.device), x, causal
         self.masked = min(masked, config.slots - 1)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-4, weight_decay=0.01, foreach=False, fused=False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=5e-4, weight_decay=0.01, foreach=False, fused=False
+        )
 
     def __call__(self) -> None:
         slots = self.x.shape[2]

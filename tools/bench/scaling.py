@@ -8,7 +8,10 @@ from cjepa_dist.training.flops import PEAKS
 
 MFU = 0.4  # of dense bf16, when the batch is large enough to fill the GPU
 FLOOR = 10e-3  # seconds of an eager step that is all launches: some 1,500 kernels at 5 to 7 microseconds each
-NVLINK, INFINIBAND = 360e9, 40e9  # bytes/s a GPU, each way: 80 % of NVLink 4's 450 GB/s and of 400 Gb/s InfiniBand
+NVLINK, INFINIBAND = (
+    360e9,
+    40e9,
+)  # bytes/s a GPU, each way: 80 % of NVLink 4's 450 GB/s and of 400 Gb/s InfiniBand
 HOP_NVLINK, HOP_INFINIBAND = 3e-6, 10e-6  # seconds of latency a step of the ring
 MACHINE = 8  # GPUs
 
@@ -48,8 +51,18 @@ def scaling(step: Step, gpus: list[int]) -> str:
     ]
     alone = predicted(step, 1, whole=True)[2]
     for n in gpus:
-        reduce, shared, each = predicted(step, n, whole=True)[1], predicted(step, n, whole=True)[2], predicted(step, n, whole=False)[2]
-        cells = (f"{1e3 * reduce:.3g}", f"{1e3 * shared:.4g}", f"{alone / shared:.2f}", f"{1e3 * each:.4g}", f"{alone / each:.0%}")
+        reduce, shared, each = (
+            predicted(step, n, whole=True)[1],
+            predicted(step, n, whole=True)[2],
+            predicted(step, n, whole=False)[2],
+        )
+        cells = (
+            f"{1e3 * reduce:.3g}",
+            f"{1e3 * shared:.4g}",
+            f"{alone / shared:.2f}",
+            f"{1e3 * each:.4g}",
+            f"{alone / each:.0%}",
+        )
         lines.append(f"| {n} | {' | '.join(cells)} |")
     bound = "launches" if step.flop / (MFU * PEAKS["H100"]) < FLOOR else "matrix products"
     assumed = (

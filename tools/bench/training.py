@@ -50,13 +50,23 @@ PROJECT = Path(__file__).resolve().parents[2]
 class BenchTraining:
     """Overhead of the training loop, checkpoints, restart, and a model of more GPUs; on random slots."""
 
-    config: str = option("configs/world_model/quickstart.yaml", "config of train_world_model; contact_share is left out")
+    config: str = option(
+        "configs/world_model/quickstart.yaml",
+        "config of train_world_model; contact_share is left out",
+    )
     change: list[str] = option([], "key=value of that config")
-    block: int = option(50, "steps of a block; a line of metrics is written once in it", unit="steps", least=1)
+    block: int = option(
+        50, "steps of a block; a line of metrics is written once in it", unit="steps", least=1
+    )
     rounds: int = option(6, "pairs of blocks; medians are shown", least=1)
     videos: int = option(40, "videos of random slots", unit="videos", least=1)
-    gpus: list[int] = option([1, 8, 16, 64], "numbers of H100s in the model of the step; 8 a machine")
-    engines: list[str] = option(["ddp", "fsdp2", "zero1", "zero2", "zero3"], "engines whose traffic is measured, on CPUs; [] = none")
+    gpus: list[int] = option(
+        [1, 8, 16, 64], "numbers of H100s in the model of the step; 8 a machine"
+    )
+    engines: list[str] = option(
+        ["ddp", "fsdp2", "zero1", "zero2", "zero3"],
+        "engines whose traffic is measured, on CPUs; [] = none",
+    )
     out: str = option("", "JSON file for the same numbers")
 
 
@@ -101,18 +111,34 @@ class Turns:
 class Bare:
     """Forward, loss, backward, update on batches in memory: what there is to do."""
 
-    def __init__(self, config: TrainWorldModel, batches: list[dict[str, Tensor]], device: torch.device) -> None:
+    def __init__(
+        self, config: TrainWorldModel, batches: list[dict[str, Tensor]], device: torch.device
+    ) -> None:
         torch.manual_seed(config.seed)
         self.task = WorldModelTask(config).to(device).train()
-        self.parts, self.config, self.step = build_optimizers(self.task, config.optimizer), config, 0
+        self.parts, self.config, self.step = (
+            build_optimizers(self.task, config.optimizer),
+            config,
+            0,
+        )
         self.batches = batches
-        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=config.loop.precision == "bf16")
+        self.autocast = partial(
+            torch.autocast, device.type, torch.bfloat16, enabled=config.loop.precision == "bf16"
+        )
 
     def __call__(self) -> None:
         with self.autocast():
-            outcome = self.task(self.batches[self.step % len(self.batches)], self.step, self.step / self.config.loop.steps)
+            outcome = self.task(
+                self.batches[self.step % len(self.batches)],
+                self.step,
+                self.step / self.config.loop.steps,
+            )
         outcome.loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.optimizer.clip or float("inf"), foreach=True)
+        torch.nn.utils.clip_grad_norm_(
+            self.task.parameters(),
+            self.config.optimizer.max_grad_norm or float("inf"),
+            foreach=True,
+        )
         for part in self.parts:
             part.step()
             part.zero_grad(set_to_none=True)
@@ -133,8 +159,8 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
     """Everything in the table, as plain numbers."""
     steps = config.block * (config.rounds + 1) + 1
     arguments = [
-        config.config, *config.change, "contact_share=0", "val_windows=64", f"loop.steps={2 * steps}", f"loop.stop_at={steps}",
-        f"loop.log_every={config.block}", "loop.eval_every=0", "loop.accumulation=1", f"data={folder / 'data'}", f"run={folder / 'run'}",
+        config.config, *config.change, "contact_share=0", "val_windows=64", f"loop.steps={2 * steps}", f"loop.stop_at_step={steps}",
+        f"loop.log_every={config.block}", "loop.eval_every=0", "loop.gradient_accumulation=1", f"data={folder / 'data'}", f"run={folder / 'run'}",
     ]  # fmt: skip
     full = command_line.parse(TrainWorldModel, [str(each) for each in arguments])
     assert full is not None
@@ -150,7 +176,7 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
     )
     full.loop.precision = native_precision()
     device = make_accelerator(full.loop.precision).device
-    ids = np.arange(8 * full.loop.global_batch) % len(source)
+    ids = np.arange(8 * full.loop.global_batch_size) % len(source)
     batches = [to_device(source.gather(part, part), device) for part in np.split(ids, 8)]
     bare = Bare(full, batches, device)
     turns = Turns(bare, config.block, config.rounds, device)
@@ -163,15 +189,23 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
     flop = step_flops(meta_copy(bare.task), batches[:1], 0, 0.5)
     count = sum(p.numel() for p in bare.task.parameters())
     step = Step(flop, 4 * count, statistics.median(plain[0] for plain in turns.plain))
-    few = [each for each in map(str, arguments) if not each.startswith(("loop.stop_at=", "run="))]
-    sent = traffic([*few, "optimizer.name=adamw", "loop.precision=fp32"], config.engines, folder / "traffic")
+    few = [
+        each for each in map(str, arguments) if not each.startswith(("loop.stop_at_step=", "run="))
+    ]
+    sent = traffic(
+        [*few, "optimizer.name=adamw", "loop.precision=fp32"], config.engines, folder / "traffic"
+    )
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "batch": full.loop.global_batch,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads",
+        "batch": full.loop.global_batch_size,
         "step_seconds": step.seconds,
         "processor_seconds": statistics.median(plain[1] for plain in turns.plain),
         "threads": torch.get_num_threads(),
-        "overhead": [statistics.median(loop[i] / plain[i] - 1 for loop, plain in pairs) for i in (0, 1)],
+        "overhead": [
+            statistics.median(loop[i] / plain[i] - 1 for loop, plain in pairs) for i in (0, 1)
+        ],
         "overheads": [[loop[i] / plain[i] - 1 for loop, plain in pairs] for i in (0, 1)],
         "checkpoint_seconds": checkpoint,
         "restart_seconds": restart,
@@ -185,11 +219,21 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
 
 def restarted(arguments: list[str], steps: int) -> tuple[float, float]:
     """Seconds from a new process's start to its first step after the checkpoint of `steps`, and those of its checkpoint."""
-    settings = [each for each in arguments if not each.startswith(("loop.stop_at=", "loop.log_every=", "loop.checkpoint_every="))]
-    stop = [f"loop.stop_at={steps + 2}", "loop.log_every=1", f"loop.checkpoint_every={steps + 1}"]
+    settings = [
+        each
+        for each in arguments
+        if not each.startswith(("loop.stop_at_step=", "loop.log_every=", "loop.checkpoint_every="))
+    ]
+    stop = [
+        f"loop.stop_at_step={steps + 2}",
+        "loop.log_every=1",
+        f"loop.checkpoint_every={steps + 1}",
+    ]
     began, first, checkpoint = time.perf_counter(), 0.0, 0.0
     command = [sys.executable, "-m", "cjepa_dist.train_world_model", *settings, *stop]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("train ") and not first:
@@ -204,19 +248,32 @@ def restarted(arguments: list[str], steps: int) -> tuple[float, float]:
 def random_slots(folder: Path, videos: int, slots: int, dim: int, shard_mb: int = 256) -> None:
     """A data set of noise: the step does not care."""
     generator = np.random.default_rng(0)
-    with DatasetWriter(folder, encoder="noise", source={"kind": "noise"}, dtype="float16", shard_mb=shard_mb) as writer:
+    with DatasetWriter(
+        folder, encoder="noise", source={"kind": "noise"}, dtype="float16", shard_mb=shard_mb
+    ) as writer:
         for split, first, count in (("train", 0, videos), ("val", videos, 2)):
             for scene in range(first, first + count):
-                content = generator.standard_normal((128, slots, dim), np.float32).astype(np.float16)
-                writer.split(split).add(Sample(key=f"video_{scene:05d}", slots=content, annotation={"scene_index": scene}))
+                content = generator.standard_normal((128, slots, dim), np.float32).astype(
+                    np.float16
+                )
+                writer.split(split).add(
+                    Sample(
+                        key=f"video_{scene:05d}", slots=content, annotation={"scene_index": scene}
+                    )
+                )
 
 
 def table(config: BenchTraining, found: dict[str, Any]) -> str:
     """Markdown."""
     wall, processor = (f"{100 * value:+.1f} %" for value in found["overhead"])
-    spread, spent = (", ".join(f"{100 * value:+.1f}" for value in pairs) for pairs in found["overheads"])
+    spread, spent = (
+        ", ".join(f"{100 * value:+.1f}" for value in pairs) for pairs in found["overheads"]
+    )
     # One thread at work is enough to call the machine free: small steps do not fill more.
-    busy = found["device"].startswith("CPU") and found["processor_seconds"] < 0.8 * found["step_seconds"]
+    busy = (
+        found["device"].startswith("CPU")
+        and found["processor_seconds"] < 0.8 * found["step_seconds"]
+    )
     by = "processor time: this machine is busy, or the step waits" if busy else "wall time"
     met = "met" if found["overhead"][busy] < AIM else "NOT met"
     return "\n".join(

@@ -46,7 +46,9 @@ class BenchWorldModel:
     compile: bool = option(False, "also ours under torch.compile")
     seed: int = option(0, "seed of weights, slots, masks, dropout")
     out: str = option("", "JSON file for the same numbers")
-    predictor: PredictorConfig = option(PredictorConfig, "the model; defaults are the released layout")
+    predictor: PredictorConfig = option(
+        PredictorConfig, "the model; defaults are the released layout"
+    )
 
 
 def main(config: BenchWorldModel) -> None:
@@ -54,7 +56,9 @@ def main(config: BenchWorldModel) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = default_device()
-    measured = measure(build(config, device), Turns(config.rounds, config.warmup, config.gemm), device)
+    measured = measure(
+        build(config, device), Turns(config.rounds, config.warmup, config.gemm), device
+    )
     model = config.predictor
     tokens = (model.history_frames + model.pred_frames) * model.slots
     precision = native_precision()
@@ -76,14 +80,30 @@ def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
     }
 
     def published(causal: bool) -> Rung:
-        return Rung(ReferenceStep(model, slots, masked=config.hidden, causal=causal), config.batch, "fp32")
+        return Rung(
+            ReferenceStep(model, slots, masked=config.hidden, causal=causal), config.batch, "fp32"
+        )
 
     native = native_precision()
 
-    def ours(kind: str = "", *, estimator: str = "attention", fraction: float = 1.0, precision: str = native, code: str = "eager") -> Rung:
+    def ours(
+        kind: str = "",
+        *,
+        estimator: str = "attention",
+        fraction: float = 1.0,
+        precision: str = native,
+        code: str = "eager",
+    ) -> Rung:
         weight = {"weight": 0.1 if kind else 0.0, "ramp": 0.0}
-        causal = {"invariance": weight, "sufficiency": weight, "fraction": fraction, "graph": {"estimator": estimator}}
-        step = OurStep(config, batch, precision, {**causal, "kind": kind or "per_sample"}, code == "compiled")
+        causal = {
+            "invariance": weight,
+            "sufficiency": weight,
+            "fraction": fraction,
+            "graph": {"estimator": estimator},
+        }
+        step = OurStep(
+            config, batch, precision, {**causal, "kind": kind or "per_sample"}, code == "compiled"
+        )
         return Rung(step, config.batch, precision, step.compiled, BASE)
 
     rungs = {
@@ -94,7 +114,9 @@ def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
         OURS_CTT: ours("published"),
         ATTENTION: ours("per_sample"),
         QUARTER: ours("per_sample", fraction=0.25),
-        "ours + CTT `interventional` on 1/4": ours("per_sample", estimator="interventional", fraction=0.25),
+        "ours + CTT `interventional` on 1/4": ours(
+            "per_sample", estimator="interventional", fraction=0.25
+        ),
     }
     if config.compile:
         rungs["ours compiled"] = ours(code="compiled")
@@ -104,14 +126,21 @@ def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
 class OurStep:
     """What `training/loop.py` does in a step, one call a step."""
 
-    def __init__(self, config: BenchWorldModel, batch: dict[str, Tensor], precision: str, causal: dict, compiled: bool) -> None:
+    def __init__(
+        self,
+        config: BenchWorldModel,
+        batch: dict[str, Tensor],
+        precision: str,
+        causal: dict,
+        compiled: bool,
+    ) -> None:
         torch.manual_seed(config.seed)
         hidden = min(config.hidden, config.predictor.slots)
         full = merge.build(
             TrainWorldModel,
             {
                 "data": "none", "run": "none", "seed": config.seed, "predictor": asdict(config.predictor), "ctt": causal,
-                "mask": {"mode": "sample", "counts": [0.0] * hidden + [1.0]}, "loop": {"global_batch": config.batch},
+                "mask": {"mode": "sample", "probs": [0.0] * hidden + [1.0]}, "loop": {"global_batch_size": config.batch},
             },
         )  # fmt: skip
         device = batch["slots"].device

@@ -9,9 +9,18 @@ import numpy as np
 
 from cjepa_dist.errors import UserError
 
-DTYPES: dict[str, np.dtype] = {"float16": np.dtype(np.float16), "float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
+DTYPES: dict[str, np.dtype] = {
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.uint16),
+}
 SERIAL = 1 << 15  # elements: at::internal::GRAIN_SIZE, up to which torch takes one thread
-EXPONENT = {"f2": (np.uint16, 0x7C00), "f4": (np.uint32, 0x7F800000), "f8": (np.uint64, 0x7FF0000000000000), "u2": (np.uint16, 0x7F80)}
+EXPONENT = {
+    "f2": (np.uint16, 0x7C00),
+    "f4": (np.uint32, 0x7F800000),
+    "f8": (np.uint64, 0x7FF0000000000000),
+    "u2": (np.uint16, 0x7F80),
+}
 
 
 def stored(dtype: str) -> np.dtype:
@@ -45,7 +54,9 @@ def widen(array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     out = np.empty(array.shape, np.float32) if out is None else out
     narrow = torch.from_numpy(np.require(array, requirements=["C", "W"]).reshape(-1))
     narrow = narrow.view(torch.bfloat16) if array.dtype == np.uint16 else narrow
-    torch._foreach_copy_(list(torch.from_numpy(out.reshape(-1)).split(SERIAL)), list(narrow.split(SERIAL)))
+    torch._foreach_copy_(
+        list(torch.from_numpy(out.reshape(-1)).split(SERIAL)), list(narrow.split(SERIAL))
+    )
     return out
 
 

@@ -39,20 +39,38 @@ class Journal:
         lines = read(self.path)
         if lines and lines[0] == json.loads(json.dumps(job)):
             for line in lines[1:]:
-                done, entry = self.done.setdefault(line["split"], CompletedShards(tuple(line["shape"]))), ShardEntry(**line["entry"])
+                done, entry = (
+                    self.done.setdefault(line["split"], CompletedShards(tuple(line["shape"]))),
+                    ShardEntry(**line["entry"]),
+                )
                 path = folder / line["split"] / entry.name
                 if not path.is_file() or path.stat().st_size != entry.bytes:
-                    raise UserError(f"{path} is not what {self.path} says; remove {folder} and run again")
+                    raise UserError(
+                        f"{path} is not what {self.path} says; remove {folder} and run again"
+                    )
                 done.entries.append(entry)
-        clear(folder, {folder / split / entry.name for split, done in self.done.items() for entry in done.entries} | {self.path})
+        clear(
+            folder,
+            {
+                folder / split / entry.name
+                for split, done in self.done.items()
+                for entry in done.entries
+            }
+            | {self.path},
+        )
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in (lines if self.done else [job])))  # without a torn last line
+        temporary.write_text(
+            "".join(json.dumps(line) + "\n" for line in (lines if self.done else [job]))
+        )  # without a torn last line
         os.replace(temporary, self.path)
 
     def note(self, split: str, shape: tuple[int, ...], entry: ShardEntry) -> None:
         """A shard is whole: safe on the disk when this returns."""
         with open(self.path, "a") as file:
-            file.write(json.dumps({"split": split, "shape": shape, "entry": dataclasses.asdict(entry)}) + "\n")
+            file.write(
+                json.dumps({"split": split, "shape": shape, "entry": dataclasses.asdict(entry)})
+                + "\n"
+            )
             file.flush()
             os.fsync(file.fileno())
 
@@ -84,7 +102,9 @@ def acquire(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise UserError(f"another process is writing {folder}; wait for it or choose another folder") from None
+        raise UserError(
+            f"another process is writing {folder}; wait for it or choose another folder"
+        ) from None
     except OSError:
         pass  # a network file system without locks: nothing guards against two writers there
     return descriptor

@@ -17,7 +17,7 @@ from typing import Any
 
 from cjepa_dist.data.format import storage
 from cjepa_dist.errors import UserError
-from cjepa_dist.runtime.files import fsync_directory
+from cjepa_dist.runtime.files import fsync_path
 
 NAME = "manifest.json"
 
@@ -70,17 +70,30 @@ class Manifest:
         """Read `folder/manifest.json`, of a folder or URL (`fetch.py`). UserError if there is none, or of another version, or damaged."""
         path = f"{folder}/{NAME}"
         try:
-            content = json.loads(storage.read_remote(path) if storage.is_remote(folder) else Path(path).read_bytes())
+            content = json.loads(
+                storage.read_remote(path) if storage.is_remote(folder) else Path(path).read_bytes()
+            )
         except (FileNotFoundError, NotADirectoryError):
-            hint = " (an unfinished write is in the folder with .partial behind its name)" if partial(folder).is_dir() else ""
-            raise UserError(f"no data set in {folder}: {NAME} is missing{hint}; make one with data_prep") from None
+            hint = (
+                " (an unfinished write is in the folder with .partial behind its name)"
+                if partial(folder).is_dir()
+                else ""
+            )
+            raise UserError(
+                f"no data set in {folder}: {NAME} is missing{hint}; make one with data_prep"
+            ) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}; make the data set again") from error
         if not isinstance(content, dict) or content.get("version") != VERSION:
             found = content.get("version") if isinstance(content, dict) else None
-            raise UserError(f"{path} has version {found!r}, this code reads version {VERSION}; make the data set again")
+            raise UserError(
+                f"{path} has version {found!r}, this code reads version {VERSION}; make the data set again"
+            )
         try:
-            splits = {name: [ShardEntry(**entry) for entry in entries] for name, entries in content.pop("splits").items()}
+            splits = {
+                name: [ShardEntry(**entry) for entry in entries]
+                for name, entries in content.pop("splits").items()
+            }
             return cls(**content, splits=splits)
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged: {error}; make the data set again") from error
@@ -93,7 +106,7 @@ class Manifest:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        fsync_directory(folder)
+        fsync_path(folder)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -103,12 +116,16 @@ class Manifest:
     def check_slots(self, slots: int, slot_dim: int, folder: str | Path, reader: str) -> None:
         """Raises UserError if `reader` (a run or a config, as the user knows it) takes other slots than this data set, in `folder`, has."""
         if (self.slots, self.slot_dim) != (slots, slot_dim):
-            raise UserError(f"{folder} has {self.slots} slots x {self.slot_dim}, {reader} takes {slots} x {slot_dim}")
+            raise UserError(
+                f"{folder} has {self.slots} slots x {self.slot_dim}, {reader} takes {slots} x {slot_dim}"
+            )
 
     def shards(self, split: str) -> list[ShardEntry]:
         """The shards of a split, in order. UserError, with the splits there are, if there is no such split."""
         if split not in self.splits:
-            raise UserError(f"the data set has no split {split!r}; it has {', '.join(self.splits) or 'none'}")
+            raise UserError(
+                f"the data set has no split {split!r}; it has {', '.join(self.splits) or 'none'}"
+            )
         return self.splits[split]
 
     def keys(self, split: str) -> list[str]:
@@ -122,7 +139,10 @@ class Manifest:
 
 def initials(questions: dict[str, Any] | None) -> str:
     """The types of a video's questions, in order, by their first letters; "" for none."""
-    return "".join(str(question.get("question_type"))[:1] for question in (questions or {}).get("questions", ()))
+    return "".join(
+        str(question.get("question_type"))[:1]
+        for question in (questions or {}).get("questions", ())
+    )
 
 
 def partial(out: str | Path) -> Path:

@@ -28,20 +28,43 @@ import numpy as np
 from cjepa_dist.data.format.dtypes import finite, stored
 from cjepa_dist.data.format.manifest import Manifest, ShardEntry
 from cjepa_dist.data.format.split_writer import Sample, SplitWriter
-from cjepa_dist.data.format.storage import DEFAULT_RETRY, RetryPolicy, download_to_memory, is_remote, local_copy
+from cjepa_dist.data.format.storage import (
+    DEFAULT_RETRY,
+    RetryPolicy,
+    download_to_memory,
+    is_remote,
+    local_copy,
+)
 from cjepa_dist.data.format.tar import BLOCK, Extent, Part, npy_header, parse_header, parse_npy
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.shared_memory import node_array
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import file_checksum
 
-__all__ = ["DatasetWriter", "Manifest", "Sample", "ShardEntry", "SplitWriter", "load_slots", "read_split"]
+__all__ = [
+    "DatasetWriter",
+    "Manifest",
+    "Sample",
+    "ShardEntry",
+    "SplitWriter",
+    "load_slots",
+    "read_split",
+]
 
-SLOTS, ANNOTATION, QUESTIONS, TRUTH, WORLDS, MATCH = "slots.npy", "json", "questions.json", "truth.npz", "worlds.npz", "match.npz"
+SLOTS, ANNOTATION, QUESTIONS, TRUTH, WORLDS, MATCH = (
+    "slots.npy",
+    "json",
+    "questions.json",
+    "truth.npz",
+    "worlds.npz",
+    "match.npz",
+)
 MEMBERS = (SLOTS, ANNOTATION, QUESTIONS, TRUTH, WORLDS, MATCH)
 
 
-def read_split(folder: str | Path, split: str, members: Sequence[str] = MEMBERS, *, videos: int = 0) -> Iterator[Sample]:
+def read_split(
+    folder: str | Path, split: str, members: Sequence[str] = MEMBERS, *, videos: int = 0
+) -> Iterator[Sample]:
     """The samples of a split in order; only `members` are read, the fields of the others are None. `videos` > 0: the first so many.
 
     Counts and keys are checked against the manifest, shape, type and finiteness of slots too. UserError naming shard and key.
@@ -61,7 +84,9 @@ def read_split(folder: str | Path, split: str, members: Sequence[str] = MEMBERS,
                 )
 
 
-def load_slots(folder: str | Path, split: str, videos: int = 0, order: np.ndarray | None = None) -> np.ndarray:
+def load_slots(
+    folder: str | Path, split: str, videos: int = 0, order: np.ndarray | None = None
+) -> np.ndarray:
     """All slots of a split (or of its first `videos`) as one array (V, T, S, D) in the stored type; one copy a node (`shared.py`).
 
     Video v is `Manifest.load(folder).keys(split)[v]`, its frames as they are or in `order` (T,). UserError naming shard and key if
@@ -79,15 +104,27 @@ def load_slots(folder: str | Path, split: str, videos: int = 0, order: np.ndarra
                     row += 1
 
     count = sum(len(keys) for _, keys in chosen)
-    what = repr((os.path.realpath(folder), split, count, [entry.xxh3 for entry, _ in chosen], order if order is None else order.tolist()))
+    what = repr(
+        (
+            os.path.realpath(folder),
+            split,
+            count,
+            [entry.xxh3 for entry, _ in chosen],
+            order if order is None else order.tolist(),
+        )
+    )
     return node_array(what, (count, *manifest.shape), stored(manifest.dtype), fill)
 
 
-def select_shards(manifest: Manifest, split: str, videos: int) -> Iterator[tuple[ShardEntry, list[str]]]:
+def select_shards(
+    manifest: Manifest, split: str, videos: int
+) -> Iterator[tuple[ShardEntry, list[str]]]:
     """The shards that hold the first `videos` (0 = all) videos, each with the keys that are wanted from it."""
     count = manifest.count(split)
     if videos < 0 or videos > count:
-        raise UserError(f"videos={videos}, but split {split!r} has {count}; give a number from 1 to {count}, or 0 for all")
+        raise UserError(
+            f"videos={videos}, but split {split!r} has {count}; give a number from 1 to {count}, or 0 for all"
+        )
     left = videos or count
     for entry in manifest.shards(split):
         if left <= 0:
@@ -103,7 +140,13 @@ class ShardReader:
     """
 
     def __init__(
-        self, folder: str | Path, split: str, entry: ShardEntry, *, verified: bool = False, patience: RetryPolicy = DEFAULT_RETRY
+        self,
+        folder: str | Path,
+        split: str,
+        entry: ShardEntry,
+        *,
+        verified: bool = False,
+        patience: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
         """`verified`: its bytes are compared with the manifest's xxh3 first, as a remote one's always are."""
         self.path = f"{folder if is_remote(folder) else local_copy(folder)}/{split}/{entry.name}"
@@ -113,14 +156,20 @@ class ShardReader:
             try:
                 self.descriptor = os.open(self.path, os.O_RDONLY)
             except OSError as error:
-                raise UserError(f"shard {self.path} cannot be opened ({error.strerror}); restore it or make the data set again") from error
+                raise UserError(
+                    f"shard {self.path} cannot be opened ({error.strerror}); restore it or make the data set again"
+                ) from error
         try:
             size = os.fstat(self.descriptor).st_size
             if size != entry.bytes:
                 what = "truncated" if size < entry.bytes else "longer than written"
-                raise UserError(f"shard {self.path} is {what}: {size} bytes, the manifest says {entry.bytes}; run data_prep.verify")
+                raise UserError(
+                    f"shard {self.path} is {what}: {size} bytes, the manifest says {entry.bytes}; run data_prep.verify"
+                )
             if verified and not is_remote(folder) and file_checksum(self.path) != entry.xxh3:
-                raise UserError(f"shard {self.path} is damaged: its xxh3 is not the manifest's; restore it, or make the data set again")
+                raise UserError(
+                    f"shard {self.path} is damaged: its xxh3 is not the manifest's; restore it, or make the data set again"
+                )
             self.members = self.scan(size)
             self.check_keys(entry.keys)
         except BaseException:
@@ -130,7 +179,12 @@ class ShardReader:
     def __enter__(self) -> ShardReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         os.close(self.descriptor)
 
     def scan(self, size: int) -> dict[str, dict[str, Extent]]:
@@ -139,12 +193,16 @@ class ShardReader:
         offset, key = 0, "(none)"
         while True:
             header = os.pread(self.descriptor, BLOCK, offset)
-            if header == bytes(BLOCK) and os.pread(self.descriptor, BLOCK, offset + BLOCK) == bytes(BLOCK):
+            if header == bytes(BLOCK) and os.pread(self.descriptor, BLOCK, offset + BLOCK) == bytes(
+                BLOCK
+            ):
                 return members
             try:
                 name, length = parse_header(header)
             except ValueError as error:
-                raise UserError(f"shard {self.path} is damaged at byte {offset}, after key {key}: {error}; run data_prep.verify") from None
+                raise UserError(
+                    f"shard {self.path} is damaged at byte {offset}, after key {key}: {error}; run data_prep.verify"
+                ) from None
             key, _, member = name.partition(".")
             if offset + BLOCK + length > size:
                 raise UserError(f"shard {self.path} ends within {name}; run data_prep.verify")
@@ -161,10 +219,22 @@ class ShardReader:
         extra = sorted(set(found) - set(expected))
         problem = "has its keys in another order"
         if missing or extra:
-            problem = f"lacks key {missing[0]}" if missing else f"holds key {extra[0]}, unknown to the manifest"
-        raise UserError(f"shard {self.path} {problem}: {len(found)} samples, the manifest says {len(expected)}; run data_prep.verify")
+            problem = (
+                f"lacks key {missing[0]}"
+                if missing
+                else f"holds key {extra[0]}, unknown to the manifest"
+            )
+        raise UserError(
+            f"shard {self.path} {problem}: {len(found)} samples, the manifest says {len(expected)}; run data_prep.verify"
+        )
 
-    def slots(self, key: str, manifest: Manifest, into: np.ndarray | None = None, order: np.ndarray | None = None) -> np.ndarray:
+    def slots(
+        self,
+        key: str,
+        manifest: Manifest,
+        into: np.ndarray | None = None,
+        order: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Slots (T, S, D) of a video in the stored type, read into `into` if given, the frames in `order` (T,) if given.
 
         UserError if wrong in shape or type, or not finite.
@@ -173,19 +243,34 @@ class ShardReader:
         if extent is None:
             raise UserError(f"shard {self.path}, key {key}: has no {SLOTS}")
         try:
-            shape, dtype, start = npy_header(os.pread(self.descriptor, min(extent.length, 128), extent.offset))
+            shape, dtype, start = npy_header(
+                os.pread(self.descriptor, min(extent.length, 128), extent.offset)
+            )
         except ValueError as error:
             raise UserError(f"shard {self.path}, key {key}: {SLOTS} is damaged ({error})") from None
         if shape != manifest.shape or dtype != stored(manifest.dtype):
-            raise UserError(f"shard {self.path}, key {key}: slots are {dtype} {shape}, the manifest says {manifest.dtype} {manifest.shape}")
+            raise UserError(
+                f"shard {self.path}, key {key}: slots are {dtype} {shape}, the manifest says {manifest.dtype} {manifest.shape}"
+            )
         array = np.empty(shape, dtype) if into is None or order is not None else into
-        if start + array.nbytes != extent.length or os.preadv(self.descriptor, [array.data], extent.offset + start) != array.nbytes:
-            raise UserError(f"shard {self.path}, key {key}: {SLOTS} has {extent.length} bytes, {start + array.nbytes} expected")
+        if (
+            start + array.nbytes != extent.length
+            or os.preadv(self.descriptor, [array.data], extent.offset + start) != array.nbytes
+        ):
+            raise UserError(
+                f"shard {self.path}, key {key}: {SLOTS} has {extent.length} bytes, {start + array.nbytes} expected"
+            )
         if not finite(array):
-            raise UserError(f"shard {self.path}, key {key}: a slot holds a value that is not finite (NaN or infinity)")
-        return array if order is None else np.take(array, order, axis=0, out=into, mode="clip")  # "raise" would copy to a buffer first
+            raise UserError(
+                f"shard {self.path}, key {key}: a slot holds a value that is not finite (NaN or infinity)"
+            )
+        return (
+            array if order is None else np.take(array, order, axis=0, out=into, mode="clip")
+        )  # "raise" would copy to a buffer first
 
-    def stack(self, keys: Sequence[str], manifest: Manifest, order: np.ndarray | None = None) -> np.ndarray:
+    def stack(
+        self, keys: Sequence[str], manifest: Manifest, order: np.ndarray | None = None
+    ) -> np.ndarray:
         """Slots (n, T, S, D) of the videos `keys`, as `slots`."""
         array = np.empty((len(keys), *manifest.shape), stored(manifest.dtype))
         for key, video in zip(keys, array):
@@ -200,19 +285,29 @@ class ShardReader:
         try:
             return json.loads(os.pread(self.descriptor, extent.length, extent.offset))
         except ValueError as error:
-            raise UserError(f"shard {self.path}, key {key}: {member} is no JSON ({error})") from None
+            raise UserError(
+                f"shard {self.path}, key {key}: {member} is no JSON ({error})"
+            ) from None
 
     def field(self, key: str, member: str, name: str) -> Any:
         """One top-level field of a JSON member, without parsing the others: most of an annotation is the motion. None without it."""
         extent = self.members[key].get(member)
-        text = "" if extent is None else os.pread(self.descriptor, extent.length, extent.offset).decode(errors="replace")
+        text = (
+            ""
+            if extent is None
+            else os.pread(self.descriptor, extent.length, extent.offset).decode(errors="replace")
+        )
         found = re.search(rf'"{name}":\s*', text)
         try:
             return None if found is None else json.JSONDecoder().raw_decode(text, found.end())[0]
         except ValueError as error:
-            raise UserError(f"shard {self.path}, key {key}: {name} in {member} is no JSON ({error})") from None
+            raise UserError(
+                f"shard {self.path}, key {key}: {name} in {member} is no JSON ({error})"
+            ) from None
 
-    def arrays(self, key: str, member: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray] | None:
+    def arrays(
+        self, key: str, member: str, names: Iterable[str] | None = None
+    ) -> dict[str, np.ndarray] | None:
         """The arrays of an npz member, or those of `names` that it has; None without the member. UserError if it is damaged (CRC)."""
         extent = self.members[key].get(member)
         if extent is None:
@@ -220,7 +315,13 @@ class ShardReader:
         try:
             with zipfile.ZipFile(Part(self.descriptor, extent)) as archive:
                 there = archive.namelist()
-                wanted = there if names is None else [f"{name}.npy" for name in names if f"{name}.npy" in there]
+                wanted = (
+                    there
+                    if names is None
+                    else [f"{name}.npy" for name in names if f"{name}.npy" in there]
+                )
                 return {name.removesuffix(".npy"): parse_npy(archive.read(name)) for name in wanted}
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError) as error:
-            raise UserError(f"shard {self.path}, key {key}: {member} is damaged ({error})") from None
+            raise UserError(
+                f"shard {self.path}, key {key}: {member} is damaged ({error})"
+            ) from None

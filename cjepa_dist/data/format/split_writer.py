@@ -26,9 +26,13 @@ from cjepa_dist.data.format.manifest import ShardEntry, initials
 from cjepa_dist.data.format.statistics import RunningStatistics, slot_statistics
 from cjepa_dist.data.format.tar import npy_pieces, npz, tar_end, tar_pieces, to_json
 from cjepa_dist.errors import UserError
-from cjepa_dist.runtime.files import fsync_directory
+from cjepa_dist.runtime.files import fsync_path
 
-SLOT_ARRAYS = ("future_slots", "counterfactual_slots", "slots")  # arrays of npz members that are slots: stored in the type of the slots
+SLOT_ARRAYS = (
+    "future_slots",
+    "counterfactual_slots",
+    "slots",
+)  # arrays of npz members that are slots: stored in the type of the slots
 AHEAD = 8  # samples that wait for the writing thread
 
 
@@ -65,7 +69,12 @@ class SplitWriter:
         finished: Callable[[str, tuple[int, ...], ShardEntry], None] | None = None,
     ) -> None:
         stored(dtype)
-        self.folder, self.split, self.dtype, self.shard_bytes = Path(folder) / split, split, dtype, shard_bytes
+        self.folder, self.split, self.dtype, self.shard_bytes = (
+            Path(folder) / split,
+            split,
+            dtype,
+            shard_bytes,
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.shape, self.entries = (done.shape, list(done.entries)) if done else (None, [])
         self.known = {key for entry in self.entries for key in entry.keys}
@@ -86,23 +95,55 @@ class SplitWriter:
         }
         if sample.questions is not None:
             members["questions.json"] = [to_json(sample.questions)]
-        for member, content in (("truth.npz", sample.truth), ("worlds.npz", sample.worlds), ("match.npz", sample.match)):
+        for member, content in (
+            ("truth.npz", sample.truth),
+            ("worlds.npz", sample.worlds),
+            ("match.npz", sample.match),
+        ):
             if content is not None:
                 arrays = {name: np.asarray(array) for name, array in content.items()}
-                members[member] = [npz({k: self.narrow(sample.key, v) if k in SLOT_ARRAYS else v for k, v in arrays.items()})]
-        pieces = [piece for name in sorted(members) for piece in tar_pieces(f"{sample.key}.{name}", members[name])]
+                members[member] = [
+                    npz(
+                        {
+                            k: self.narrow(sample.key, v) if k in SLOT_ARRAYS else v
+                            for k, v in arrays.items()
+                        }
+                    )
+                ]
+        pieces = [
+            piece
+            for name in sorted(members)
+            for piece in tar_pieces(f"{sample.key}.{name}", members[name])
+        ]
         self.known.add(sample.key)
         given = None if slots.dtype == sample.slots.dtype else sample.slots  # type: ignore[union-attr]
-        self.later(self.put, sample.key, pieces, self.measuring.submit(slot_statistics, slots, given), initials(sample.questions))
+        self.later(
+            self.put,
+            sample.key,
+            pieces,
+            self.measuring.submit(slot_statistics, slots, given),
+            initials(sample.questions),
+        )
 
     def checked(self, sample: Sample) -> np.ndarray:
         where = f"split {self.split!r}, key {sample.key}"
-        if not sample.key or "." in sample.key or "/" in sample.key or len(sample.key.encode()) > 80:
-            raise UserError(f"{where}: a key must be 1 to 80 bytes without '.' and '/'")  # '.' ends the key in webdataset
+        if (
+            not sample.key
+            or "." in sample.key
+            or "/" in sample.key
+            or len(sample.key.encode()) > 80
+        ):
+            raise UserError(
+                f"{where}: a key must be 1 to 80 bytes without '.' and '/'"
+            )  # '.' ends the key in webdataset
         if sample.slots is None or sample.slots.ndim != 3 or sample.slots.size == 0:
-            raise UserError(f"{where}: slots must be (frames, slots, slot_dim), got {None if sample.slots is None else sample.slots.shape}")
+            raise UserError(
+                f"{where}: slots must be (frames, slots, slot_dim), got {None if sample.slots is None else sample.slots.shape}"
+            )
         if self.shape not in (None, sample.slots.shape):
-            raise UserError(f"{where}: slots are {sample.slots.shape}, those before were {self.shape}; all videos must agree")
+            raise UserError(
+                f"{where}: slots are {sample.slots.shape}, those before were {self.shape}; all videos must agree"
+            )
         self.shape = sample.slots.shape
         return self.narrow(sample.key, sample.slots)
 
@@ -112,7 +153,9 @@ class SplitWriter:
             cause = "a value that is not finite (NaN or infinity)"
             if array.dtype.kind == "f" and np.isfinite(array).all():
                 cause = f"a value too large for {self.dtype}"
-            raise UserError(f"split {self.split!r}, key {key}: a slot holds {cause}; nothing was written")
+            raise UserError(
+                f"split {self.split!r}, key {key}: a slot holds {cause}; nothing was written"
+            )
         return narrowed
 
     def later(self, work: Callable[..., None], *arguments: Any) -> None:
@@ -129,7 +172,9 @@ class SplitWriter:
         while len(self.pending) > AHEAD:
             self.pending.popleft().result()
 
-    def put(self, key: str, pieces: list[Any], moments: Future[RunningStatistics], asked: str) -> None:
+    def put(
+        self, key: str, pieces: list[Any], moments: Future[RunningStatistics], asked: str
+    ) -> None:
         """In the thread: append a sample to the open shard, or to a new one where it would grow too large."""
         size = sum(memoryview(piece).nbytes for piece in pieces)
         if self.shard is not None and self.shard.size + size > self.shard_bytes:
@@ -148,7 +193,7 @@ class SplitWriter:
             self.entries.append(self.shard.close())
             self.shard = None
             if self.finished is not None:
-                fsync_directory(self.folder)
+                fsync_path(self.folder)
                 self.finished(self.split, self.shape, self.entries[-1])  # type: ignore[arg-type]
 
     def close(self) -> list[ShardEntry]:
@@ -158,7 +203,7 @@ class SplitWriter:
             self.pending.popleft().result()
         self.thread.shutdown()
         self.measuring.shutdown()
-        fsync_directory(self.folder)
+        fsync_path(self.folder)
         return self.entries
 
     def abandon(self) -> None:
@@ -175,7 +220,13 @@ class OpenShard:
     """A tar that is being written, hashed on the way, so that it need not be read again; `moments` of its videos."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.size, self.digest, self.keys, self.moments = path, 0, xxhash.xxh3_64(), list[str](), RunningStatistics()
+        self.path, self.size, self.digest, self.keys, self.moments = (
+            path,
+            0,
+            xxhash.xxh3_64(),
+            list[str](),
+            RunningStatistics(),
+        )
         self.asked: list[str] = []
         self.file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115  (closed by close)
 
@@ -192,7 +243,15 @@ class OpenShard:
         moments = self.moments
         spread = moments.mean.tolist(), moments.squares.tolist(), [moments.lost, moments.largest]
         asked = self.asked if any(self.asked) else []
-        return ShardEntry(self.path.name, len(self.keys), self.size, self.digest.hexdigest(), self.keys, *spread, asked)
+        return ShardEntry(
+            self.path.name,
+            len(self.keys),
+            self.size,
+            self.digest.hexdigest(),
+            self.keys,
+            *spread,
+            asked,
+        )
 
 
 def scene_index(key: str) -> int:

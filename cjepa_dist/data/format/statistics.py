@@ -19,17 +19,28 @@ class RunningStatistics:
     """Running mean and centred squares of each of D numbers over a stream of (..., D), in float64, stable; errors of the conversion."""
 
     def __init__(
-        self, count: int = 0, mean: np.ndarray | None = None, squares: np.ndarray | None = None, lost: float = 0.0, largest: float = 0.0
+        self,
+        count: int = 0,
+        mean: np.ndarray | None = None,
+        squares: np.ndarray | None = None,
+        lost: float = 0.0,
+        largest: float = 0.0,
     ) -> None:
         self.count, self.lost, self.largest = count, lost, largest
-        self.mean, self.squares = (np.zeros(1) if value is None else value for value in (mean, squares))
+        self.mean, self.squares = (
+            np.zeros(1) if value is None else value for value in (mean, squares)
+        )
 
     def merge(self, other: RunningStatistics) -> None:
         """Those of what comes next."""
         total, shift = self.count + other.count, other.mean - self.mean
         self.squares = self.squares + other.squares + shift**2 * (self.count * other.count / total)
         self.mean = self.mean + shift * (other.count / total)
-        self.count, self.lost, self.largest = total, self.lost + other.lost, max(self.largest, other.largest)
+        self.count, self.lost, self.largest = (
+            total,
+            self.lost + other.lost,
+            max(self.largest, other.largest),
+        )
 
     def std(self) -> np.ndarray:
         """(D,) standard deviation."""
@@ -47,12 +58,16 @@ def slot_statistics(slots: np.ndarray, given: np.ndarray | None = None) -> Runni
     kept, lost, largest = widen(slots), 0.0, 0.0
     if given is not None:
         errors = (kept - given).reshape(len(kept), -1)
-        lost = float(np.einsum("ti,ti->t", errors, errors).sum(dtype=np.float64))  # no BLAS, whose sums depend on its threads
+        lost = float(
+            np.einsum("ti,ti->t", errors, errors).sum(dtype=np.float64)
+        )  # no BLAS, whose sums depend on its threads
         largest = max(float(errors.max()), -float(errors.min()))
     values = kept.reshape(-1, kept.shape[-1]).astype(np.float64)
     mean = values.mean(0)
     values -= mean
-    return RunningStatistics(len(values), mean, np.einsum("nd,nd->d", values, values), lost, largest)
+    return RunningStatistics(
+        len(values), mean, np.einsum("nd,nd->d", values, values), lost, largest
+    )
 
 
 def merge_shard_statistics(entries: Iterable[ShardEntry], rows: int) -> RunningStatistics | None:
@@ -61,11 +76,19 @@ def merge_shard_statistics(entries: Iterable[ShardEntry], rows: int) -> RunningS
     for entry in entries:
         if not entry.mean:
             return None
-        total.merge(RunningStatistics(entry.samples * rows, np.array(entry.mean), np.array(entry.squares), *entry.lost))
+        total.merge(
+            RunningStatistics(
+                entry.samples * rows, np.array(entry.mean), np.array(entry.squares), *entry.lost
+            )
+        )
     return total if total.count else None
 
 
 def set_statistics(manifest: Manifest) -> None:
     """Set a manifest's `mean` and `std` to those of the shards of its train split, in their order."""
-    train = merge_shard_statistics(manifest.splits.get("train", []), manifest.frames * manifest.slots)
-    manifest.mean, manifest.std = (train.mean.tolist(), train.std().tolist()) if train else (None, None)
+    train = merge_shard_statistics(
+        manifest.splits.get("train", []), manifest.frames * manifest.slots
+    )
+    manifest.mean, manifest.std = (
+        (train.mean.tolist(), train.std().tolist()) if train else (None, None)
+    )

@@ -57,7 +57,9 @@ def read_remote(place: str, patience: RetryPolicy = DEFAULT_RETRY) -> bytes:
     return b"".join(stream_remote(place, None, patience))
 
 
-def download_to_memory(place: str, size: int, xxh3: str, patience: RetryPolicy = DEFAULT_RETRY) -> int:
+def download_to_memory(
+    place: str, size: int, xxh3: str, patience: RetryPolicy = DEFAULT_RETRY
+) -> int:
     """A descriptor of a file in memory (freed when it is closed) with the bytes of a remote one, checked against size and xxh3.
 
     UserError naming it if it cannot be had, or has other bytes at the second look too.
@@ -77,8 +79,14 @@ def download_to_memory(place: str, size: int, xxh3: str, patience: RetryPolicy =
             if (length, digest.hexdigest()) == (size, xxh3):
                 return descriptor
             if look == 2:
-                what = "its xxh3 is not the manifest's" if length == size else f"it has {length} bytes, the manifest says {size}"
-                raise UserError(f"shard {place} is damaged: {what}; restore it, or make the data set again")
+                what = (
+                    "its xxh3 is not the manifest's"
+                    if length == size
+                    else f"it has {length} bytes, the manifest says {size}"
+                )
+                raise UserError(
+                    f"shard {place} is damaged: {what}; restore it, or make the data set again"
+                )
     except BaseException:
         os.close(descriptor)
         raise
@@ -94,18 +102,29 @@ def stream_remote(place: str, size: int | None, patience: RetryPolicy) -> Iterat
                 while piece := stream.read(PIECE):
                     yield piece
                     done, failures = done + len(piece), 0
-                left = (getattr(stream, "length", 0) or 0) if size is None else size - done  # HTTPResponse.length: what is still to come
+                left = (
+                    (getattr(stream, "length", 0) or 0) if size is None else size - done
+                )  # HTTPResponse.length: what is still to come
             if left > 0:
                 raise ConnectionError(f"it ended {left} bytes early")
             return
         except (OSError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
-            if isinstance(error, FileNotFoundError | PermissionError) or getattr(error, "code", 503) not in PASSING:
-                raise UserError(f"{place} cannot be read ({reason}); is it there, and may this machine read it?") from error
+            if (
+                isinstance(error, FileNotFoundError | PermissionError)
+                or getattr(error, "code", 503) not in PASSING
+            ):
+                raise UserError(
+                    f"{place} cannot be read ({reason}); is it there, and may this machine read it?"
+                ) from error
             failures += 1
             if failures >= patience.tries:
-                raise UserError(f"{place} cannot be read: {failures} failures in a row, the last: {reason}; is its server up?") from error
-            time.sleep(patience.pause * 2 ** (failures - 1) * random.uniform(0.75, 1.25))  # many processes would ask at once
+                raise UserError(
+                    f"{place} cannot be read: {failures} failures in a row, the last: {reason}; is its server up?"
+                ) from error
+            time.sleep(
+                patience.pause * 2 ** (failures - 1) * random.uniform(0.75, 1.25)
+            )  # many processes would ask at once
 
 
 @contextlib.contextmanager
@@ -113,7 +132,9 @@ def open_remote(place: str, offset: int, patience: RetryPolicy) -> Iterator[Any]
     """Something to `read(n)` from, from byte `offset` on. OSError or HTTPException for what may pass."""
     if place.startswith(("http://", "https://")):
         url = urllib.parse.quote(place, safe=":/?&=%+@,~#[]!$'()*;")
-        request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+        request = urllib.request.Request(
+            url, headers={"Range": f"bytes={offset}-"} if offset else {}
+        )
         with urllib.request.urlopen(request, timeout=patience.timeout) as response:
             if offset and response.status != 206:
                 skip(response, offset)  # a server without ranges sends all of it again
@@ -134,7 +155,9 @@ def open_remote(place: str, offset: int, patience: RetryPolicy) -> Iterator[Any]
             raise UserError(f"{place} cannot be read: {error}") from error
         except OSError:
             raise
-        except Exception as error:  # of the scheme's own package: botocore's EndpointConnectionError is no OSError
+        except (
+            Exception
+        ) as error:  # of the scheme's own package: botocore's EndpointConnectionError is no OSError
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
@@ -150,7 +173,13 @@ class PipeReader:
         self.command, self.timeout = command, timeout
 
     def __enter__(self) -> PipeReader:
-        self.process = subprocess.Popen(self.command, shell=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(
+            self.command,
+            shell=True,
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         return self
 
     def read(self, size: int) -> bytes:
@@ -166,7 +195,9 @@ class PipeReader:
         try:
             return self.process.wait(self.timeout)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"the command closed its output and goes on for {self.timeout:g} s") from None
+            raise TimeoutError(
+                f"the command closed its output and goes on for {self.timeout:g} s"
+            ) from None
 
     def __exit__(self, *unused: Any) -> None:
         if self.process.poll() is None:

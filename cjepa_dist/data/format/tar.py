@@ -42,7 +42,11 @@ class Part(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.extent.length}[whence])
+        self.at = max(
+            0,
+            offset
+            + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.extent.length}[whence],
+        )
         return self.at
 
     def tell(self) -> int:
@@ -50,7 +54,9 @@ class Part(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         left = max(0, self.extent.length - self.at)
-        count = os.preadv(self.descriptor, [memoryview(buffer)[:left]], self.extent.offset + self.at)
+        count = os.preadv(
+            self.descriptor, [memoryview(buffer)[:left]], self.extent.offset + self.at
+        )
         self.at += count
         return count
 
@@ -97,7 +103,12 @@ def tar_pieces(name: str, content: list[Any]) -> list[Any]:
     start, blank = name.encode(), tar_blank(size)
     if len(start) > 100:
         raise ValueError(f"{name}: a name in a tar has at most 100 bytes")
-    header = start.ljust(100, b"\0") + blank[100:148] + b"%06o\0" % (int(blank[148:154], 8) + sum(start)) + blank[155:]
+    header = (
+        start.ljust(100, b"\0")
+        + blank[100:148]
+        + b"%06o\0" % (int(blank[148:154], 8) + sum(start))
+        + blank[155:]
+    )
     return [header, *content, bytes(-size % BLOCK)]
 
 
@@ -117,7 +128,10 @@ def tar_end(size: int) -> bytes:
 def npy_pieces(array: np.ndarray) -> list[Any]:
     """A .npy of version 1 as two buffers: header, data."""
     array = np.ascontiguousarray(array) if array.ndim else array
-    return [npy_start(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data if array.size else b""]
+    return [
+        npy_start(array.dtype, array.shape),
+        array.reshape(-1).view(np.uint8).data if array.size else b"",
+    ]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -133,7 +147,10 @@ def npz(arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), b"".join(npy_pieces(arrays[name])))
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)),
+                b"".join(npy_pieces(arrays[name])),
+            )
     return buffer.getvalue()
 
 

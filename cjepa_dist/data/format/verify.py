@@ -38,7 +38,9 @@ def verify_folder(folder: str | Path, processes: int = 1) -> list[Fault]:
     about = dataclasses.replace(manifest, splits={})
     jobs = [(folder, split, entry, about) for split, entry in shards]
     if processes > 1 and len(jobs) > 1:
-        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn")
+        ) as pool:
             found = list(pool.map(shard_faults, *zip(*jobs)))
     else:
         found = [shard_faults(*job) for job in jobs]
@@ -57,13 +59,19 @@ def verify_folder(folder: str | Path, processes: int = 1) -> list[Fault]:
 def extra_files(folder: Path, manifest: Manifest) -> list[Fault]:
     """Files and folders that the manifest does not know."""
     known = {folder / NAME, *(folder / split for split in manifest.splits)}
-    known |= {folder / split / entry.name for split, entries in manifest.splits.items() for entry in entries}
+    known |= {
+        folder / split / entry.name
+        for split, entries in manifest.splits.items()
+        for entry in entries
+    }
     places = [folder, *(folder / split for split in manifest.splits if (folder / split).is_dir())]
     extra = {path for place in places for path in place.iterdir()} - known
     return [Fault(f"{path}: extra, the manifest does not know it", path) for path in sorted(extra)]
 
 
-def shard_faults(folder: str | Path, split: str, entry: ShardEntry, manifest: Manifest) -> list[str]:
+def shard_faults(
+    folder: str | Path, split: str, entry: ShardEntry, manifest: Manifest
+) -> list[str]:
     """Faults of one shard; of `manifest` only shape and type are asked."""
     faults: list[str] = []
 
@@ -77,7 +85,9 @@ def shard_faults(folder: str | Path, split: str, entry: ShardEntry, manifest: Ma
     if path.is_file() and path.stat().st_size == entry.bytes and file_checksum(path) != entry.xxh3:
         faults.append(f"{path}: its bytes have changed (xxh3 is not the manifest's)")
     if entry.samples != len(entry.keys):
-        faults.append(f"{path}: the manifest counts {entry.samples} samples and names {len(entry.keys)} keys")
+        faults.append(
+            f"{path}: the manifest counts {entry.samples} samples and names {len(entry.keys)} keys"
+        )
     try:
         with ShardReader(folder, split, entry) as shard:
             for i, key in enumerate(entry.keys):
@@ -97,4 +107,6 @@ def shard_faults(folder: str | Path, split: str, entry: ShardEntry, manifest: Ma
 def check_questions(shard: ShardReader, key: str, asked: str) -> None:
     """Raises UserError if a video's questions are of other types than the manifest says."""
     if (found := initials(shard.json(key, QUESTIONS))) != asked:
-        raise UserError(f"shard {shard.path}, key {key}: has questions of the types {found!r}, the manifest says {asked!r}")
+        raise UserError(
+            f"shard {shard.path}, key {key}: has questions of the types {found!r}, the manifest says {asked!r}"
+        )

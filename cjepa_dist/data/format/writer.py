@@ -25,7 +25,7 @@ from cjepa_dist.data.format.manifest import Manifest, partial
 from cjepa_dist.data.format.split_writer import Sample, SplitWriter
 from cjepa_dist.data.format.statistics import set_statistics
 from cjepa_dist.errors import UserError
-from cjepa_dist.runtime.files import fsync_directory
+from cjepa_dist.runtime.files import fsync_path
 
 __all__ = ["DatasetWriter", "Sample", "SplitWriter", "publish"]
 
@@ -55,7 +55,12 @@ class DatasetWriter:
     ) -> None:
         stored(dtype)
         self.out, self.partial = Path(out).absolute(), partial(out)
-        self.encoder, self.source, self.dtype, self.shard_bytes = encoder, source, dtype, int(shard_mb) << 20
+        self.encoder, self.source, self.dtype, self.shard_bytes = (
+            encoder,
+            source,
+            dtype,
+            int(shard_mb) << 20,
+        )
         self.empty_slot = None if empty_slot is None else [float(x) for x in empty_slot]
         self.resume = resume
         self.writers: dict[str, SplitWriter] = {}
@@ -65,16 +70,25 @@ class DatasetWriter:
     def __enter__(self) -> DatasetWriter:
         try:
             if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-                raise UserError(f"{self.out} already holds something; choose another folder, or remove it first")
+                raise UserError(
+                    f"{self.out} already holds something; choose another folder, or remove it first"
+                )
             self.partial.mkdir(parents=True, exist_ok=True)
             self.lock = acquire(self.partial)
             if self.resume is None:
                 journal.clear(self.partial, set())
             else:
-                job = {"encoder": self.encoder, "source": self.source, "dtype": self.dtype, "bytes": self.shard_bytes}
+                job = {
+                    "encoder": self.encoder,
+                    "source": self.source,
+                    "dtype": self.dtype,
+                    "bytes": self.shard_bytes,
+                }
                 self.journal = Journal(self.partial, {**job, "resume": self.resume})
         except OSError as error:
-            raise UserError(f"cannot write {self.out}: {error.strerror} ({error.filename})") from error
+            raise UserError(
+                f"cannot write {self.out}: {error.strerror} ({error.filename})"
+            ) from error
         return self
 
     def split(self, name: str) -> SplitWriter:
@@ -82,11 +96,20 @@ class DatasetWriter:
         if name not in self.writers:
             if not name.isidentifier():
                 raise UserError(f"split name {name!r}: must be letters, digits and underscores")
-            done, note = (self.journal.done.get(name), self.journal.note) if self.journal else (None, None)
-            self.writers[name] = SplitWriter(self.partial, name, self.dtype, self.shard_bytes, done=done, finished=note)
+            done, note = (
+                (self.journal.done.get(name), self.journal.note) if self.journal else (None, None)
+            )
+            self.writers[name] = SplitWriter(
+                self.partial, name, self.dtype, self.shard_bytes, done=done, finished=note
+            )
         return self.writers[name]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             if error is None:
                 self.publish()
@@ -108,12 +131,18 @@ class DatasetWriter:
         if self.resume is None or not stopped:
             shutil.rmtree(self.partial, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            left = "nothing was kept" if self.resume is None else "make room and run the same again: it goes on from the last whole shard"
+            left = (
+                "nothing was kept"
+                if self.resume is None
+                else "make room and run the same again: it goes on from the last whole shard"
+            )
             raise UserError(f"no space left for {self.out}: {error.strerror}; {left}") from error
 
     def publish(self) -> None:
         splits = {name: writer.close() for name, writer in self.writers.items()}
-        shapes = {name: writer.shape for name, writer in self.writers.items() if writer.shape is not None}
+        shapes = {
+            name: writer.shape for name, writer in self.writers.items() if writer.shape is not None
+        }
         if not shapes:
             raise UserError(f"there is not one video to write to {self.out}")
         if len(set(shapes.values())) > 1:
@@ -121,7 +150,16 @@ class DatasetWriter:
         frames, slots, slot_dim = next(iter(shapes.values()))  # type: ignore[misc]
         if self.empty_slot is not None and len(self.empty_slot) != slot_dim:
             raise UserError(f"empty_slot has {len(self.empty_slot)} numbers, slots have {slot_dim}")
-        manifest = Manifest(self.encoder, self.source, frames, slots, slot_dim, self.dtype, self.empty_slot, splits=splits)
+        manifest = Manifest(
+            self.encoder,
+            self.source,
+            frames,
+            slots,
+            slot_dim,
+            self.dtype,
+            self.empty_slot,
+            splits=splits,
+        )
         set_statistics(manifest)
         publish(manifest, self.partial, self.out)
 
@@ -131,4 +169,4 @@ def publish(manifest: Manifest, partial: Path, out: Path) -> None:
     manifest.save(partial)
     (partial / journal.NAME).unlink(missing_ok=True)
     os.rename(partial, out)
-    fsync_directory(out.parent)
+    fsync_path(out.parent)

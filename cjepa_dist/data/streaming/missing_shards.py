@@ -23,7 +23,11 @@ class MissingShards:
     def read(self) -> None:
         """What all ranks have written so far; a line that a full disk or a kill cut off is left out."""
         if self.record is not None and self.record.exists():
-            self.lines = [json.loads(line) for line in self.record.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            self.lines = [
+                json.loads(line)
+                for line in self.record.read_text().splitlines(keepends=True)
+                if line.endswith("\n")
+            ]
 
     def at(self, shard: str, position: int) -> bool:
         """Whether a shard is lost to the samples from `position` on."""
@@ -36,14 +40,19 @@ class MissingShards:
     def add(self, shard: str, samples: int, position: int, error: UserError) -> None:
         """Note that `shard` is lost from `position` on. The error, if that is more than is tolerated."""
         self.read()
-        total = self.samples() + (0 if any(line["shard"] == shard for line in self.lines) else samples)
+        total = self.samples() + (
+            0 if any(line["shard"] == shard for line in self.lines) else samples
+        )
         if total > self.tolerate:
             raise UserError(
-                f"{error}. Or let others stand in for its {samples} samples: reading.tolerate={total} (it is {self.tolerate})"
+                f"{error}. Or let others stand in for its {samples} samples: reading.max_missing_samples={total} (it is {self.tolerate})"
             ) from error
         line = {"shard": shard, "samples": samples, "position": position, "reason": str(error)}
         self.lines.append(line)
         if self.record is not None:
             with self.record.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
-        print(f"warning: {error}; others stand in for its {samples} samples, {total} of reading.tolerate={self.tolerate}", flush=True)
+        print(
+            f"warning: {error}; others stand in for its {samples} samples, {total} of reading.max_missing_samples={self.tolerate}",
+            flush=True,
+        )

@@ -51,7 +51,13 @@ class ShardPrefetcher(Generic[Held]):
         patience: RetryPolicy = DEFAULT_RETRY,
         lost: MissingShards | None = None,
     ) -> None:
-        self.folder, self.split, self.entries, self.patience, self.lost = folder, split, entries, patience, lost or MissingShards()
+        self.folder, self.split, self.entries, self.patience, self.lost = (
+            folder,
+            split,
+            entries,
+            patience,
+            lost or MissingShards(),
+        )
         self.lanes = ShardSampler(sizes, shards=shards, lanes=lanes)
         self.held: dict[int, Future[Held]] = {}
         self.turn, self.adding, self.bytes_read = threading.Semaphore(workers), threading.Lock(), 0
@@ -76,8 +82,12 @@ class ShardPrefetcher(Generic[Held]):
         blocks, following = self.lanes.blocks(seed, position, len(ids), part)
         now = [shard for block in dict.fromkeys(blocks) for shard in block.shards]
         later = [shard for block in following for shard in block.shards]
-        self.held = {shard: held for shard, held in self.held.items() if shard in now or shard in later}
-        crossing = len(set(blocks)) > len(following)  # from one block to the next: two are in memory, which is enough
+        self.held = {
+            shard: held for shard, held in self.held.items() if shard in now or shard in later
+        }
+        crossing = len(set(blocks)) > len(
+            following
+        )  # from one block to the next: two are in memory, which is enough
         for shard in now if crossing else now + later:
             if shard not in self.held and not self.lost.at(self.name(shard), position):
                 self.held[shard] = self.load(shard)
@@ -92,11 +102,17 @@ class ShardPrefetcher(Generic[Held]):
             left = [shard for shard in blocks[row].shards if self.there(shard, position)]
             if not left:
                 names = ", ".join(map(self.name, blocks[row].shards))
-                raise UserError(f"all shards of a block are lost ({names}): none is left to stand in; restore them or raise reading.shards")
+                raise UserError(
+                    f"all shards of a block are lost ({names}): none is left to stand in; restore them or raise reading.shuffle_shards"
+                )
             ends = np.cumsum(self.lanes.sizes[left])
             place = (ids[row] - self.lanes.first[shards[row]]) % ends[-1]
             which = int(np.searchsorted(ends, place, side="right"))
-            ids[row] = self.lanes.first[left[which]] + place - (ends[which] - self.lanes.sizes[left[which]])
+            ids[row] = (
+                self.lanes.first[left[which]]
+                + place
+                - (ends[which] - self.lanes.sizes[left[which]])
+            )
         return ids
 
     def there(self, shard: int, position: int) -> bool:
@@ -127,10 +143,14 @@ class ShardPrefetcher(Generic[Held]):
     def read(self, shard: int) -> Held:
         entry = self.entries[shard][0]
         try:
-            with ShardReader(self.folder, self.split, entry, verified=True, patience=self.patience) as content:
+            with ShardReader(
+                self.folder, self.split, entry, verified=True, patience=self.patience
+            ) as content:
                 held = self.hold(content, shard)
         except OSError as error:  # a disk that fails
-            raise UserError(f"shard {self.folder}/{self.name(shard)} cannot be read ({error.strerror}); restore it") from error
+            raise UserError(
+                f"shard {self.folder}/{self.name(shard)} cannot be read ({error.strerror}); restore it"
+            ) from error
         with self.adding:
             self.bytes_read += entry.bytes
         return held
@@ -141,21 +161,26 @@ class ShardPrefetcher(Generic[Held]):
     def counts(self) -> dict[str, float]:
         """read_mb: bytes of the shards that this process read; lost_samples: of shards that any process lost, where there are any."""
         lost = self.lost.samples()
-        return {"read_mb": 1e-6 * self.bytes_read, **({"lost_samples": float(lost)} if lost else {})}
+        return {
+            "read_mb": 1e-6 * self.bytes_read,
+            **({"lost_samples": float(lost)} if lost else {}),
+        }
 
 
 def prefetcher_options(config: ReadingConfig, run: str | Path) -> dict[str, Any]:
-    """The arguments of `Blocks` that a run's config gives."""
+    """The arguments of `ShardPrefetcher` that a run's config gives."""
     return {
-        "shards": config.shards,
-        "lanes": config.lanes,
+        "shards": config.shuffle_shards,
+        "lanes": config.shard_groups,
         "workers": config.workers,
-        "patience": RetryPolicy(config.timeout, config.tries),
-        "lost": MissingShards(Path(run) / "replaced.jsonl", config.tolerate),
+        "patience": RetryPolicy(config.timeout, config.max_attempts),
+        "lost": MissingShards(Path(run) / "replaced.jsonl", config.max_missing_samples),
     }
 
 
 def check_in_memory_options(config: ReadingConfig) -> None:
     """Raises UserError for what has no meaning where a split is in memory before the first step."""
-    if config.tolerate:
-        raise UserError(f"reading.tolerate={config.tolerate}: a split that is read before the first step has no fault later; leave it 0")
+    if config.max_missing_samples:
+        raise UserError(
+            f"reading.max_missing_samples={config.max_missing_samples}: a split that is read before the first step has no fault later; leave it 0"
+        )

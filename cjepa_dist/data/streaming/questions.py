@@ -53,14 +53,24 @@ class StreamingQuestions(ShardPrefetcher[QuestionBatches | VideoQuestions]):
         self.shown, self.protocol, self.by_video, self.types = shown, protocol, by_video, types
         entries = list(select_shards(self.manifest, split, 0))
         if any(entry.asked is None for entry, _ in entries):
-            how = "fetches the whole split once" if is_remote(folder) else "reads all questions once"
-            print(f"the manifest of {folder} does not count the questions of every shard: this {how}", flush=True)
+            how = (
+                "fetches the whole split once" if is_remote(folder) else "reads all questions once"
+            )
+            print(
+                f"the manifest of {folder} does not count the questions of every shard: this {how}",
+                flush=True,
+            )
         patience = reading.get("patience", DEFAULT_RETRY)
-        asked = [counted(folder, split, entry, patience) if entry.asked is None else entry.asked for entry, _ in entries]
+        asked = [
+            counted(folder, split, entry, patience) if entry.asked is None else entry.asked
+            for entry, _ in entries
+        ]
         places = [self.places(videos) for videos in asked]
         used = [shard for shard, found in enumerate(places) if len(found)]
         if not used:
-            raise UserError(f"split {split!r} of {folder} has no questions of the types {', '.join(types)}; ALOE needs some")
+            raise UserError(
+                f"split {split!r} of {folder} has no questions of the types {', '.join(types)}; ALOE needs some"
+            )
         first = np.cumsum([0, *(len("".join(videos)) for videos in asked)])
         self.first_question = first[used]
         # Of each sample, for people: the key of its video and, unless it is all of them, which of its questions.
@@ -69,14 +79,28 @@ class StreamingQuestions(ShardPrefetcher[QuestionBatches | VideoQuestions]):
             for shard in used
             for video, question in places[shard]
         ]
-        super().__init__(folder, split, [entries[shard] for shard in used], [len(places[shard]) for shard in used], **reading)
+        super().__init__(
+            folder,
+            split,
+            [entries[shard] for shard in used],
+            [len(places[shard]) for shard in used],
+            **reading,
+        )
         self.left_out: dict[int, int] = {}
 
     def places(self, asked: list[str]) -> list[tuple[int, int]]:
         """(video, question of it) of each sample of a shard; question -1: all of them."""
         if not self.by_video:
-            return [(video, question) for video, types in enumerate(asked) for question in range(len(types))]
-        return [(video, -1) for video, types in enumerate(asked) if any(name[0] in types for name in self.types)]
+            return [
+                (video, question)
+                for video, types in enumerate(asked)
+                for question in range(len(types))
+            ]
+        return [
+            (video, -1)
+            for video, types in enumerate(asked)
+            if any(name[0] in types for name in self.types)
+        ]
 
     def hold(self, content: ShardReader, number: int) -> QuestionBatches | VideoQuestions:
         keys = self.entries[number][1]
@@ -102,7 +126,11 @@ class StreamingQuestions(ShardPrefetcher[QuestionBatches | VideoQuestions]):
         shards, parts, views = self.lanes.shard(ids), [], 0
         for begin, end in stretches(shards.tolist()):
             shard = int(shards[begin])
-            part = self.held[shard].result().gather(ids[begin:end] - self.lanes.first[shard], sample[begin:end])
+            part = (
+                self.held[shard]
+                .result()
+                .gather(ids[begin:end] - self.lanes.first[shard], sample[begin:end])
+            )
             part["row_view"] += views
             part["question"] += int(self.first_question[shard])
             views += len(part["slots"])

@@ -36,11 +36,16 @@ class ShardSampler:
 
     def __init__(self, sizes: Sequence[int], *, shards: int, lanes: int) -> None:
         if min(shards, lanes, len(sizes), *sizes) < 1:
-            raise ValueError(f"shards={shards}, lanes={lanes} and the windows of {len(sizes)} shards must be at least 1")
+            raise ValueError(
+                f"shards={shards}, lanes={lanes} and the windows of {len(sizes)} shards must be at least 1"
+            )
         self.sizes, self.lanes = np.array(sizes, np.int64), lanes
         self.first, self.length = np.cumsum(self.sizes) - self.sizes, int(self.sizes.sum())
         self.groups = -(-len(sizes) // shards)
-        self.line, self.permutation = lru_cache(8)(self._line), lru_cache(4 * lanes)(self._permutation)
+        self.line, self.permutation = (
+            lru_cache(8)(self._line),
+            lru_cache(4 * lanes)(self._permutation),
+        )
 
     def order(self, seed: int, position: int, count: int) -> np.ndarray:
         """Ids (count,) of the samples position .. position + count - 1, as the batch stands: by lane, in it by block and shard."""
@@ -52,7 +57,9 @@ class ShardSampler:
             ids[rows] = part[np.argsort(self.shard(part), kind="stable")]
         return ids
 
-    def blocks(self, seed: int, position: int, count: int, part: slice) -> tuple[list[ShardBlock], list[ShardBlock]]:
+    def blocks(
+        self, seed: int, position: int, count: int, part: slice
+    ) -> tuple[list[ShardBlock], list[ShardBlock]]:
         """The block of each sample of a part of that batch, and the one that each of its lanes reads next."""
         samples, places, blocks = self.locate(seed, position, count)
         samples, places, blocks, following = samples[part], places[part], blocks[part], []
@@ -67,7 +74,9 @@ class ShardSampler:
         """The shard of each id."""
         return np.searchsorted(self.first, ids, side="right") - 1
 
-    def locate(self, seed: int, position: int, count: int) -> tuple[np.ndarray, np.ndarray, list[ShardBlock]]:
+    def locate(
+        self, seed: int, position: int, count: int
+    ) -> tuple[np.ndarray, np.ndarray, list[ShardBlock]]:
         """Of each sample of the batch, as it stands: its position, its place in its epoch's line, the block of that place."""
         samples = np.arange(position, position + count, dtype=np.int64)
         samples = samples[np.argsort(samples % self.lanes, kind="stable")]
@@ -76,7 +85,11 @@ class ShardSampler:
         for epoch in range(position // self.length, (position + count - 1) // self.length + 1):
             found, cuts = self.line(seed, epoch)
             rows = np.flatnonzero(epochs == epoch)
-            places[rows] = cuts[lanes[rows]] + self.before(samples[rows], lanes[rows]) - self.before(epoch * self.length, lanes[rows])
+            places[rows] = (
+                cuts[lanes[rows]]
+                + self.before(samples[rows], lanes[rows])
+                - self.before(epoch * self.length, lanes[rows])
+            )
             at = np.searchsorted([block.first for block in found], places[rows], side="right") - 1
             for row, number in zip(rows.tolist(), at.tolist()):
                 blocks[row] = found[number]
@@ -89,19 +102,32 @@ class ShardSampler:
     def _line(self, seed: int, epoch: int) -> tuple[list[ShardBlock], np.ndarray]:
         """The blocks of an epoch, and where its lanes begin (lanes + 1,)."""
         blocks, first = [], 0
-        for number, shards in enumerate(np.array_split(epoch_permutation(seed, epoch, len(self.sizes)), self.groups)):
-            blocks.append(ShardBlock(epoch, number, first, int(self.sizes[shards].sum()), tuple(shards.tolist())))
+        for number, shards in enumerate(
+            np.array_split(epoch_permutation(seed, epoch, len(self.sizes)), self.groups)
+        ):
+            blocks.append(
+                ShardBlock(
+                    epoch, number, first, int(self.sizes[shards].sum()), tuple(shards.tolist())
+                )
+            )
             first += blocks[-1].windows
         lanes = np.arange(self.lanes)
-        lengths = self.before((epoch + 1) * self.length, lanes) - self.before(epoch * self.length, lanes)
+        lengths = self.before((epoch + 1) * self.length, lanes) - self.before(
+            epoch * self.length, lanes
+        )
         return blocks, np.concatenate([[0], np.cumsum(lengths)])
 
     def _permutation(self, seed: int, block: ShardBlock) -> np.ndarray:
         """The ids (windows,) of a block, in the order of the line."""
         # As `epoch_order`, with other counters: those begin at 0.
-        key, counter = np.array([seed & MASK, block.epoch & MASK], np.uint64), np.array([0, 0, 0, block.number + 1], np.uint64)
+        key, counter = (
+            np.array([seed & MASK, block.epoch & MASK], np.uint64),
+            np.array([0, 0, 0, block.number + 1], np.uint64),
+        )
         keys = np.random.Philox(key=key, counter=counter).random_raw(block.windows)
-        ids = np.concatenate([np.arange(self.first[s], self.first[s] + self.sizes[s]) for s in block.shards])
+        ids = np.concatenate(
+            [np.arange(self.first[s], self.first[s] + self.sizes[s]) for s in block.shards]
+        )
         return ids[np.argsort(keys, kind="stable")]
 
 

@@ -43,9 +43,23 @@ class StreamingWindows(Windows, ShardPrefetcher[Held]):
         videos: int = 0,
         **reading: Any,
     ) -> None:
-        super().__init__(folder, split, history_frames=history_frames, pred_frames=pred_frames, frameskip=frameskip, horizon=horizon)
+        super().__init__(
+            folder,
+            split,
+            history_frames=history_frames,
+            pred_frames=pred_frames,
+            frameskip=frameskip,
+            horizon=horizon,
+        )
         entries = list(select_shards(self.manifest, split, videos))
-        ShardPrefetcher.__init__(self, folder, split, entries, [len(keys) * self.starts for _, keys in entries], **reading)
+        ShardPrefetcher.__init__(
+            self,
+            folder,
+            split,
+            entries,
+            [len(keys) * self.starts for _, keys in entries],
+            **reading,
+        )
 
     def gather(self, ids: np.ndarray, sample: np.ndarray) -> dict[str, torch.Tensor]:
         """The windows `ids` (B,), as `ready` gave them; `sample` (B,) is handed on. Keys as of `Windows.batch`."""
@@ -56,7 +70,10 @@ class StreamingWindows(Windows, ShardPrefetcher[Held]):
         shown = True
         for begin, end in stretches(shards.tolist()):
             held = self.held[int(shards[begin])].result()
-            v, s = video[begin:end] - self.lanes.first[shards[begin]] // self.starts, start[begin:end]
+            v, s = (
+                video[begin:end] - self.lanes.first[shards[begin]] // self.starts,
+                start[begin:end],
+            )
             gathered[begin:end] = held.runs[self.places(v, s)]
             if held.present is None:
                 shown = False

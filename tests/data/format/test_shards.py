@@ -21,13 +21,25 @@ FRAMES, SLOTS, WIDTH = 6, 3, 8
 
 def sample(scene, dtype=np.float32):
     values = np.random.default_rng(scene).standard_normal((FRAMES, SLOTS, WIDTH)).astype(dtype)
-    questions = {"scene_index": scene, "video_filename": f"video_{scene:05d}.mp4", "questions": [{"question_id": 0}]}
-    truth = {"radius": np.float32(0.2), "contacts": np.array([[3, 0, 1]], np.int16), "future_slots": values[:2]}
-    return Sample(f"video_{scene:05d}", values, {"scene_index": scene, "collision": []}, questions, truth)
+    questions = {
+        "scene_index": scene,
+        "video_filename": f"video_{scene:05d}.mp4",
+        "questions": [{"question_id": 0}],
+    }
+    truth = {
+        "radius": np.float32(0.2),
+        "contacts": np.array([[3, 0, 1]], np.int16),
+        "future_slots": values[:2],
+    }
+    return Sample(
+        f"video_{scene:05d}", values, {"scene_index": scene, "collision": []}, questions, truth
+    )
 
 
 def write(out, train=5, val=2, shard_mb=256, dtype="float16"):
-    with DatasetWriter(out, encoder="test", source={"seed": 0}, dtype=dtype, shard_mb=shard_mb) as writer:
+    with DatasetWriter(
+        out, encoder="test", source={"seed": 0}, dtype=dtype, shard_mb=shard_mb
+    ) as writer:
         for name, scenes in (("train", range(train)), ("val", range(100, 100 + val))):
             for scene in scenes:
                 writer.split(name).add(sample(scene))
@@ -56,14 +68,22 @@ def replace_slots(folder, key, array):
         for entry in samples:
             if entry["__key__"] == key:
                 entry["slots.npy"] = array
-            tar.write({name: value for name, value in entry.items() if name == "__key__" or not name.startswith("__")})
+            tar.write(
+                {
+                    name: value
+                    for name, value in entry.items()
+                    if name == "__key__" or not name.startswith("__")
+                }
+            )
     refresh(folder)
 
 
 def refresh(folder):
     manifest, path = Manifest.load(folder), shard_of(folder)
     entry = manifest.splits["train"][0]
-    manifest.splits["train"][0] = type(entry)(entry.name, entry.samples, path.stat().st_size, file_checksum(path), entry.keys)
+    manifest.splits["train"][0] = type(entry)(
+        entry.name, entry.samples, path.stat().st_size, file_checksum(path), entry.keys
+    )
     manifest.save(folder)
 
 
@@ -77,7 +97,9 @@ def test_what_is_written_comes_back(tmp_path, dtype):
         assert found.slots.dtype == dtype
         assert np.array_equal(found.slots, expected.slots.astype(dtype))
         assert found.annotation == expected.annotation and found.questions == expected.questions
-        assert found.truth["contacts"].tolist() == [[3, 0, 1]] and found.truth["radius"] == np.float32(0.2)
+        assert found.truth["contacts"].tolist() == [[3, 0, 1]] and found.truth[
+            "radius"
+        ] == np.float32(0.2)
         assert found.truth["future_slots"].dtype == dtype
     array = load_slots(folder, "train")
     assert array.dtype == dtype and np.array_equal(array, np.stack([s.slots for s in samples]))
@@ -87,7 +109,11 @@ def test_what_is_written_comes_back(tmp_path, dtype):
 
 def test_manifest(whole):
     manifest = Manifest.load(whole)
-    assert manifest.shape == (FRAMES, SLOTS, WIDTH) and manifest.count("train") == 5 and manifest.dtype == "float16"
+    assert (
+        manifest.shape == (FRAMES, SLOTS, WIDTH)
+        and manifest.count("train") == 5
+        and manifest.dtype == "float16"
+    )
     array = load_slots(whole, "train").astype(np.float64)
     np.testing.assert_allclose(manifest.mean, array.mean((0, 1, 2)), rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(manifest.std, array.std((0, 1, 2)), rtol=1e-12)
@@ -115,7 +141,11 @@ def test_one_field_of_a_json_member(whole, copy):
 
     assert fields(whole, "scene_index", "collision", "no_such") == [100, [], None]
     path = next((copy / "val").iterdir())
-    path.write_bytes(path.read_bytes().replace(b'{"scene_index":100,"collision":[]}', b'{"scene_index":100,"collision":[}}'))
+    path.write_bytes(
+        path.read_bytes().replace(
+            b'{"scene_index":100,"collision":[]}', b'{"scene_index":100,"collision":[}}'
+        )
+    )
     assert fields(copy, "scene_index") == [100]
     with pytest.raises(UserError, match="video_00100: collision in json is no JSON"):
         fields(copy, "collision")
@@ -133,7 +163,9 @@ def test_shards_are_split_by_size(tmp_path):
     for scene in range(7):
         writer.add(sample(scene))
     entries = writer.close()
-    assert len(entries) > 1 and [k for e in entries for k in e.keys] == [f"video_{scene:05d}" for scene in range(7)]
+    assert len(entries) > 1 and [k for e in entries for k in e.keys] == [
+        f"video_{scene:05d}" for scene in range(7)
+    ]
     for entry in entries:
         path = tmp_path / "train" / entry.name
         assert path.stat().st_size == entry.bytes and file_checksum(path) == entry.xxh3
@@ -150,14 +182,20 @@ def test_a_folder_that_holds_something_is_refused(whole):
 
 
 def test_an_error_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), DatasetWriter(tmp_path / "data", encoder="", source={}) as writer:
+    with (
+        pytest.raises(RuntimeError),
+        DatasetWriter(tmp_path / "data", encoder="", source={}) as writer,
+    ):
         writer.split("train").add(sample(0))
         raise RuntimeError
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_is_an_error_of_the_user(tmp_path):
-    with pytest.raises(UserError, match="no space left"), DatasetWriter(tmp_path / "data", encoder="", source={}) as writer:
+    with (
+        pytest.raises(UserError, match="no space left"),
+        DatasetWriter(tmp_path / "data", encoder="", source={}) as writer,
+    ):
         writer.split("train").add(sample(0))
         raise OSError(errno.ENOSPC, "No space left on device")
     assert os.listdir(tmp_path) == []
@@ -201,7 +239,10 @@ def test_bad_keys_and_names_are_refused(tmp_path):
         writer.add(Sample("a.b", sample(0).slots))
     with pytest.raises(UserError, match="dtype"):
         SplitWriter(tmp_path, "train", "int8")
-    with pytest.raises(UserError, match="not one video"), DatasetWriter(tmp_path / "empty", encoder="", source={}):
+    with (
+        pytest.raises(UserError, match="not one video"),
+        DatasetWriter(tmp_path / "empty", encoder="", source={}),
+    ):
         pass
 
 
@@ -218,7 +259,13 @@ def cut_between_samples(folder):
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False))[:2]
     with webdataset.TarWriter(str(path), mtime=0) as tar:
         for entry in samples:
-            tar.write({name: value for name, value in entry.items() if name == "__key__" or not name.startswith("__")})
+            tar.write(
+                {
+                    name: value
+                    for name, value in entry.items()
+                    if name == "__key__" or not name.startswith("__")
+                }
+            )
     refresh(folder)
 
 
@@ -300,14 +347,18 @@ def test_extra_files_and_doubled_keys_are_found(copy):
     manifest.splits["val"] = manifest.splits["val"][1:]
     manifest.save(copy)
     faults = [fault.text for fault in verify_folder(copy)]
-    assert any("000007.tar: extra" in f for f in faults) and any("notes.txt: extra" in f for f in faults)
+    assert any("000007.tar: extra" in f for f in faults) and any(
+        "notes.txt: extra" in f for f in faults
+    )
     assert any("key video_00000 is also in train/000000.tar" in f for f in faults)
 
 
 def test_damaged_truth_and_json_are_found(copy):
     path = shard_of(copy)
     content = path.read_bytes()
-    content = content.replace(b'{"scene_index":3,"collision":[]}', b'{"scene_index":3,"collision":[}}')
+    content = content.replace(
+        b'{"scene_index":3,"collision":[]}', b'{"scene_index":3,"collision":[}}'
+    )
     start = content.index(b"contacts.npy", content.index(b"video_00001.truth"))
     spoiled = bytearray(content)
     spoiled[start + 140] ^= 1
@@ -315,7 +366,10 @@ def test_damaged_truth_and_json_are_found(copy):
     refresh(copy)
     faults = [fault.text for fault in verify_folder(copy)]
     assert len(faults) == 2
-    assert "video_00001: truth.npz is damaged" in faults[0] and "video_00003: json is no JSON" in faults[1]
+    assert (
+        "video_00001: truth.npz is damaged" in faults[0]
+        and "video_00003: json is no JSON" in faults[1]
+    )
 
 
 def test_no_data_set_and_damaged_manifests(tmp_path, copy):
@@ -324,7 +378,13 @@ def test_no_data_set_and_damaged_manifests(tmp_path, copy):
     (tmp_path / "half.partial").mkdir()
     with pytest.raises(UserError, match="unfinished"):
         Manifest.load(tmp_path / "half")
-    for content in ("{", "[]", '{"version": 9}', '{"version": 1}', '{"version": 1, "splits": {}, "colour": 1}'):
+    for content in (
+        "{",
+        "[]",
+        '{"version": 9}',
+        '{"version": 1}',
+        '{"version": 1, "splits": {}, "colour": 1}',
+    ):
         (copy / "manifest.json").write_text(content)
         with pytest.raises(UserError, match=r"manifest\.json"):
             Manifest.load(copy)

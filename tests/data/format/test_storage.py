@@ -33,7 +33,11 @@ def server(folder, faults=(), ranges=True):
 
         def do_GET(self):
             fault = waiting.pop(0) if waiting else None
-            begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-")) if ranges else 0
+            begin = (
+                int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+                if ranges
+                else 0
+            )
             path = os.path.join(folder, self.path.lstrip("/"))
             seen.append((self.path, begin, fault))
             if isinstance(fault, int) or not os.path.isfile(path):
@@ -89,7 +93,10 @@ def test_progress_gives_new_tries(folder):
     with server(folder, ["cut"] * 9) as (url, seen):
         assert fetched(f"{url}/shard.tar") == BYTES and len(seen) == 10
     with server(folder, [503] * 9) as (url, seen):
-        with pytest.raises(UserError, match=r"shard.tar cannot be read: 4 failures in a row, the last: HTTP Error 503"):
+        with pytest.raises(
+            UserError,
+            match=r"shard.tar cannot be read: 4 failures in a row, the last: HTTP Error 503",
+        ):
             fetched(f"{url}/shard.tar")
         assert len(seen) == 4
 
@@ -141,7 +148,9 @@ def test_fsspec():
     assert fetched("memory://bucket/shard.tar") == BYTES
     with pytest.raises(UserError, match=r"absent\.tar cannot be read"):
         fetched("memory://bucket/absent.tar")
-    with pytest.raises(UserError, match=r"nosuch://bucket/shard\.tar cannot be read: Protocol not known"):
+    with pytest.raises(
+        UserError, match=r"nosuch://bucket/shard\.tar cannot be read: Protocol not known"
+    ):
         fetched("nosuch://bucket/shard.tar")
 
 
@@ -184,5 +193,8 @@ def test_a_data_set_by_url(tmp_path):
     with server(tmp_path, [503, None, "cut"]) as (url, _):
         assert np.array_equal(load_slots(f"{url}/data", "train"), slots)
     assert np.array_equal(load_slots(f"pipe:cat {tmp_path}/data", "train"), slots)
-    with server(tmp_path) as (url, _), pytest.raises(UserError, match=r"absent/manifest.json cannot be read \(HTTP Error 404"):
+    with (
+        server(tmp_path) as (url, _),
+        pytest.raises(UserError, match=r"absent/manifest.json cannot be read \(HTTP Error 404"),
+    ):
         load_slots(f"{url}/absent", "train")

@@ -32,11 +32,22 @@ def asked(video, random):
         return None
     questions = []
     for number in range(1 + video % 5):
-        kind = ("counterfactual", "descriptive", "predictive", "explanatory")[random.integers(4)] if number else "descriptive"
+        kind = (
+            ("counterfactual", "descriptive", "predictive", "explanatory")[random.integers(4)]
+            if number
+            else "descriptive"
+        )
         questions.append(question(number, kind, 1 + int(random.integers(3))))
         if kind == "counterfactual":
             color = ("red", "green")[random.integers(2)]
-            questions[-1]["program"] = ["objects", color, "filter_color", "unique", "get_counterfact", "belong_to"]
+            questions[-1]["program"] = [
+                "objects",
+                color,
+                "filter_color",
+                "unique",
+                "get_counterfact",
+                "belong_to",
+            ]
     return {"scene_index": video, "questions": questions}
 
 
@@ -46,12 +57,23 @@ def write(folder, count=True):
     with DatasetWriter(folder, encoder="test", source={}) as writer:
         split = writer.split("train")
         for video in range(VIDEOS):
-            listed = [{"object_id": i, "color": color, "material": "metal", "shape": "cube"} for i, color in enumerate(COLORS)]
+            listed = [
+                {"object_id": i, "color": color, "material": "metal", "shape": "cube"}
+                for i, color in enumerate(COLORS)
+            ]
             slots = random.standard_normal((FRAMES, SLOTS, WIDTH))
             held = np.array([1, 0, 2 if video % 3 else -1], np.int8)
             removed = np.flatnonzero(held != 1).astype(np.int8)
-            worlds = {"removed": removed, "slots": random.standard_normal((len(removed), FRAMES, SLOTS, WIDTH))}
-            sample = Sample(f"video_{video:05d}", slots, {"scene_index": video, "object_property": listed}, asked(video, random))
+            worlds = {
+                "removed": removed,
+                "slots": random.standard_normal((len(removed), FRAMES, SLOTS, WIDTH)),
+            }
+            sample = Sample(
+                f"video_{video:05d}",
+                slots,
+                {"scene_index": video, "object_property": listed},
+                asked(video, random),
+            )
             sample.match, sample.worlds = {"slot_object": held}, worlds
             split.add(sample)
             if video % 3 == 2:
@@ -80,7 +102,9 @@ WAYS = {
 
 
 def stream(folder, way="worlds", **reading):
-    return StreamingQuestions(folder, "train", FrameSampling(**SHOWN, affirm_until=40), **WAYS[way], **reading)
+    return StreamingQuestions(
+        folder, "train", FrameSampling(**SHOWN, unnegated_until=40), **WAYS[way], **reading
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +112,7 @@ def resident(data):
     def make(way):
         more = dict(WAYS[way])
         by_video, types = more.pop("by_video", False), more.pop("types", None)
-        source = InMemoryQuestions(data, "train", **SHOWN, affirm_until=40, **more)
+        source = InMemoryQuestions(data, "train", **SHOWN, unnegated_until=40, **more)
         return VideoQuestions(source, **({"types": types} if types else {})) if by_video else source
 
     return {way: make(way) for way in WAYS}
@@ -113,7 +137,9 @@ def same(found, expected):
     share=st.integers(1, 6),
     stop=st.integers(0, 10),
 )
-def test_any_processes_workers_and_stops_read_the_same(data, resident, way, seed, shards, lanes, workers, world, share, stop):
+def test_any_processes_workers_and_stops_read_the_same(
+    data, resident, way, seed, shards, lanes, workers, world, share, stop
+):
     batch, whole = world * share, stream(data, way, shards=shards, lanes=lanes)
     steps = 2 + len(whole) // batch
     stop = min(stop, steps)
@@ -123,12 +149,21 @@ def test_any_processes_workers_and_stops_read_the_same(data, resident, way, seed
         found = []
         for begin, end in ((0, stop), (stop, steps)):  # stopped and started anew
             source = stream(data, way, shards=shards, lanes=lanes, workers=workers)
-            found += batches(source, start=begin, stop=end, batch=batch, rank=rank, world=world, seed=seed)
+            found += batches(
+                source, start=begin, stop=end, batch=batch, rank=rank, world=world, seed=seed
+            )
         for step, (content,) in enumerate(found):
-            same(content, resident[way].gather(expected[step][part], step * batch + np.arange(batch)[part]))
+            same(
+                content,
+                resident[way].gather(expected[step][part], step * batch + np.arange(batch)[part]),
+            )
     seen = np.concatenate(expected)
-    positions = np.concatenate([whole.lanes.locate(seed, step * batch, batch)[0] for step in range(steps)])
-    assert sorted(seen[positions < len(whole)]) == list(range(len(resident[way]))) and len(whole) == len(resident[way])
+    positions = np.concatenate(
+        [whole.lanes.locate(seed, step * batch, batch)[0] for step in range(steps)]
+    )
+    assert sorted(seen[positions < len(whole)]) == list(range(len(resident[way]))) and len(
+        whole
+    ) == len(resident[way])
 
 
 def test_questions_without_a_world_are_counted_and_weigh_nothing(data, resident):
@@ -136,19 +171,27 @@ def test_questions_without_a_world_are_counted_and_weigh_nothing(data, resident)
     batches(source, start=0, stop=len(source), batch=1)
     questions = resident["worlds"]
     assert 0 < questions.left_out.sum() < (questions.type == "counterfactual").sum()
-    assert source.counts()["left_out_questions"] == questions.left_out.sum() and "left_out_questions" not in stream(data).counts()
+    assert (
+        source.counts()["left_out_questions"] == questions.left_out.sum()
+        and "left_out_questions" not in stream(data).counts()
+    )
     rows = questions.left_out[questions.row_question]
     assert (questions.label[rows] == -1).all() and (questions.label[~rows] >= 0).all()
     published = resident["question"]
     ids = np.flatnonzero(questions.left_out)
     here, there = (source.gather(ids, ids) for source in (questions, published))
-    assert torch.equal(here["slots"][here["row_view"]], there["slots"][there["row_view"]])  # what they see is the observed video
+    assert torch.equal(
+        here["slots"][here["row_view"]], there["slots"][there["row_view"]]
+    )  # what they see is the observed video
 
 
 def test_an_older_manifest_is_counted_once(data, tmp_path, capsys):
     old = stream(write(tmp_path / "old", count=False))
     assert "does not count the questions" in capsys.readouterr().out
-    assert old.sample_names == stream(data).sample_names and (old.lanes.sizes == stream(data).lanes.sizes).all()
+    assert (
+        old.sample_names == stream(data).sample_names
+        and (old.lanes.sizes == stream(data).lanes.sizes).all()
+    )
 
 
 def test_to_know_the_samples_the_manifest_is_enough(data, tmp_path, capsys):
@@ -181,25 +224,41 @@ def test_a_lost_shard_is_named_or_replaced_the_same_after_a_resume(data, tmp_pat
     shutil.copytree(data, tmp_path / "data")
     damage(tmp_path / "data", "flipped", 4)
     steps, batch = len(stream(data)) // 4 + 2, 4
-    with pytest.raises(UserError, match=r"train/000004.tar .*its xxh3.* its 3 samples: reading.tolerate=3 \(it is 0\)"):
+    with pytest.raises(
+        UserError,
+        match=r"train/000004.tar .*its xxh3.* its 3 samples: reading.max_missing_samples=3 \(it is 0\)",
+    ):
         batches(stream(tmp_path / "data", shards=3), start=0, stop=steps, batch=batch)
 
     def run(record, start, stop):
         return [
             part
-            for (part,) in batches(stream(tmp_path / "data", shards=3, lost=MissingShards(record, 3)), start=start, stop=stop, batch=batch)
+            for (part,) in batches(
+                stream(tmp_path / "data", shards=3, lost=MissingShards(record, 3)),
+                start=start,
+                stop=stop,
+                batch=batch,
+            )
         ]
 
     whole = run(tmp_path / "whole", 0, steps)
-    for one, other in zip(whole, run(tmp_path / "stopped", 0, 3) + run(tmp_path / "stopped", 3, steps), strict=True):
+    for one, other in zip(
+        whole, run(tmp_path / "stopped", 0, 3) + run(tmp_path / "stopped", 3, steps), strict=True
+    ):
         assert all(torch.equal(one[name], other[name]) for name in one)
     order, replaced = stream(data, shards=3), 0
     for step, content in enumerate(whole):
         ids, sample = order.order(0, step * batch, batch), step * batch + np.arange(batch)
         lost = order.names(content["question"].numpy()) != order.names(ids)
         replaced += lost
-        same(content, resident["worlds"].gather(content["question"].numpy(), sample))  # whichever it is, it is whole
-        assert not any(f"video_000{video}" in name for video in (12, 13, 14) for name in order.names(content["question"].numpy()))
+        same(
+            content, resident["worlds"].gather(content["question"].numpy(), sample)
+        )  # whichever it is, it is whole
+        assert not any(
+            f"video_000{video}" in name
+            for video in (12, 13, 14)
+            for name in order.names(content["question"].numpy())
+        )
     assert replaced > 0
 
 
@@ -207,5 +266,7 @@ def test_refusals(data, tmp_path):
     with pytest.raises(UserError, match=r"frames 0\.\.127"):
         StreamingQuestions(data, "train", FrameSampling(frames=25, stride=6))
     with pytest.raises(UserError, match="no questions of the types rhetorical"):
-        StreamingQuestions(data, "train", FrameSampling(**SHOWN), by_video=True, types=["rhetorical"])
+        StreamingQuestions(
+            data, "train", FrameSampling(**SHOWN), by_video=True, types=["rhetorical"]
+        )
     assert Manifest.load(data).shards("train")[2].asked == []

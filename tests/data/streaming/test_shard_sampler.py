@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from cjepa_dist.data.streaming.shard_sampler import ShardSampler
 
 seeds = st.integers(-(2**63), 2**64 - 1)
-lanes = st.builds(ShardSampler, st.lists(st.integers(1, 40), min_size=1, max_size=9), shards=st.integers(1, 4), lanes=st.integers(1, 7))
+lanes = st.builds(
+    ShardSampler,
+    st.lists(st.integers(1, 40), min_size=1, max_size=9),
+    shards=st.integers(1, 4),
+    lanes=st.integers(1, 7),
+)
 
 
 @settings(deadline=None)
@@ -65,12 +70,24 @@ def test_a_lane_reads_its_share_of_the_shards():
 
 
 def test_blocks_are_about_as_large():
-    assert [len(block.shards) for block in ShardSampler([5] * 9, shards=4, lanes=1).line(0, 0)[0]] == [3, 3, 3]
+    assert [
+        len(block.shards) for block in ShardSampler([5] * 9, shards=4, lanes=1).line(0, 0)[0]
+    ] == [3, 3, 3]
 
 
 def test_order_is_what_it_was():
     """A resumed run depends on this order: a change breaks every run that is under way."""
-    assert ShardSampler([3, 2, 4], shards=2, lanes=2).order(0, 0, 9).tolist() == [2, 0, 1, 6, 8, 7, 5, 4, 3]
+    assert ShardSampler([3, 2, 4], shards=2, lanes=2).order(0, 0, 9).tolist() == [
+        2,
+        0,
+        1,
+        6,
+        8,
+        7,
+        5,
+        4,
+        3,
+    ]
 
 
 def test_bad_requests_are_refused():

@@ -23,7 +23,7 @@ from tests.training.test_resume import ALOE, WORLD, losses, same, weights
 
 TINY = (
     "predictor.width=32", "predictor.depth=1", "predictor.heads=2", "predictor.mlp_dim=64", "loop.steps=36", "loop.precision=fp32",
-    "loop.global_batch=16", "loop.checkpoint_every=20", "loop.log_every=9", "loop.keep=9", "val_windows=64", "reading.kind=streaming",
+    "loop.global_batch_size=16", "loop.checkpoint_every=20", "loop.log_every=9", "loop.keep_checkpoints=9", "val_windows=64", "reading.kind=streaming",
     "predictor.dropout=0", "frameskip=15", "horizon=4",  # 24 windows a video: an epoch and a half
 )  # fmt: skip
 
@@ -32,9 +32,13 @@ TINY = (
 def data(tmp_path_factory, small_data):
     """The small data set in shards of 3 videos."""
     out, manifest = tmp_path_factory.mktemp("streaming") / "world", Manifest.load(small_data)
-    with DatasetWriter(out, encoder="test", source={}, dtype=manifest.dtype, empty_slot=manifest.empty_slot) as writer:
+    with DatasetWriter(
+        out, encoder="test", source={}, dtype=manifest.dtype, empty_slot=manifest.empty_slot
+    ) as writer:
         for split in ("train", "val"):
-            for index, sample in enumerate(read_split(small_data, split, ("slots.npy", "json", "truth.npz"))):
+            for index, sample in enumerate(
+                read_split(small_data, split, ("slots.npy", "json", "truth.npz"))
+            ):
                 writer.split(split).add(sample)
                 if index % 3 == 2:
                     writer.split(split).later(writer.split(split).finish)
@@ -50,10 +54,14 @@ def whole(data, command, tmp_path_factory):
     return run
 
 
-def test_resumed_is_uninterrupted_bit_for_bit_from_a_server_that_fails(data, whole, command, tmp_path):
+def test_resumed_is_uninterrupted_bit_for_bit_from_a_server_that_fails(
+    data, whole, command, tmp_path
+):
     """Stopped in the middle of an epoch; the second part reads by HTTP, with errors, cuts and stalls."""
     run = tmp_path / "stopped"
-    assert command(WORLD, f"data={data}", f"run={run}", *TINY, "loop.stop_at=13").returncode == 0
+    assert (
+        command(WORLD, f"data={data}", f"run={run}", *TINY, "loop.stop_at_step=13").returncode == 0
+    )
     with server(data, [None, 503, "cut", None, "stall", 500, "cut", None, "flip"]) as (url, seen):
         done = command(WORLD, f"data={url}", f"run={run}", *TINY, "reading.timeout=0.5")
     assert done.returncode == 0, done.stderr
@@ -68,9 +76,14 @@ def test_two_processes_are_one(data, whole, command, tmp_path):
     one, two = losses(whole), losses(tmp_path / "two")
     assert [line[:2] for line in one] == [line[:2] for line in two]
     assert [line[2] for line in two] == pytest.approx([line[2] for line in one], rel=2e-5)
-    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    ]
     read = [line for line in lines if line["kind"] == "train"][-1]
-    assert read["read_mb"] == pytest.approx(read["read_mb_least"] + read["read_mb_most"]) and read["read_mb_least"] > 0
+    assert (
+        read["read_mb"] == pytest.approx(read["read_mb_least"] + read["read_mb_most"])
+        and read["read_mb_least"] > 0
+    )
     assert re.search(r"read by rank 0, 1: [\d.]+, [\d.]+ MB", done.stdout)
 
 
@@ -83,26 +96,45 @@ def test_a_lost_shard(data, command, tmp_path):
     arguments = [f"data={tmp_path / 'data'}", f"run={tmp_path / 'run'}", *TINY]
     done = command(WORLD, *arguments)
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: shard ")
-    assert "train/000002.tar is damaged" in done.stderr and "reading.tolerate=3 (it is 0)" in done.stderr
-    done = command(WORLD, *arguments, "reading.tolerate=3")
-    assert done.returncode == 0 and "3 of reading.tolerate=3" in done.stdout, done.stderr
-    (line,) = [json.loads(line) for line in (tmp_path / "run" / "replaced.jsonl").read_text().splitlines()]
+    assert (
+        "train/000002.tar is damaged" in done.stderr
+        and "reading.max_missing_samples=3 (it is 0)" in done.stderr
+    )
+    done = command(WORLD, *arguments, "reading.max_missing_samples=3")
+    assert done.returncode == 0 and "3 of reading.max_missing_samples=3" in done.stdout, done.stderr
+    (line,) = [
+        json.loads(line) for line in (tmp_path / "run" / "replaced.jsonl").read_text().splitlines()
+    ]
     assert line["shard"] == "train/000002.tar" and line["samples"] == 3 and "xxh3" in line["reason"]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["lost_samples"] for line in lines if line["kind"] == "train"][-1] == 3
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (["contact_share=0.3"], "contact_share needs the truth of the whole split in memory: take reading.kind=resident"),
-        (["ctt.graph.estimator=oracle", "ctt.invariance.weight=1"], "ctt.graph.estimator=oracle needs the truth"),
-        (["reading.kind=resident", "reading.tolerate=3"], "has no fault later"),
-        pytest.param(["reading.kind=device"], "needs a GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
+        (
+            ["contact_share=0.3"],
+            "contact_share needs the truth of the whole split in memory: take reading.kind=in_memory",
+        ),
+        (
+            ["ctt.graph.estimator=oracle", "ctt.invariance.weight=1"],
+            "ctt.graph.estimator=oracle needs the truth",
+        ),
+        (["reading.kind=in_memory", "reading.max_missing_samples=3"], "has no fault later"),
+        pytest.param(
+            ["reading.kind=device"],
+            "needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_what_does_not_stream_is_refused(data, tmp_path, change, says):
-    config = command_line.parse(schema.TrainWorldModel, [f"data={data}", f"run={tmp_path / 'run'}", *TINY, *change])
+    config = command_line.parse(
+        schema.TrainWorldModel, [f"data={data}", f"run={tmp_path / 'run'}", *TINY, *change]
+    )
     with pytest.raises(UserError, match=says):
         main(config)
 
@@ -111,8 +143,8 @@ def test_what_does_not_stream_is_refused(data, tmp_path, change, says):
 
 QUESTIONS = (
     "aloe.frames=6", "stride=20", "aloe.width=32", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=64", "aloe.dropout=0", "loop.steps=18",
-    "loop.precision=fp32", "loop.global_batch=4", "loop.checkpoint_every=9", "loop.log_every=9", "loop.keep=9", "reading.kind=streaming",
-    "by_video=true", "aloe.shared_vision=true", "protocol=counterfactual", "affirm=0.5", "reading.lanes=2", "reading.shards=1",
+    "loop.precision=fp32", "loop.global_batch_size=4", "loop.checkpoint_every=9", "loop.log_every=9", "loop.keep_checkpoints=9", "reading.kind=streaming",
+    "by_video=true", "aloe.shared_vision=true", "protocol=counterfactual", "unnegated_fraction=0.5", "reading.shard_groups=2", "reading.shuffle_shards=1",
 )  # fmt: skip
 
 
@@ -120,7 +152,17 @@ QUESTIONS = (
 def rolled(tmp_path_factory):
     """12 videos in shards of 2, rolled out as the simulator says; no slot holds an object of some."""
     root = tmp_path_factory.mktemp("questions")
-    simulate(Simulate(out=str(root / "plain"), train=12, val=4, test=0, counterfactual_splits="train,val", influence="none", workers=1))
+    simulate(
+        Simulate(
+            out=str(root / "plain"),
+            train=12,
+            val=4,
+            test=0,
+            counterfactual_splits="train,val",
+            influence="none",
+            workers=1,
+        )
+    )
     rollout(root / "plain", root / "rolled", lose, videos=2)
     return root / "rolled"
 
@@ -130,15 +172,23 @@ def answered(rolled, command, tmp_path_factory):
     run = tmp_path_factory.mktemp("aloe") / "whole"
     done = command(ALOE, f"data={rolled}", f"run={run}", *QUESTIONS)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"val: \d of \d+ counterfactual questions left out", done.stdout) and "read by rank 0: " in done.stdout
+    assert (
+        re.search(r"val: \d of \d+ counterfactual questions left out", done.stdout)
+        and "read by rank 0: " in done.stdout
+    )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["left_out_questions"] for line in lines if line["kind"] == "train"][-1] > 0
     return run
 
 
-def test_questions_resumed_are_uninterrupted_bit_for_bit_from_a_server_that_fails(rolled, answered, command, tmp_path):
+def test_questions_resumed_are_uninterrupted_bit_for_bit_from_a_server_that_fails(
+    rolled, answered, command, tmp_path
+):
     run = tmp_path / "stopped"
-    assert command(ALOE, f"data={rolled}", f"run={run}", *QUESTIONS, "loop.stop_at=7").returncode == 0
+    assert (
+        command(ALOE, f"data={rolled}", f"run={run}", *QUESTIONS, "loop.stop_at_step=7").returncode
+        == 0
+    )
     with server(rolled, [None, 503, "cut", None, "stall", 500, "flip"]) as (url, seen):
         done = command(ALOE, f"data={url}", f"run={run}", *QUESTIONS, "reading.timeout=0.5")
     assert done.returncode == 0, done.stderr
@@ -157,13 +207,18 @@ def test_questions_on_two_processes_are_those_on_one(rolled, answered, command, 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (["blind=true"], "blind=true shows slots of videos that a stream does not hold: take reading.kind=resident"),
-        (["reading.kind=resident", "reading.tolerate=3"], "has no fault later"),
+        (
+            ["blind=true"],
+            "blind=true shows slots of videos that a stream does not hold: take reading.kind=in_memory",
+        ),
+        (["reading.kind=in_memory", "reading.max_missing_samples=3"], "has no fault later"),
         (["reading.kind=device"], "reading.kind=device is for world models"),
     ],
 )
 def test_what_of_questions_does_not_stream_is_refused(rolled, tmp_path, change, says):
-    config = command_line.parse(schema.TrainAloe, [f"data={rolled}", f"run={tmp_path / 'run'}", *QUESTIONS, *change])
+    config = command_line.parse(
+        schema.TrainAloe, [f"data={rolled}", f"run={tmp_path / 'run'}", *QUESTIONS, *change]
+    )
     with pytest.raises(UserError, match=says):
         answer(config)
 
@@ -171,8 +226,17 @@ def test_what_of_questions_does_not_stream_is_refused(rolled, tmp_path, change, 
 def test_a_lost_shard_of_questions(rolled, command, tmp_path):
     shutil.copytree(rolled, tmp_path / "data")
     (tmp_path / "data" / "train" / "000002.tar").unlink()
-    arguments = [f"data={tmp_path / 'data'}", f"run={tmp_path / 'run'}", *QUESTIONS, "reading.shards=2"]
+    arguments = [
+        f"data={tmp_path / 'data'}",
+        f"run={tmp_path / 'run'}",
+        *QUESTIONS,
+        "reading.shuffle_shards=2",
+    ]
     done = command(ALOE, *arguments)
-    assert done.returncode == 2 and "train/000002.tar cannot be opened" in done.stderr and "reading.tolerate=2 (it is 0)" in done.stderr
-    done = command(ALOE, *arguments, "reading.tolerate=2")
-    assert done.returncode == 0 and "2 of reading.tolerate=2" in done.stdout, done.stderr
+    assert (
+        done.returncode == 2
+        and "train/000002.tar cannot be opened" in done.stderr
+        and "reading.max_missing_samples=2 (it is 0)" in done.stderr
+    )
+    done = command(ALOE, *arguments, "reading.max_missing_samples=2")
+    assert done.returncode == 0 and "2 of reading.max_missing_samples=2" in done.stdout, done.stderr

@@ -33,7 +33,13 @@ def write(folder, dtype="float16", truth=True):
         split = writer.split("train")
         for video in range(VIDEOS):
             present = {"present": random.random((FRAMES + 4, SLOTS)) < 0.8}
-            split.add(Sample(f"video_{video:05d}", random.standard_normal((FRAMES, SLOTS, WIDTH)), truth=present if truth else None))
+            split.add(
+                Sample(
+                    f"video_{video:05d}",
+                    random.standard_normal((FRAMES, SLOTS, WIDTH)),
+                    truth=present if truth else None,
+                )
+            )
             if video % 3 == 2:
                 split.later(split.finish)
     return folder
@@ -52,10 +58,13 @@ def resident(data):
 def batches(source, *, start, stop, batch, rank=0, world=1, seed=0, accumulation=1):
     """[(ids' names, slots, sample)] of a rank's feed."""
     feed = PrefetchingLoader(
-        source, seed=seed, start=start, stop=stop, global_batch=batch, accumulation=accumulation, rank=rank, world=world,
+        source, seed=seed, start=start, stop=stop, global_batch_size=batch, accumulation=accumulation, rank=rank, world=world,
         device=torch.device("cpu"),
     )  # fmt: skip
-    return [[{name: value.clone() for name, value in part.items()} for part in parts] for _, parts in feed]
+    return [
+        [{name: value.clone() for name, value in part.items()} for part in parts]
+        for _, parts in feed
+    ]
 
 
 @settings(deadline=None, max_examples=40)
@@ -68,7 +77,9 @@ def batches(source, *, start, stop, batch, rank=0, world=1, seed=0, accumulation
     share=st.integers(1, 9),
     stop=st.integers(0, 10),
 )
-def test_any_processes_workers_and_stops_read_the_same(data, resident, seed, shards, lanes, workers, world, share, stop):
+def test_any_processes_workers_and_stops_read_the_same(
+    data, resident, seed, shards, lanes, workers, world, share, stop
+):
     batch, reading = world * share, {"shards": shards, "lanes": lanes}
     steps = 2 + (VIDEOS * STARTS) // batch
     stop = min(stop, steps)
@@ -79,7 +90,9 @@ def test_any_processes_workers_and_stops_read_the_same(data, resident, seed, sha
         found = []
         for begin, end in ((0, stop), (stop, steps)):  # stopped and started anew
             source = StreamingWindows(data, "train", **WINDOW, **reading, workers=workers)
-            found += batches(source, start=begin, stop=end, batch=batch, rank=rank, world=world, seed=seed)
+            found += batches(
+                source, start=begin, stop=end, batch=batch, rank=rank, world=world, seed=seed
+            )
         for step, (content,) in enumerate(found):
             sample = step * batch + np.arange(batch)[part]
             same = resident.gather(expected[step][part], sample)
@@ -87,8 +100,13 @@ def test_any_processes_workers_and_stops_read_the_same(data, resident, seed, sha
             for name, value in same.items():
                 assert torch.equal(content[name], value), (name, step, rank)
     seen = np.concatenate(expected)
-    positions = np.concatenate([whole.lanes.locate(seed, step * batch, batch)[0] for step in range(steps)])
-    assert sorted(seen[positions < len(whole)]) == list(range(VIDEOS * STARTS)) and len(whole) == VIDEOS * STARTS
+    positions = np.concatenate(
+        [whole.lanes.locate(seed, step * batch, batch)[0] for step in range(steps)]
+    )
+    assert (
+        sorted(seen[positions < len(whole)]) == list(range(VIDEOS * STARTS))
+        and len(whole) == VIDEOS * STARTS
+    )
 
 
 def opened(monkeypatch, source):
@@ -125,7 +143,9 @@ def test_with_lanes_each_process_reads_its_share(data):
         time.sleep(0.2)  # what comes next is read beside
         read.append(source.counts()["read_mb"])
     total = 1e-6 * sum(entry.bytes for entry in Manifest.load(data).shards("train"))
-    assert max(read) < 0.85 * total  # half of 6 shards, the one that is cut, the one that comes next
+    assert (
+        max(read) < 0.85 * total
+    )  # half of 6 shards, the one that is cut, the one that comes next
 
 
 def test_the_next_block_is_read_while_this_one_is_used(data):
@@ -134,19 +154,32 @@ def test_the_next_block_is_read_while_this_one_is_used(data):
     blocks = source.lanes.line(0, 0)[0]
     source.read = lambda shard: (shard in blocks[0].shards or gate.wait(20)) and read(shard)  # type: ignore[method-assign]
     ids = source.ready(0, 0, source.order(0, 0, 4), slice(0, 4))
-    assert source.gather(ids, ids)["slots"].shape == (4, 3, SLOTS, WIDTH)  # though the next is not there yet
-    assert {shard for shard, held in source.held.items() if not held.done()} == set(blocks[1].shards)
+    assert source.gather(ids, ids)["slots"].shape == (
+        4,
+        3,
+        SLOTS,
+        WIDTH,
+    )  # though the next is not there yet
+    assert {shard for shard, held in source.held.items() if not held.done()} == set(
+        blocks[1].shards
+    )
     gate.set()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_without_truth(tmp_path, dtype):
     write(tmp_path / "data", dtype, truth=False)
-    source, resident = (kind(tmp_path / "data", "train", **WINDOW, videos=8) for kind in (StreamingWindows, InMemoryWindows))
+    source, resident = (
+        kind(tmp_path / "data", "train", **WINDOW, videos=8)
+        for kind in (StreamingWindows, InMemoryWindows)
+    )
     assert len(source) == len(resident) == 8 * STARTS
     ids = source.ready(0, 0, source.order(0, 0, 8 * STARTS), slice(0, 8 * STARTS))
     found, expected = source.gather(ids, ids), resident.gather(ids, ids)
-    assert all(torch.equal(found[name], expected[name]) for name in expected) and found["present"].all()
+    assert (
+        all(torch.equal(found[name], expected[name]) for name in expected)
+        and found["present"].all()
+    )
     assert source.names(ids[:2]) == resident.names(ids[:2])
 
 
@@ -162,36 +195,55 @@ def damage(folder, kind, shard):
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("kind", "says"), [("gone", "cannot be opened"), ("truncated", "is truncated"), ("flipped", "its xxh3")])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("gone", "cannot be opened"), ("truncated", "is truncated"), ("flipped", "its xxh3")],
+)
 def test_a_lost_shard_is_an_error_that_names_it(data, tmp_path, kind, says):
     shutil.copytree(data, tmp_path / "data")
     damage(tmp_path / "data", kind, 4)
     source = StreamingWindows(tmp_path / "data", "train", **WINDOW)
-    with pytest.raises(UserError, match=rf"shard .*train/000004.tar .*{says}.* its 3 samples: reading.tolerate=3 \(it is 0\)"):
+    with pytest.raises(
+        UserError,
+        match=rf"shard .*train/000004.tar .*{says}.* its 3 samples: reading.max_missing_samples=3 \(it is 0\)",
+    ):
         batches(source, start=0, stop=len(source) // 8, batch=8)
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_tolerated_samples_are_replaced_the_same_after_a_resume(data, tmp_path, resident, world, capfd):
+def test_tolerated_samples_are_replaced_the_same_after_a_resume(
+    data, tmp_path, resident, world, capfd
+):
     shutil.copytree(data, tmp_path / "data")
     damage(tmp_path / "data", "flipped", 4)
     damage(tmp_path / "data", "gone", 1)
     steps, batch = 2 * VIDEOS * STARTS // 8, 8
 
     def run(record, start, stop, rank, tolerate=6):
-        source = StreamingWindows(tmp_path / "data", "train", **WINDOW, shards=3, lost=MissingShards(record, tolerate))
+        source = StreamingWindows(
+            tmp_path / "data", "train", **WINDOW, shards=3, lost=MissingShards(record, tolerate)
+        )
         found = batches(source, start=start, stop=stop, batch=batch, rank=rank, world=world)
         return [part["slots"] for (part,) in found], source
 
     whole = [run(tmp_path / "whole", 0, steps, rank)[0] for rank in range(world)]
     lines = [json.loads(line) for line in (tmp_path / "whole").read_text().splitlines()]
-    assert {(line["shard"], line["samples"]) for line in lines} == {("train/000001.tar", 3), ("train/000004.tar", 3)}
-    assert "others stand in for its 3 samples, 6 of reading.tolerate=6" in capfd.readouterr().out
+    assert {(line["shard"], line["samples"]) for line in lines} == {
+        ("train/000001.tar", 3),
+        ("train/000004.tar", 3),
+    }
+    assert (
+        "others stand in for its 3 samples, 6 of reading.max_missing_samples=6"
+        in capfd.readouterr().out
+    )
     for rank in range(world):
         part, source = run(tmp_path / "stopped", 0, 7, rank)
         again, source = run(tmp_path / "stopped", 7, steps, rank)
-        assert all(map(torch.equal, part + again, whole[rank])) and source.counts()["lost_samples"] == 6
-    with pytest.raises(UserError, match=r"reading.tolerate=6 \(it is 5\)"):
+        assert (
+            all(map(torch.equal, part + again, whole[rank]))
+            and source.counts()["lost_samples"] == 6
+        )
+    with pytest.raises(UserError, match=r"reading.max_missing_samples=6 \(it is 5\)"):
         run(tmp_path / "fewer", 0, steps, 0, tolerate=5)
 
     # Each batch is what it would have been, but for windows of the six lost videos, of which others of the block are in place.
@@ -216,10 +268,14 @@ def test_a_shard_that_heals_is_lost_from_where_it_was(data, tmp_path):
     record = tmp_path / "replaced.jsonl"
     shutil.copytree(data, tmp_path / "data")
     damage(tmp_path / "data", "gone", 2)
-    broken = StreamingWindows(tmp_path / "data", "train", **WINDOW, shards=6, lost=MissingShards(record, 3))
+    broken = StreamingWindows(
+        tmp_path / "data", "train", **WINDOW, shards=6, lost=MissingShards(record, 3)
+    )
     first = batches(broken, start=0, stop=12, batch=8)
     shutil.copy(data / "train" / "000002.tar", tmp_path / "data" / "train")
-    healed = StreamingWindows(tmp_path / "data", "train", **WINDOW, shards=6, lost=MissingShards(record, 3))
+    healed = StreamingWindows(
+        tmp_path / "data", "train", **WINDOW, shards=6, lost=MissingShards(record, 3)
+    )
     again = batches(healed, start=5, stop=12, batch=8)
     assert all(torch.equal(a["slots"], b["slots"]) for (a,), (b,) in zip(first[5:], again))
 
@@ -227,7 +283,9 @@ def test_a_shard_that_heals_is_lost_from_where_it_was(data, tmp_path):
 def test_a_block_without_a_sample_left_is_an_error(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     damage(tmp_path / "data", "gone", 2)
-    source = StreamingWindows(tmp_path / "data", "train", **WINDOW, shards=1, lost=MissingShards(None, 99))
+    source = StreamingWindows(
+        tmp_path / "data", "train", **WINDOW, shards=1, lost=MissingShards(None, 99)
+    )
     with pytest.raises(UserError, match=r"all shards of a block are lost \(train/000002.tar\)"):
         batches(source, start=0, stop=20, batch=8)
 
@@ -236,5 +294,8 @@ def test_a_stalled_server_is_an_error_in_time(data, tmp_path):
     shutil.copy(data / "manifest.json", tmp_path)
     place = f"pipe:f() {{ case $1 in *json) cat $1;; *) sleep 60;; esac; }}; f {tmp_path}"
     source = StreamingWindows(place, "train", **WINDOW, patience=RetryPolicy(0.2, 2, 0.01))
-    with pytest.raises(UserError, match=r"train/00000\d.tar cannot be read: 2 failures in a row, the last: nothing for 0.2 s"):
+    with pytest.raises(
+        UserError,
+        match=r"train/00000\d.tar cannot be read: 2 failures in a row, the last: nothing for 0.2 s",
+    ):
         batches(source, start=0, stop=2, batch=8)
