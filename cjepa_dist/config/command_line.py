@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
 
+from cjepa_dist.config import locate
 from cjepa_dist.config.fields import default_of, leaf_fields
 from cjepa_dist.config.merge import build, read_yaml
 from cjepa_dist.config.schema import Schema
@@ -41,16 +42,16 @@ def parse(schema: type[Schema], argv: Sequence[str]) -> Schema | None:
         raise UserError(
             f"arguments are [CONFIG.yaml] key=value ...; got {' '.join(files)!r}; see --help"
         )
-    return build(schema, *(read_yaml(f) for f in files), OmegaConf.from_dotlist(pairs))
+    kind = locate.KIND_OF_SCHEMA.get(schema.__name__)
+    paths = [locate.find_config(kind, f) if kind else f for f in files]
+    return build(schema, *(read_yaml(path) for path in paths), OmegaConf.from_dotlist(pairs))
 
 
 def usage(schema: type) -> str:
-    module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).name
     lines = [
         (schema.__doc__ or "").strip(),
         "",
-        f"usage: python -m {name} [CONFIG.yaml] key=value ...",
+        f"usage: {invocation()} [CONFIG.yaml] key=value ...",
         "",
     ]
     for key, field in leaf_fields(schema):
@@ -61,3 +62,16 @@ def usage(schema: type) -> str:
             notes.append("one of " + ", ".join(field.metadata["choices"]))
         lines.append(f"  {key}\n      {field.metadata['meaning']} ({'; '.join(notes)})")
     return "\n".join(lines)
+
+
+# Set by `cjepa NAME`, which runs the command's module in its own process.
+program = ""
+
+
+def invocation() -> str:
+    """How this command was called: `cjepa simulate`, `python -m data_prep.simulate`."""
+    if program:
+        return program
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).name
+    return f"python -m {name}"
