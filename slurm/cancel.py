@@ -12,12 +12,12 @@ import subprocess
 
 from cjepa_dist.errors import UserError
 from slurm import record as records
-from slurm.command import command
+from slurm.command import launch
 
 
 def main(arguments: list[str]) -> int:
-    record = records.need(arguments)
-    if owner := records.runner(record):
+    record = records.require_record(arguments)
+    if owner := records.local_runner(record):
         if owner["host"] != socket.gethostname():
             raise UserError(
                 f"these jobs run on {owner['host']}: cancel them there, or kill {owner['pid']} there"
@@ -26,13 +26,15 @@ def main(arguments: list[str]) -> int:
         print(f"process {owner['pid']}, which runs the jobs on this machine, was asked to stop")
         return 0
     active = {
-        name for name, (state, _, _) in records.states(record).items() if state in records.ACTIVE
+        name
+        for name, (state, _, _) in records.slurm_states(record).items()
+        if state in records.ACTIVE_STATES
     }
     if not active:
         print("no job of this experiment is in the queue")
         return 0
     done = subprocess.run(
-        ["scancel", *(record.ids[name] for name in active)],
+        ["scancel", *(record.job_ids[name] for name in active)],
         capture_output=True,
         text=True,
         check=False,
@@ -44,4 +46,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command(main, __doc__)
+    launch(main, __doc__)

@@ -9,7 +9,7 @@ from typing import NoReturn
 from cjepa_dist.errors import UserError
 
 
-def command(main: Callable[[list[str]], int], usage: str | None) -> NoReturn:
+def launch(main: Callable[[list[str]], int], usage: str | None) -> NoReturn:
     if {"-h", "--help"} & set(sys.argv):
         print((usage or "").strip())
         sys.exit(0)

@@ -10,15 +10,15 @@ from typing import Any
 
 from cjepa_dist.config.merge import read_yaml
 from cjepa_dist.errors import UserError
-from slurm.jobs.run import file_name, tail
-from slurm.plan import Job
-from slurm.record import ACTIVE, Record, events, runner, states
+from slurm.job import Job
+from slurm.jobs.job_log import log_path, log_tail, read_events
+from slurm.record import ACTIVE_STATES, Record, local_runner, slurm_states
 
-OVER = {"done": "DONE", "failed": "FAILED", "stopped": "INTERRUPTED", "start": "RUNNING"}
+STATE_OF_EVENT = {"done": "DONE", "failed": "FAILED", "stopped": "INTERRUPTED", "start": "RUNNING"}
 
 
 @dataclass
-class Outcome:
+class JobState:
     """`state`: DONE, or Slurm's word, or what the job last said. Numbers are None where a job has none."""
 
     job: Job
@@ -35,25 +35,27 @@ class Outcome:
 
     @property
     def active(self) -> bool:
-        return self.state in ACTIVE
+        return self.state in ACTIVE_STATES
 
     @property
     def bad(self) -> bool:
         return self.state != "DONE" and not self.active and self.state != "NOT SUBMITTED"
 
 
-def outcomes(record: Record) -> dict[str, Outcome]:
+def job_states(record: Record) -> dict[str, JobState]:
     """Of all jobs of the record, in order."""
-    known, here = states(record), bool(runner(record))
-    found: dict[str, Outcome] = {}
+    known, here = slurm_states(record), bool(local_runner(record))
+    found: dict[str, JobState] = {}
     for name, job in record.jobs.items():
-        said = events(record, name)
+        said = read_events(record, name)
         last = said[-1] if said else {}
         state, nodes, reason = known.get(name, ("", "", ""))
-        if job.done() and state not in ACTIVE:
+        if job.done() and state not in ACTIVE_STATES:
             state, reason = "DONE", ""
         elif not state:
-            state = OVER.get(str(last.get("event")), "PENDING" if here else "NOT SUBMITTED")
+            state = STATE_OF_EVENT.get(
+                str(last.get("event")), "PENDING" if here else "NOT SUBMITTED"
+            )
             if state == "RUNNING" and not here:
                 state, reason = "KILLED", "what ran it on this machine is gone"
         elif state == "COMPLETED":
@@ -62,7 +64,7 @@ def outcomes(record: Record) -> dict[str, Outcome]:
                 f"it ended without an error, but {next(p for p in job.outputs if not Path(p).exists())} is not there",
             )
         starts = [line for line in said if line["event"] == "start"]
-        outcome = Outcome(
+        outcome = JobState(
             job,
             state,
             nodes or (starts[-1].get("host", "") if starts else ""),
@@ -74,14 +76,14 @@ def outcomes(record: Record) -> dict[str, Outcome]:
                 "its processes have ended, and Slurm has not ended the job: does it miss a node?"
             )
         if outcome.bad:
-            explain(outcome, record, cause(said), found)
-        if job.trains:
-            progress(outcome, record)
+            explain_failure(outcome, record, first_failure(said), found)
+        if job.is_training:
+            read_progress(outcome, record)
         found[name] = outcome
     return found
 
 
-def cause(said: list[dict[str, Any]]) -> dict[str, Any]:
+def first_failure(said: list[dict[str, Any]]) -> dict[str, Any]:
     """Of what the nodes said since the last start, the first failure: the others follow from it. Else the last word."""
     begin = max((index for index, line in enumerate(said) if line["event"] == "start"), default=0)
     return next(
@@ -89,8 +91,8 @@ def cause(said: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def explain(
-    outcome: Outcome, record: Record, last: dict[str, Any], before: dict[str, Outcome]
+def explain_failure(
+    outcome: JobState, record: Record, last: dict[str, Any], before: dict[str, JobState]
 ) -> None:
     """Why it is not done, and the last lines of its log."""
     lost = [name for name in outcome.job.needs if name in before and before[name].bad]
@@ -104,15 +106,15 @@ def explain(
         "CANCELLED": "cancelled",
         "INTERRUPTED": f"stopped by {last.get('reason')}",
     }.get(outcome.state, f"ended by Slurm: {outcome.state}")
-    outcome.lines = tail(log_of(record, outcome.job.name))
+    outcome.lines = log_tail(log_path(record, outcome.job.name))
     if not last and outcome.state not in ("CANCELLED", "DEADLINE"):
         outcome.reason += (
             f"; it wrote nothing: do its nodes see {record.runs}? slurm.preflight finds out"
         )
 
 
-def progress(outcome: Outcome, record: Record) -> None:
-    run = outcome.job.folder
+def read_progress(outcome: JobState, record: Record) -> None:
+    run = outcome.job.run_dir
     try:
         lines = [
             json.loads(line)
@@ -132,14 +134,10 @@ def progress(outcome: Outcome, record: Record) -> None:
     )
     totals = re.findall(
         r"^(?:train|val) \d+/(\d+)",
-        "\n".join(tail(log_of(record, outcome.job.name), 200)),
+        "\n".join(log_tail(log_path(record, outcome.job.name), 200)),
         re.MULTILINE,
     )
     if totals:
         outcome.steps = int(totals[-1])
         if outcome.rate and outcome.step is not None:
             outcome.left = (outcome.steps - outcome.step) * batch / outcome.rate
-
-
-def log_of(record: Record, name: str) -> Path:
-    return record.home / "logs" / f"{file_name(name)}.log"

@@ -9,10 +9,8 @@ A folder is named by what differs between runs (arm, swept fields, seed), never 
 from __future__ import annotations
 
 import importlib
-import json
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,11 @@ from cjepa_dist.config.merge import flatten
 from cjepa_dist.config.schema import TrainAloe, TrainWorldModel
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import UserError
-from slurm.jobs.run import Spec
+from slurm.job import Job, with_checksum
 from slurm.schema import STAGES, Cluster, Experiment, read_cluster
-from slurm.sweep import combined, pairs, swept
+from slurm.sweep import combinations, is_swept, to_arguments
 
-SCHEMAS = {  # of the commands that take fields of the user's
+SCHEMA_OF_COMMAND = {  # of the commands that take fields of the user's
     "cjepa_dist.train_world_model": ("cjepa_dist.config.schema", "TrainWorldModel"),
     "cjepa_dist.train_aloe": ("cjepa_dist.config.schema", "TrainAloe"),
     "cjepa_dist.evaluate": ("cjepa_dist.evaluate", "Evaluate"),
@@ -35,40 +33,6 @@ SCHEMAS = {  # of the commands that take fields of the user's
     "data_prep.merge": ("data_prep.merge", "Merge"),
     "data_prep.import_pickle": ("data_prep.import_pickle", "ImportPickle"),
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """`outputs` are there when it is done; `needs` must have succeeded before it, `after` only have ended.
-
-    Jobs with the same `array` are submitted as the tasks of one.
-    """
-
-    name: str
-    stage: str
-    commands: list[list[str]]
-    outputs: list[str]
-    needs: list[str]
-    after: list[str]
-    key: str = ""  # of the commands and the configs in them
-    array: str = ""
-
-    @property
-    def trains(self) -> bool:
-        return self.stage in ("world_model", "aloe")
-
-    @property
-    def wide(self) -> bool:
-        """Whether it takes all nodes, GPUs and processes of the cluster's facts."""
-        return self.trains or self.stage == "preflight"
-
-    @property
-    def folder(self) -> Path:
-        """Of a training: its run folder."""
-        return Path(self.outputs[0]).parent
-
-    def done(self) -> bool:
-        return all(Path(path).exists() for path in self.outputs)
 
 
 def plan(experiment: Experiment) -> list[Job]:
@@ -88,24 +52,24 @@ def plan(experiment: Experiment) -> list[Job]:
     for seed in experiment.seed:
         control = None
         if experiment.control:
-            control = model_job(
+            control = world_model_job(
                 experiment, runs, "own_slot", {"config": experiment.control}, seed, data, source
             )
             jobs.append(control)
-        for arm, fields in arms(experiment):
-            model = model_job(experiment, runs, arm, fields, seed, data, source)
+        for arm, fields in expand_arms(experiment):
+            model = world_model_job(experiment, runs, arm, fields, seed, data, source)
             models.append((arm, seed, model))
-            jobs += [model, measure_model(experiment, model, control, data)]
+            jobs += [model, evaluate_world_model_job(experiment, model, control, data)]
             scored.append(jobs[-1].name)
     if experiment.aloe_config or experiment.rollout:
         for index, (arm, seed, model) in enumerate(models):
             rolled = runs / "rollout" / arm / f"seed_{seed}"
             command = [
                 "cjepa_dist.rollout",
-                f"world_model={model.folder}",
+                f"world_model={model.run_dir}",
                 f"data={data}",
                 f"out={rolled}",
-                *pairs(experiment.rollout),
+                *to_arguments(experiment.rollout),
             ]
             rollout = Job(
                 f"rollout/{arm}/seed_{seed}",
@@ -117,7 +81,7 @@ def plan(experiment: Experiment) -> list[Job]:
             )
             jobs.append(rollout)
             if experiment.rollout.get("mode") == "counterfactual":
-                last.append(measure_worlds(experiment, rollout, rolled, model, data))
+                last.append(evaluate_rollout_job(experiment, rollout, rolled, model, data))
             if not experiment.aloe_config:
                 continue
             blind = (
@@ -126,7 +90,7 @@ def plan(experiment: Experiment) -> list[Job]:
                 else []
             )
             for name, extra in [(arm, {}), *blind]:
-                for suffix, fields in combined(experiment.aloe, TrainAloe, experiment.sweep):
+                for suffix, fields in combinations(experiment.aloe, TrainAloe, experiment.sweep):
                     for number in experiment.aloe_seed or [seed]:
                         aloe = aloe_job(
                             experiment,
@@ -138,11 +102,11 @@ def plan(experiment: Experiment) -> list[Job]:
                             rolled,
                             [rollout.name],
                         )
-                        jobs += [aloe, measure_aloe(experiment, aloe)]
+                        jobs += [aloe, evaluate_aloe_job(experiment, aloe)]
                         scored.append(jobs[-1].name)
     extra_jobs = [
-        *reader_jobs(experiment, runs, models, data, source),
-        *observed_jobs(experiment, runs, data, source),
+        *ground_truth_aloe_jobs(experiment, runs, models, data, source),
+        *observed_slots_aloe_jobs(experiment, runs, data, source),
     ]
     scored += [job.name for job in [*extra_jobs, *last] if job.stage == "evaluate"]
     jobs += [*extra_jobs, *last]
@@ -165,7 +129,7 @@ def plan(experiment: Experiment) -> list[Job]:
                 for job in jobs
             ),
         ]
-    return [with_key(job) for job in jobs]
+    return [with_checksum(job) for job in jobs]
 
 
 def preflight_job(cluster: Cluster, runs: Path) -> Job:
@@ -185,7 +149,7 @@ def data_job(experiment: Experiment, runs: Path, jobs: list[Job]) -> tuple[str |
         return Path(experiment.data).resolve(), []
     out = runs / "data"
     config = [experiment.prepare_config] if experiment.prepare_config else []
-    command = [f"data_prep.{experiment.prepare}", *config, *pairs(experiment.prepare_fields)]
+    command = [f"data_prep.{experiment.prepare}", *config, *to_arguments(experiment.prepare_fields)]
     parts = (
         [runs / "data.parts" / str(index) for index in range(experiment.parts)]
         if experiment.parts > 1
@@ -215,7 +179,7 @@ def data_job(experiment: Experiment, runs: Path, jobs: list[Job]) -> tuple[str |
     return out, ["data"]
 
 
-def arms(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
+def expand_arms(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
     """Arms with one value a field; names of swept ones say which."""
     for name, fields in experiment.arms.items():
         if not isinstance(fields, dict) or not isinstance(fields.get("config"), str):
@@ -223,13 +187,13 @@ def arms(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"config field arms.{name}: needs config=FILE, and may have fields of train_world_model beside it"
             )
         own = {key: value for key, value in flatten(fields) if key != "config"}
-        for suffix, values in combined(
+        for suffix, values in combinations(
             {**dict(flatten(experiment.world_model)), **own}, TrainWorldModel, experiment.sweep
         ):
             yield name + suffix, {"config": fields["config"], **values}
 
 
-def model_job(
+def world_model_job(
     experiment: Experiment,
     runs: Path,
     arm: str,
@@ -245,7 +209,7 @@ def model_job(
             **{
                 key: value
                 for key, value in flatten(experiment.world_model)
-                if not swept(key, value, TrainWorldModel)
+                if not is_swept(key, value, TrainWorldModel)
             },
             **fields,
         }
@@ -254,7 +218,7 @@ def model_job(
     command = [
         "cjepa_dist.train_world_model",
         fields["config"],
-        *pairs(values),
+        *to_arguments(values),
         f"seed={seed}",
         f"data={data}",
         f"run={runs / name}",
@@ -262,31 +226,37 @@ def model_job(
     return Job(name, "world_model", [command], [str(runs / name / "done.json")], list(source), [])
 
 
-def measure_model(experiment: Experiment, model: Job, control: Job | None, data: str | Path) -> Job:
-    own = [f"own_slot={control.folder}"] if control else []
+def evaluate_world_model_job(
+    experiment: Experiment, model: Job, control: Job | None, data: str | Path
+) -> Job:
+    own = [f"own_slot={control.run_dir}"] if control else []
     commands = [
         [
             "cjepa_dist.evaluate",
-            f"run={model.folder}",
+            f"run={model.run_dir}",
             f"split={experiment.split}",
             *own,
-            *pairs(experiment.evaluate),
+            *to_arguments(experiment.evaluate),
         ]
     ]
-    outputs = [str(model.folder / "eval" / f"world_model_{experiment.split}.json")]
+    outputs = [str(model.run_dir / "eval" / f"world_model_{experiment.split}.json")]
     if experiment.graphs:
-        fields = [f"data={data}", f"split={experiment.split}", *pairs(experiment.evaluate_graph)]
-        commands.append(["cjepa_dist.evaluate_graph", f"run={model.folder}", *fields])
-        outputs.append(str(model.folder / "eval" / f"graphs_{experiment.split}.json"))
+        fields = [
+            f"data={data}",
+            f"split={experiment.split}",
+            *to_arguments(experiment.evaluate_graph),
+        ]
+        commands.append(["cjepa_dist.evaluate_graph", f"run={model.run_dir}", *fields])
+        outputs.append(str(model.run_dir / "eval" / f"graphs_{experiment.split}.json"))
     needs = [model.name, *([control.name] if control else [])]
     return Job(f"evaluate/{model.name}", "evaluate", commands, outputs, needs, [])
 
 
-def measure_worlds(
+def evaluate_rollout_job(
     experiment: Experiment, rollout: Job, rolled: Path, model: Job, data: str | Path
 ) -> Job:
     """What the world model says would have happened: by question programs, and against re-simulation where there is truth."""
-    split, folder = experiment.split, model.folder / "eval"
+    split, folder = experiment.split, model.run_dir / "eval"
     commands = [
         ["cjepa_dist.evaluate_symbolic", f"data={rolled}", f"split={split}", f"probe_data={data}"]
     ]
@@ -297,7 +267,7 @@ def measure_worlds(
         commands.append(
             [
                 "cjepa_dist.evaluate_counterfactual",
-                f"run={model.folder}",
+                f"run={model.run_dir}",
                 f"data={data}",
                 f"split={split}",
             ]
@@ -322,7 +292,7 @@ def aloe_job(
     command = [
         "cjepa_dist.train_aloe",
         experiment.aloe_config,
-        *pairs(fields),
+        *to_arguments(fields),
         f"seed={number}",
         f"data={rolled}",
         f"run={runs / name}",
@@ -330,18 +300,18 @@ def aloe_job(
     return Job(name, "aloe", [command], [str(runs / name / "done.json")], list(needs), [])
 
 
-def measure_aloe(experiment: Experiment, aloe: Job) -> Job:
+def evaluate_aloe_job(experiment: Experiment, aloe: Job) -> Job:
     command = [
         "cjepa_dist.evaluate",
-        f"run={aloe.folder}",
+        f"run={aloe.run_dir}",
         f"split={experiment.split}",
-        *pairs(experiment.evaluate),
+        *to_arguments(experiment.evaluate),
     ]
-    output = str(aloe.folder / "eval" / f"vqa_{experiment.split}.json")
+    output = str(aloe.run_dir / "eval" / f"vqa_{experiment.split}.json")
     return Job(f"evaluate/{aloe.name}", "evaluate", [command], [output], [aloe.name], [])
 
 
-def reader_jobs(
+def ground_truth_aloe_jobs(
     experiment: Experiment,
     runs: Path,
     models: list[tuple[str, int, Job]],
@@ -362,25 +332,31 @@ def reader_jobs(
         for key, value in experiment.rollout.items()
         if key in ("videos", "splits", "count", "shard_mb")
     }
-    command = ["cjepa_dist.rollout", "mode=truth", f"data={data}", f"out={rolled}", *pairs(shared)]
+    command = [
+        "cjepa_dist.rollout",
+        "mode=truth",
+        f"data={data}",
+        f"out={rolled}",
+        *to_arguments(shared),
+    ]
     jobs = [Job("rollout/truth", "rollout", [command], [str(rolled / "manifest.json")], source, [])]
     fields = {
-        key: value for key, value in experiment.aloe.items() if not swept(key, value, TrainAloe)
+        key: value for key, value in experiment.aloe.items() if not is_swept(key, value, TrainAloe)
     } | {"protocol": "counterfactual"}
     for number in experiment.readers:
         reader = aloe_job(
             experiment, runs, "reader", fields, number, number, rolled, [jobs[0].name]
         )
-        jobs += [reader, measure_aloe(experiment, reader)]
+        jobs += [reader, evaluate_aloe_job(experiment, reader)]
         for arm, seed, _ in models:
             out = runs / "read" / arm / f"seed_{seed}" / f"reader_{number}"
             command = [
                 "cjepa_dist.evaluate",
-                f"run={reader.folder}",
+                f"run={reader.run_dir}",
                 f"data={runs / 'rollout' / arm / f'seed_{seed}'}",
                 f"out={out}",
             ]
-            command += [f"split={experiment.split}", *pairs(experiment.evaluate)]
+            command += [f"split={experiment.split}", *to_arguments(experiment.evaluate)]
             needs = [reader.name, f"rollout/{arm}/seed_{seed}"]
             name = f"evaluate/read/{arm}/seed_{seed}/reader_{number}"
             jobs.append(
@@ -396,24 +372,24 @@ def reader_jobs(
     return jobs
 
 
-def observed_jobs(
+def observed_slots_aloe_jobs(
     experiment: Experiment, runs: Path, data: str | Path, source: list[str]
 ) -> list[Job]:
     """An ALOE that sees the videos as they are, and nothing predicted."""
     if not (experiment.observed and experiment.aloe_config):
         return []
     fields = {
-        key: value for key, value in experiment.aloe.items() if not swept(key, value, TrainAloe)
+        key: value for key, value in experiment.aloe.items() if not is_swept(key, value, TrainAloe)
     } | {"protocol": "published"}
     seed = experiment.seed[0]
     aloe = aloe_job(experiment, runs, "observed", fields, seed, seed, Path(data), source)
-    return [aloe, measure_aloe(experiment, aloe)]
+    return [aloe, evaluate_aloe_job(experiment, aloe)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def check(experiment: Experiment, jobs: list[Job]) -> None:
+def check_commands(experiment: Experiment, jobs: list[Job]) -> None:
     """Every command that takes fields against its schema, before anything is queued. Raises UserError, naming job and field."""
     heavy = {
         "cjepa_dist.evaluate": experiment.evaluate,
@@ -422,8 +398,8 @@ def check(experiment: Experiment, jobs: list[Job]) -> None:
     }  # they import torch
     for job in jobs:
         for module, *arguments in job.commands:
-            if module in SCHEMAS and heavy.get(module, True):
-                place, name = SCHEMAS[module]
+            if module in SCHEMA_OF_COMMAND and heavy.get(module, True):
+                place, name = SCHEMA_OF_COMMAND[module]
                 kind: type = getattr(importlib.import_module(place), name)
                 try:
                     command_line.parse(kind, arguments)
@@ -431,19 +407,7 @@ def check(experiment: Experiment, jobs: list[Job]) -> None:
                     raise UserError(f"{job.name}: {error}") from error
 
 
-def spec(job: Job, cluster: Cluster, home: Path) -> Spec:
-    """What the job runs, as its nodes need to know it."""
-    environment = dict(cluster.environment)
-    processes = cluster.processes_per_node or cluster.gpus_per_node or 1
-    grace = max(5, cluster.signal_delay - 5)
-    return Spec(
-        job.name, job.commands, str(home), processes=processes if job.wide else 1, grace=grace, max_restarts=cluster.max_restarts,
-        environment=environment, scratch=cluster.scratch, stage_data=cluster.stage_data and job.trains,
-        gpus=cluster.gpus_per_node if job.trains else 0,
-    )  # fmt: skip
-
-
-def chosen(jobs: list[Job], stage: str) -> list[Job]:
+def jobs_of_stages(jobs: list[Job], stage: str) -> list[Job]:
     """The jobs of `stage=`. Raises UserError for a stage that there is not."""
     if stage == "all":
         return jobs
@@ -453,13 +417,3 @@ def chosen(jobs: list[Job], stage: str) -> list[Job]:
             f"config field stage={stage}: {unknown[0]!r} is none of all, {', '.join(STAGES)}"
         )
     return [job for job in jobs if job.stage in (*names, "preflight")]
-
-
-def with_key(job: Job) -> Job:
-    """Adds a checksum of what the job will do, by its commands and the YAML files in them: whether what is there was made by the same."""
-    text = json.dumps(job.commands)
-    for command in job.commands:
-        for part in command:
-            if part.endswith(".yaml") and Path(part).is_file():
-                text += Path(part).read_text()
-    return replace(job, key=f"{zlib.crc32(text.encode()):08x}")

@@ -14,8 +14,8 @@ from cjepa_dist.config import command_line, merge
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING
 from slurm import record as records
-from slurm.executor import to_slurm
-from slurm.job_state import outcomes
+from slurm.executor import submit_to_slurm
+from slurm.job_state import job_states
 from slurm.plan import preflight_job
 from slurm.record import Record
 from slurm.schema import Experiment, read_cluster
@@ -32,12 +32,12 @@ class Preflight:
 def main(config: Preflight) -> int:
     cluster, runs = read_cluster(config.cluster), Path(config.runs).resolve()
     experiment = merge.build(Experiment, {"runs": config.runs, "cluster": config.cluster})
-    record = records.read(runs) or Record(runs, {})
+    record = records.read_record(runs) or Record(runs, {})
     job = preflight_job(cluster, runs)
     Path(job.outputs[0]).unlink(missing_ok=True)
-    to_slurm(experiment, cluster, record, [job], set())
+    submit_to_slurm(experiment, cluster, record, [job], set())
     state = ""
-    while (outcome := outcomes(record)[job.name]).active:
+    while (outcome := job_states(record)[job.name]).active:
         if outcome.state != state:
             state = outcome.state
             print(f"{state.lower()} {outcome.nodes}{outcome.reason}".rstrip(), flush=True)

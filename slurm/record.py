@@ -21,10 +21,9 @@ from typing import Any
 
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience import run_lock
-from slurm.jobs.run import events_path
-from slurm.plan import Job
+from slurm.job import Job
 
-ACTIVE = (
+ACTIVE_STATES = (
     "PENDING",
     "CONFIGURING",
     "RUNNING",
@@ -48,7 +47,7 @@ class Record:
     ids: dict[str, str] = field(default_factory=dict)
 
     @property
-    def home(self) -> Path:
+    def state_dir(self) -> Path:
         return self.runs / ".slurm"
 
     def write(self) -> None:
@@ -65,7 +64,7 @@ class Record:
         os.replace(temporary, self.home / "experiment.json")
 
 
-def read(runs: str | Path) -> Record | None:
+def read_record(runs: str | Path) -> Record | None:
     """The record of a folder; None if nothing was submitted for it."""
     folder = Path(runs).resolve()
     try:
@@ -74,16 +73,16 @@ def read(runs: str | Path) -> Record | None:
         return None
     record = Record(folder, content["experiment"])
     for line in content["jobs"]:
-        record.ids[line["name"]] = line.pop("id")
+        record.job_ids[line["name"]] = line.pop("id")
         record.jobs[line["name"]] = Job(**line)
     return record
 
 
-def need(arguments: list[str]) -> Record:
+def require_record(arguments: list[str]) -> Record:
     """The record that `python -m slurm.<something> RUNS` names. Raises UserError where there is none."""
     if len(arguments) != 1 or arguments[0].startswith("-") or "=" in arguments[0]:
         raise UserError("the argument is one folder, the runs= of slurm.submit")
-    record = read(arguments[0])
+    record = read_record(arguments[0])
     if record is None:
         raise UserError(
             f"{arguments[0]} holds no experiment (no .slurm/experiment.json): slurm.submit makes one"
@@ -91,25 +90,16 @@ def need(arguments: list[str]) -> Record:
     return record
 
 
-def events(record: Record, name: str) -> list[dict[str, Any]]:
-    """What a job said of itself, over all of its starts."""
-    try:
-        lines = events_path(record.home, name).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def runner(record: Record) -> run_lock.Owner:
+def local_runner(record: Record) -> run_lock.Owner:
     """The process that runs the jobs without Slurm (executor=local), if it lives, else {}."""
-    side = record.home / run_lock.LOCK_FILES[1]
-    owner = run_lock.read(side)
-    return owner if owner and run_lock.alive(owner, side) else {}
+    side = record.state_dir / run_lock.LOCK_FILES[1]
+    owner = run_lock.read_owner(side)
+    return owner if owner and run_lock.is_alive(owner, side) else {}
 
 
-def states(record: Record) -> dict[str, tuple[str, str, str]]:
+def slurm_states(record: Record) -> dict[str, tuple[str, str, str]]:
     """{job: (Slurm's state, nodes, Slurm's reason)} of the jobs that Slurm knows."""
-    names = {number: name for name, number in record.ids.items() if number}
+    names = {number: name for name, number in record.job_ids.items() if number}
     if not names or not shutil.which("squeue"):
         return {}
     found: dict[str, tuple[str, str, str]] = {}

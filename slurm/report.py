@@ -10,17 +10,17 @@ import sys
 
 from cjepa_dist.errors import UserError
 from slurm import record as records
-from slurm.command import command
-from slurm.job_state import Outcome, outcomes
+from slurm.command import launch
+from slurm.job_state import JobState, job_states
 
 
 def main(arguments: list[str]) -> int:
-    record = records.need(arguments)
-    found = outcomes(record)
+    record = records.require_record(arguments)
+    found = job_states(record)
     runs = [
-        outcome.job.folder
+        outcome.job.run_dir
         for outcome in found.values()
-        if outcome.job.trains and "world_model/own_slot/" not in outcome.job.name
+        if outcome.job.is_training and "world_model/own_slot/" not in outcome.job.name
     ]
     there = [
         run
@@ -56,13 +56,13 @@ def main(arguments: list[str]) -> int:
     ]
     text = page.read_text(encoding="utf-8") if named else "# Report\n\nNo run has a checkpoint.\n"
     temporary = page.with_suffix(".partial")
-    temporary.write_text(lacking(missing, len(found) - 1) + text, encoding="utf-8")
+    temporary.write_text(missing_jobs_section(missing, len(found) - 1) + text, encoding="utf-8")
     temporary.replace(page)
     print(f"wrote {page}; {len(missing)} of {len(found) - 1} jobs before it are missing")
     return 0
 
 
-def lacking(missing: list[Outcome], total: int) -> str:
+def missing_jobs_section(missing: list[JobState], total: int) -> str:
     """A section for what is not there; empty if all is."""
     if not missing:
         return ""
@@ -71,7 +71,7 @@ def lacking(missing: list[Outcome], total: int) -> str:
     for outcome in missing:
         last = outcome.lines[-1] if outcome.lines else ""
         rows.append(
-            f"| {outcome.job.name} | {outcome.state} | {cell(outcome.reason)} | {cell(last)} |"
+            f"| {outcome.job.name} | {outcome.state} | {escape_cell(outcome.reason)} | {escape_cell(last)} |"
         )
     return (
         head
@@ -80,9 +80,9 @@ def lacking(missing: list[Outcome], total: int) -> str:
     )
 
 
-def cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":
-    command(main, __doc__)
+    launch(main, __doc__)

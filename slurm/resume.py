@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from slurm import record as records
-from slurm.command import command
-from slurm.executor import hand_over, restore
+from slurm.command import launch
+from slurm.executor import execute, restore_experiment
 
 
 def main(arguments: list[str]) -> int:
-    return hand_over(restore(records.need(arguments)))
+    return execute(restore_experiment(records.require_record(arguments)))
 
 
 if __name__ == "__main__":
-    command(main, __doc__)
+    launch(main, __doc__)

@@ -13,12 +13,18 @@ from typing import Any
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from cjepa_dist.errors import UserError
+from slurm.job import Job, job_spec
+from slurm.jobs import job_log
 from slurm.jobs import run as inside
-from slurm.plan import Job, spec
 from slurm.schema import Cluster
 
-IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs", "overlay")  # of this machine, or of one container on it
-ON_DISK = (
+MEMORY_FILE_SYSTEMS = (
+    "tmpfs",
+    "ramfs",
+    "devtmpfs",
+    "overlay",
+)  # of this machine, or of one container on it
+LOCAL_FILE_SYSTEMS = (
     "ext2",
     "ext3",
     "ext4",
@@ -30,7 +36,7 @@ ON_DISK = (
 )  # of this machine, which may export it
 
 
-def options(
+def sbatch_options(
     job: Job, cluster: Cluster, runs: Path, needs: list[str], after: list[str]
 ) -> dict[str, Any]:
     """Options by submitit's names. `needs` and `after` are numbers of jobs: success of the former, the end of the latter."""
@@ -38,10 +44,10 @@ def options(
         0
         if job.stage in ("data", "report")
         else cluster.gpus_per_node
-        if job.wide
+        if job.uses_all_nodes
         else min(1, cluster.gpus_per_node)
     )
-    units = gpus or (cluster.processes_per_node or 1 if job.wide else 1)
+    units = gpus or (cluster.processes_per_node or 1 if job.uses_all_nodes else 1)
     extra: dict[str, Any] = {
         "signal": f"{cluster.signal}@{cluster.signal_delay}",
         "requeue": True,
@@ -56,14 +62,14 @@ def options(
             "kill-on-invalid-dep": "yes",
         }  # else it waits for ever for one that failed
     found: dict[str, Any] = {
-        "job_name": f"{runs.name}.{inside.file_name(job.array or job.name)}",
+        "job_name": f"{runs.name}.{job_log.file_name(job.array or job.name)}",
         "partition": cluster.partition
         if gpus or not cluster.cpu_partition
         else cluster.cpu_partition,
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
-        "nodes": cluster.nodes if job.wide else 1,
+        "nodes": cluster.nodes if job.uses_all_nodes else 1,
         "ntasks_per_node": 1,
         "cpus_per_task": cluster.data_cpus if job.stage == "data" else cluster.cpus_per_gpu * units,
         "gpus_per_node": gpus,
@@ -81,7 +87,7 @@ def options(
     return {name: value for name, value in found.items() if value}
 
 
-def text(folder: Path, settings: dict[str, Any], command: str) -> str:
+def sbatch_text(folder: Path, settings: dict[str, Any], command: str) -> str:
     """The sbatch file."""
     return _make_sbatch_string(command=command, folder=folder, **settings)
 
@@ -95,7 +101,9 @@ def submit(
     try:
         return [
             task.job_id
-            for task in executor.map_array(inside.run, [spec(job, cluster, home) for job in jobs])
+            for task in executor.map_array(
+                inside.run_job, [job_spec(job, cluster, home) for job in jobs]
+            )
         ]
     except Exception as error:  # submitit's FailedJobError, or the shell's
         raise UserError(
@@ -103,7 +111,7 @@ def submit(
         ) from error
 
 
-def check(
+def check_cluster(
     cluster: Cluster, jobs: dict[str, dict[str, Any]], folder: Path, shared: list[Path]
 ) -> dict[str, str]:
     """{job: what `sbatch --test-only` says} of each kind of job, before any is queued. Raises UserError for what cannot work.
@@ -128,7 +136,7 @@ def check(
         kind = re.sub(
             r"--(job-name|dependency|output|kill-on-invalid-dep)=\S+",
             "",
-            text(folder, settings, "true"),
+            sbatch_text(folder, settings, "true"),
         )
         if kind not in seen:
             extra = settings["additional_parameters"]
@@ -137,14 +145,14 @@ def check(
                 for key, value in extra.items()
                 if key not in ("dependency", "kill-on-invalid-dep")
             }
-            seen[kind] = try_out(
-                name, text(folder, {**settings, "additional_parameters": alone}, "true")
+            seen[kind] = test_only(
+                name, sbatch_text(folder, {**settings, "additional_parameters": alone}, "true")
             )
         said[name] = seen[kind]
     return said
 
 
-def try_out(name: str, content: str) -> str:
+def test_only(name: str, content: str) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as stream:
         stream.write(content)
         stream.flush()
@@ -173,11 +181,11 @@ def check_shared(folder: Path, cluster: Cluster) -> None:
     if not others:
         return
     kind, source = file_system(folder)
-    if kind in IN_MEMORY:
+    if kind in MEMORY_FILE_SYSTEMS:
         raise UserError(
             f"{folder} is not shared: it lies on {kind} of {here}, which {others[0]} cannot see; take a folder of the cluster's file system"
         )
-    if kind in ON_DISK:
+    if kind in LOCAL_FILE_SYSTEMS:
         print(
             f"warning: {folder} lies on {source} ({kind}), a disk of {here}: unless {others[0]} mounts it at the same place, "
             "jobs will not see it; slurm.preflight, or preflight=true, finds out"

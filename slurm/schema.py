@@ -16,7 +16,7 @@ STAGES = ("preflight", "data", "world_model", "rollout", "aloe", "evaluate", "re
 
 
 @dataclass
-class Minutes:
+class TimeLimits:
     """Time limits of the jobs. One that trains may be short: it is put back into the queue and goes on."""
 
     preflight: int = option(10, "looking at the nodes from inside", unit="minutes", least=1)
@@ -53,7 +53,7 @@ class Cluster:
     memory_gb: int = option(
         0, "memory of a job on each node; 0 = the partition's default", unit="GB", least=0
     )
-    minutes: Minutes = option(Minutes, "time limits")
+    minutes: TimeLimits = option(TimeLimits, "time limits")
     signal: str = option("USR2", "signal before the time limit", choices=("USR1", "USR2", "TERM"))
     signal_delay: int = option(
         180,
@@ -153,16 +153,16 @@ class Experiment:
 
 def read_cluster(path: str) -> Cluster:
     """Raises UserError, naming the file and the field."""
-    cluster = merge.build(Cluster, escaped(OmegaConf.to_container(merge.read_yaml(path))))
+    cluster = merge.build(Cluster, escape_dollars(OmegaConf.to_container(merge.read_yaml(path))))
     if cluster.stage_data and not cluster.scratch:
         raise UserError(f"{path}: stage_data needs scratch, a folder on the node's own disk")
     return cluster
 
 
-def escaped(tree: Any) -> Any:
+def escape_dollars(tree: Any) -> Any:
     """`${` is the shell's in these files, not OmegaConf's."""
     if isinstance(tree, dict):
-        return {key: escaped(value) for key, value in tree.items()}
+        return {key: escape_dollars(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [escaped(value) for value in tree]
+        return [escape_dollars(value) for value in tree]
     return tree.replace("${", "\\${") if isinstance(tree, str) else tree

@@ -18,8 +18,9 @@ from rich.table import Table
 from cjepa_dist.config import merge
 from cjepa_dist.config.fields import option
 from slurm import record as records
-from slurm.command import command
-from slurm.job_state import Outcome, log_of, outcomes
+from slurm.command import launch
+from slurm.job_state import JobState, job_states
+from slurm.jobs.job_log import log_path
 from slurm.record import Record
 
 COLUMNS = ("job", "state", "node", "step", "samples/s", "left", "loss", "restarts")
@@ -34,13 +35,13 @@ class Status:
 
 
 def main(arguments: list[str]) -> int:
-    record = records.need([part for part in arguments if "=" not in part])
+    record = records.require_record([part for part in arguments if "=" not in part])
     config = merge.build(
         Status, OmegaConf.from_dotlist([part for part in arguments if "=" in part])
     )
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     while True:
-        found = outcomes(record)
+        found = job_states(record)
         if config.watch and console.is_terminal:
             console.clear()
         show(console, record, found)
@@ -48,10 +49,10 @@ def main(arguments: list[str]) -> int:
             return int(any(outcome.bad for outcome in found.values()))
         sys.stdout.flush()
         time.sleep(config.seconds)
-        record = records.need([str(record.runs)])  # jobs may have been submitted again
+        record = records.require_record([str(record.runs)])  # jobs may have been submitted again
 
 
-def show(console: Console, record: Record, found: dict[str, Outcome]) -> None:
+def show(console: Console, record: Record, found: dict[str, JobState]) -> None:
     table = Table(*COLUMNS)
     for outcome in found.values():
         table.add_row(*(escape(cell) for cell in row(outcome)))
@@ -63,7 +64,7 @@ def show(console: Console, record: Record, found: dict[str, Outcome]) -> None:
             console.print(f"    {line}", markup=False, soft_wrap=True)
         if outcome.lines:
             console.print(
-                f"    (from {log_of(record, outcome.job.name)})", markup=False, soft_wrap=True
+                f"    (from {log_path(record, outcome.job.name)})", markup=False, soft_wrap=True
             )
     done, active = (
         sum(test)
@@ -79,7 +80,7 @@ def show(console: Console, record: Record, found: dict[str, Outcome]) -> None:
         console.print(f"submit those again: python -m slurm.resume {record.runs}", soft_wrap=True)
 
 
-def row(outcome: Outcome) -> tuple[str, ...]:
+def row(outcome: JobState) -> tuple[str, ...]:
     state = outcome.state + (f" ({outcome.reason})" if outcome.active and outcome.reason else "")
     step = "" if outcome.step is None else f"{outcome.step}/{outcome.steps or '?'}"
     running = outcome.state == "RUNNING"
@@ -102,4 +103,4 @@ def duration(seconds: float | None) -> str:
 
 
 if __name__ == "__main__":
-    command(main, __doc__)
+    launch(main, __doc__)

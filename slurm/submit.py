@@ -6,8 +6,8 @@ What is finished or in the queue already is left alone, so that the same command
 from __future__ import annotations
 
 from cjepa_dist.config import command_line
-from slurm.executor import hand_over
+from slurm.executor import execute
 from slurm.schema import Experiment
 
 if __name__ == "__main__":
-    command_line.launch(Experiment, hand_over)
+    command_line.launch(Experiment, execute)

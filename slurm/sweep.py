@@ -11,10 +11,12 @@ from cjepa_dist.config.merge import flatten
 from cjepa_dist.errors import UserError
 
 
-def combined(fields: dict[str, Any], kind: type, sweep: str) -> list[tuple[str, dict[str, Any]]]:
+def combinations(
+    fields: dict[str, Any], kind: type, sweep: str
+) -> list[tuple[str, dict[str, Any]]]:
     """The combinations of the swept fields, crossed or zipped: (suffix for a name, fields with one value each)."""
     whole = dict(flatten(fields))
-    sweeps = {key: value for key, value in whole.items() if swept(key, value, kind)}
+    sweeps = {key: value for key, value in whole.items() if is_swept(key, value, kind)}
     if empty := [key for key, values in sweeps.items() if not values]:
         raise UserError(f"config field {empty[0]}: a sweep needs at least one value")
     if sweep == "zip" and len({len(values) for values in sweeps.values()}) > 1:
@@ -27,12 +29,15 @@ def combined(fields: dict[str, Any], kind: type, sweep: str) -> list[tuple[str, 
     )
     chosen = [dict(zip(sweeps, values)) for values in combinations]
     return [
-        ("".join(f"+{key}_{word(value)}" for key, value in one.items()), {**whole, **one})
+        (
+            "".join(f"+{key}_{folder_name_part(value)}" for key, value in one.items()),
+            {**whole, **one},
+        )
         for one in chosen
     ]
 
 
-def swept(key: str, value: Any, kind: type) -> bool:
+def is_swept(key: str, value: Any, kind: type) -> bool:
     """Whether a list is several values of a field, and not one value of a field that takes a list."""
     if not isinstance(value, list):
         return False
@@ -43,7 +48,7 @@ def swept(key: str, value: Any, kind: type) -> bool:
     return not takes_list or any(isinstance(each, list) for each in value)
 
 
-def word(value: Any) -> str:
+def folder_name_part(value: Any) -> str:
     """A value as a part of a folder's name: commas part the runs of a report, and `/` folders."""
     return (
         (json.dumps(value) if isinstance(value, (bool, list)) else str(value))
@@ -53,7 +58,7 @@ def word(value: Any) -> str:
     )
 
 
-def pairs(fields: dict[str, Any]) -> list[str]:
+def to_arguments(fields: dict[str, Any]) -> list[str]:
     return [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in flatten(fields)

@@ -30,7 +30,7 @@ ROUNDS = 5
 
 
 @dataclass
-class Probe:
+class PreflightWorker:
     """Look at the nodes of this job from inside."""
 
     runs: str = option(MISSING, "the folder that all nodes must share")
@@ -40,15 +40,15 @@ class Probe:
     )
 
 
-def main(config: Probe) -> int:
+def main(config: PreflightWorker) -> int:
     dist.init_process_group("gloo", timeout=timedelta(minutes=5))
     rank, runs = dist.get_rank(), Path(config.runs)
-    agree(gpu_fault(config.gpus))
-    agree(shared_fault(runs, config.wait))
+    raise_on_all_ranks(gpu_fault(config.gpus))
+    raise_on_all_ranks(shared_folder_fault(runs, config.wait))
     device = (
         torch.device("cuda", int(os.environ["LOCAL_RANK"])) if config.gpus else torch.device("cpu")
     )
-    speed = all_reduce_speed(device)
+    speed = all_reduce_bandwidth(device)
     hosts: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
     if rank == 0:
@@ -68,7 +68,7 @@ def main(config: Probe) -> int:
     return 0
 
 
-def agree(fault: str | None) -> None:
+def raise_on_all_ranks(fault: str | None) -> None:
     """Raises UserError on all ranks if one of them has found a fault."""
     if first := first_error(fault):
         raise UserError(first)
@@ -101,7 +101,7 @@ def gpu_fault(gpus: int) -> str | None:
         return f"{host}: GPU {local} cannot be used: {str(error).splitlines()[0]}"
 
 
-def shared_fault(runs: Path, wait: float) -> str | None:
+def shared_folder_fault(runs: Path, wait: float) -> str | None:
     """Rank 0 writes a token where all ranks must find it."""
     token = [uuid.uuid4().hex]
     dist.broadcast_object_list(token, src=0)
@@ -111,9 +111,9 @@ def shared_fault(runs: Path, wait: float) -> str | None:
             path.write_text(token[0])
         except OSError as error:
             fault = f"{socket.gethostname()} cannot write to {runs}: {error.strerror}"
-    agree(fault)
+    raise_on_all_ranks(fault)
     end = time.monotonic() + wait
-    while not (seen := same(path, token[0])) and time.monotonic() < end:
+    while not (seen := holds_token(path, token[0])) and time.monotonic() < end:
         time.sleep(0.2)
     dist.barrier()
     if dist.get_rank() == 0:
@@ -127,14 +127,14 @@ def shared_fault(runs: Path, wait: float) -> str | None:
     )
 
 
-def same(path: Path, token: str) -> bool:
+def holds_token(path: Path, token: str) -> bool:
     try:
         return path.read_text() == token
     except OSError:
         return False
 
 
-def all_reduce_speed(device: torch.device) -> float:
+def all_reduce_bandwidth(device: torch.device) -> float:
     """GB/s of an all-reduce, the best of some: 2 (n - 1) / n bytes are sent for each byte. Raises UserError for a wrong sum."""
     world = dist.get_world_size()
     group = dist.new_group(backend="nccl") if device.type == "cuda" else dist.group.WORLD
@@ -150,9 +150,9 @@ def all_reduce_speed(device: torch.device) -> float:
         best = min(best, time.perf_counter() - began)
         if not torch.all(values == world * (world - 1) / 2):
             fault = f"{socket.gethostname()}: an all-reduce gave a wrong sum"
-    agree(fault)
+    raise_on_all_ranks(fault)
     return 2 * (world - 1) / world * values.numel() * 4 / best / 1e9
 
 
 if __name__ == "__main__":
-    command_line.launch(Probe, main)
+    command_line.launch(PreflightWorker, main)

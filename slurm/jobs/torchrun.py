@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
+from slurm.jobs.slurm_command import run_slurm_command
 
-def argv_of(
+
+def build_argv(
     command: list[str], *, processes: int, grace: int, job: str, restart: int, node: int, nodes: int
 ) -> list[str]:
     """The command line: plain Python for one process, torchrun for more, with a rendezvous that no earlier start of the job shares."""
     world = processes * nodes
     module, *arguments = command
-    if trains(module):
+    if is_training(module):
         arguments = [*arguments, f"loop.num_processes={world}"]
     elif module != "slurm.jobs.preflight_worker":
         return [sys.executable, "-u", "-m", module, *arguments]
-    if world == 1 and trains(module):
+    if world == 1 and is_training(module):
         return [sys.executable, "-u", "-m", module, *arguments]
     if nodes == 1:
         meet = ["--standalone"]
     else:
-        head = ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
+        head = run_slurm_command(
+            "scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]
+        ).split()[0]
         port = 20000 + int(job) % 20000
         meet = [
             f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{port}", f"--rdzv-id={job}.{restart}",
@@ -41,25 +43,14 @@ def argv_of(
     return [sys.executable, *launcher, f"--shutdown-timeout={grace}", "-m", module, *arguments]
 
 
-def trains(module: str) -> bool:
+def is_training(module: str) -> bool:
     return module.rpartition(".")[2].startswith("train_")
 
 
-def folder_of(command: list[str]) -> Path | None:
+def run_dir_of(command: list[str]) -> Path | None:
     """The run folder of a training command."""
-    if not trains(command[0]):
+    if not is_training(command[0]):
         return None
     return next(
         (Path(part.removeprefix("run=")) for part in command if part.startswith("run=")), None
     )
-
-
-def ask(*command: str) -> str:
-    """Output of a Slurm command; asked three times, as a busy controller may not answer, then empty."""
-    for attempt in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            break
-        print(f"{' '.join(command)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-        time.sleep(attempt)
-    return done.stdout.strip()

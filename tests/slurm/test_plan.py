@@ -11,9 +11,9 @@ import yaml
 from cjepa_dist.config import command_line
 from cjepa_dist.errors import UserError
 from slurm import job_state, plan
-from slurm.executor import open_jobs
-from slurm.jobs.run import events_path, tail
-from slurm.jobs.torchrun import argv_of
+from slurm.executor import unfinished_jobs
+from slurm.jobs.job_log import events_path, log_tail
+from slurm.jobs.torchrun import build_argv
 from slurm.record import Record
 from slurm.schema import Cluster, Experiment, read_cluster
 from slurm.status import duration
@@ -26,7 +26,7 @@ CLEVRER = str(PROJECT / "configs" / "experiment" / "clevrer.yaml")
 def jobs_of(tmp_path, *arguments):
     experiment = command_line.parse(Experiment, [CLEVRER, f"runs={tmp_path}", *arguments])
     jobs = plan.plan(experiment)
-    plan.check(experiment, jobs)
+    plan.check_commands(experiment, jobs)
     return {job.name: job for job in jobs}
 
 
@@ -208,9 +208,12 @@ def test_data_in_parts(tmp_path):
 
 def test_stages(tmp_path):
     jobs = plan.plan(command_line.parse(Experiment, [CLEVRER, f"runs={tmp_path}"]))
-    assert {job.stage for job in plan.chosen(jobs, "world_model, aloe")} == {"world_model", "aloe"}
+    assert {job.stage for job in plan.jobs_of_stages(jobs, "world_model, aloe")} == {
+        "world_model",
+        "aloe",
+    }
     with pytest.raises(UserError, match="'train' is none of all, preflight, data"):
-        plan.chosen(jobs, "train")
+        plan.jobs_of_stages(jobs, "train")
 
 
 @pytest.mark.parametrize(
@@ -243,12 +246,12 @@ def test_unknown_cluster_field(tmp_path):
 
 def test_a_restart_meets_anew(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
-    monkeypatch.setattr("slurm.jobs.torchrun.ask", lambda *command: "n1\nn2")
+    monkeypatch.setattr("slurm.jobs.slurm_command.run_slurm_command", lambda *command: "n1\nn2")
     command, size = (
         ["cjepa_dist.train_aloe", "c.yaml", "run=r"],
         {"processes": 8, "grace": 60, "job": "77", "node": 1, "nodes": 2},
     )
-    first, second = (argv_of(command, **size, restart=restart) for restart in (0, 1))
+    first, second = (build_argv(command, **size, restart=restart) for restart in (0, 1))
     assert "--rdzv-id=77.0" in first and "--rdzv-id=77.1" in second
     assert {
         "--nnodes=2",
@@ -257,7 +260,7 @@ def test_a_restart_meets_anew(monkeypatch):
         "--rdzv-conf=is_host=0",
         "loop.num_processes=16",
     } <= set(first)
-    alone = argv_of(command, **{**size, "processes": 1, "nodes": 1}, restart=0)
+    alone = build_argv(command, **{**size, "processes": 1, "nodes": 1}, restart=0)
     assert alone[1:] == ["-u", "-m", *command, "loop.num_processes=1"]
 
 
@@ -320,15 +323,15 @@ def test_tail(tmp_path):
     log.write_text(
         "== start 1\nerror: old\n== start 2\nerror: the cause\n" + "traceback\n\n" * 20 + "end\n"
     )
-    assert tail(log, 3) == ["error: the cause", "traceback", "traceback", "end"]
-    assert tail(tmp_path / "none") == []
+    assert log_tail(log, 3) == ["error: the cause", "traceback", "traceback", "end"]
+    assert log_tail(tmp_path / "none") == []
 
 
 def test_a_job_whose_processes_have_ended_while_slurm_has_it_run(tmp_path, monkeypatch):
     """So it is from the loss of a node until Slurm misses that node."""
     name = "world_model/baseline/seed_0"
     record = Record(tmp_path, {}, {name: jobs_of(tmp_path)[name]}, {name: "7"})
-    said = events_path(record.home, name)
+    said = events_path(record.state_dir, name)
     said.parent.mkdir(parents=True)
     ended = "its processes have ended, and Slurm has not ended the job: does it miss a node?"
     for found, last, reason in (
@@ -337,8 +340,8 @@ def test_a_job_whose_processes_have_ended_while_slurm_has_it_run(tmp_path, monke
         (("PENDING", "", "BeginTime"), "failed", "BeginTime"),
     ):
         said.write_text(f'{{"event": "start"}}\n{{"event": "{last}"}}\n')
-        monkeypatch.setattr(job_state, "states", lambda _, found=found: {name: found})
-        assert job_state.outcomes(record)[name].reason == reason
+        monkeypatch.setattr(job_state, "slurm_states", lambda _, found=found: {name: found})
+        assert job_state.job_states(record)[name].reason == reason
 
 
 def test_preflight_comes_before_whatever_is_submitted(tmp_path):
@@ -348,7 +351,7 @@ def test_preflight_comes_before_whatever_is_submitted(tmp_path):
     record = Record(tmp_path, {})
 
     def wanted(stage, busy=()):
-        return [job.name for job in open_jobs(jobs, stage, record, set(busy))]
+        return [job.name for job in unfinished_jobs(jobs, stage, record, set(busy))]
 
     def finish(name):
         for output in next(job for job in jobs if job.name == name).outputs:

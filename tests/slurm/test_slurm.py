@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from slurm.sbatch import ON_DISK, file_system
+from slurm.sbatch import LOCAL_FILE_SYSTEMS, file_system
 from tests.fork_server import PROJECT
 from tests.slurm.conftest import (
     RUN,
@@ -187,7 +187,7 @@ def test_a_folder_that_nodes_cannot_see_is_found_out_before_anything_is_queued(
         and f"{tmp_path / 'runs'} is not shared: it lies on tmpfs of login" in done.stderr
     ), done.stderr
     assert done.stderr.count("\n") == 1 and set(queue("-o", "%A")) <= set(before)
-    if file_system(tmp_path)[0] in ON_DISK:
+    if file_system(tmp_path)[0] in LOCAL_FILE_SYSTEMS:
         done = elsewhere("true")
         assert done.returncode == 0 and f"warning: {tmp_path / 'runs'} lies on" in done.stdout, (
             done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from cjepa_dist.data.format.reader import load_slots
 from cjepa_dist.errors import UserError
-from slurm.jobs.stage_data import stage
+from slurm.jobs.stage_data import stage_dataset
 from tests.fork_server import PROJECT
 
 SHARD = "train/000000.tar"
@@ -23,7 +23,8 @@ def test_one_copy_for_all_and_read_from_there(small_data, tmp_path, monkeypatch,
     scratch.mkdir()
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(stage(data, scratch))) for _ in range(3)
+        threading.Thread(target=lambda: found.append(stage_dataset(data, scratch)))
+        for _ in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -42,21 +43,21 @@ def test_one_copy_for_all_and_read_from_there(small_data, tmp_path, monkeypatch,
 
 
 def test_a_copy_that_is_cut_or_half_made_is_made_again(small_data, tmp_path):
-    copy = stage(small_data, tmp_path)
+    copy = stage_dataset(small_data, tmp_path)
     whole = (copy / SHARD).read_bytes()
     (copy / SHARD).write_bytes(whole[:-512])
     (tmp_path / f"{copy.name}.partial").mkdir()
-    assert stage(small_data, tmp_path) == copy and (copy / SHARD).read_bytes() == whole
+    assert stage_dataset(small_data, tmp_path) == copy and (copy / SHARD).read_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == [copy.name, f"{copy.name}.lock"]
 
 
 def test_changed_data_are_another_copy(small_data, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(small_data, data)
-    first = stage(data, tmp_path)
+    first = stage_dataset(data, tmp_path)
     content = json.loads((data / "manifest.json").read_text())
     (data / "manifest.json").write_text(json.dumps({**content, "encoder": "another"}))
-    assert stage(data, tmp_path) != first
+    assert stage_dataset(data, tmp_path) != first
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_no_room_is_one_line(small_data, tmp_path, size, message):
         pytest.skip("needs the right to mount a file system")
     try:
         with pytest.raises(UserError, match=message):
-            stage(small_data, place)
+            stage_dataset(small_data, place)
         assert not list(place.glob("*.partial"))
     finally:
         subprocess.run(["umount", place], check=True)
