@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from tests.fork_server import PROJECT, Starter
+from tests.fork_server import PROJECT, ForkServer
 
 torch.set_num_threads(2)
 
@@ -27,14 +27,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def starter() -> Iterator[Starter]:
-    made = Starter()
+def starter() -> Iterator[ForkServer]:
+    made = ForkServer()
     yield made
     made.close()
 
 
 @pytest.fixture(scope="session")
-def command(starter: Starter) -> Callable[..., subprocess.CompletedProcess[str]]:
+def command(starter: ForkServer) -> Callable[..., subprocess.CompletedProcess[str]]:
     """command("module", "key=value", ..., processes=1) runs an entry point as a user would; the result has returncode, stdout, stderr."""
 
     def run(

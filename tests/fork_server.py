@@ -29,7 +29,7 @@ IMPORTED = (  # no entry point is among them: these run anew
 )  # fmt: skip
 
 
-class Starter:
+class ForkServer:
     """One process that forks, started when it is first needed; `close` ends it."""
 
     def __init__(self) -> None:
@@ -49,7 +49,9 @@ class Starter:
             self.process = subprocess.Popen(
                 own, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
             )
-        store, environments = ranks(processes, environment) if processes else (None, [environment])
+        store, environments = (
+            torchrun_environments(processes, environment) if processes else (None, [environment])
+        )
         with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
             files, cores = {"out": out.name, "err": err.name}, list(os.sched_getaffinity(0))
             ask = {
@@ -85,7 +87,9 @@ class Starter:
             self.process.wait()
 
 
-def ranks(processes: int, environment: dict[str, str]) -> tuple[Any, list[dict[str, str]]]:
+def torchrun_environments(
+    processes: int, environment: dict[str, str]
+) -> tuple[Any, list[dict[str, str]]]:
     """What torchrun gives its workers: the store by which they meet (on a port of its own), and an environment for each."""
     from torch.distributed import TCPStore
 
@@ -102,7 +106,7 @@ def ranks(processes: int, environment: dict[str, str]) -> tuple[Any, list[dict[s
     ]
 
 
-def serve() -> dict[str, Any] | None:
+def serve_requests() -> dict[str, Any] | None:
     """What a forked process is to be; None in the first one, when nothing more is asked for."""
     for name in IMPORTED:
         importlib.import_module(name)
@@ -118,11 +122,11 @@ def serve() -> dict[str, Any] | None:
                 return {**ask, "environment": environment}
             pids.append(pid)
         os.write(answers, json.dumps(pids).encode() + b"\n")
-        os.write(answers, b"%d\n" % outcome(pids))
+        os.write(answers, b"%d\n" % wait_for_exit_code(pids))
     return None
 
 
-def outcome(pids: list[int]) -> int:
+def wait_for_exit_code(pids: list[int]) -> int:
     """The exit code of the one process; of several 0 if all have it, else 1: as torchrun does, the first that fails ends the rest."""
     left, codes, end = set(pids), [], None
     while left:
@@ -142,7 +146,7 @@ def outcome(pids: list[int]) -> int:
     return codes[0] if len(pids) == 1 else int(any(codes))
 
 
-def become(
+def run_entry_point(
     module: str,
     arguments: list[str],
     environment: dict[str, str],
@@ -162,5 +166,5 @@ def become(
 
 
 if __name__ == "__main__":
-    if asked := serve():
-        become(**asked)
+    if asked := serve_requests():
+        run_entry_point(**asked)

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import torch
 
-from cjepa_dist.checkpoint.loading import load_task
+from cjepa_dist.checkpoint.run import load_task
 from cjepa_dist.config import command_line
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING, TrainAloe
-from cjepa_dist.data.format.manifest import partial
+from cjepa_dist.data.format.manifest import partial_folder
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks.vqa import VqaTask
 
-COMMON = {"slots", "slot_dim", "depth", "heads", "mlp_dim", "dropout"}
-SIZES = {
-    "predictor": COMMON | {"history_frames", "pred_frames"},
-    "aloe": COMMON | {"frames", "width", "word_dim", "head_dim"},
+COMMON_FIELDS = {"slots", "slot_dim", "depth", "heads", "mlp_dim", "dropout"}
+RELEASED_FIELDS = {
+    "predictor": COMMON_FIELDS | {"history_frames", "pred_frames"},
+    "aloe": COMMON_FIELDS | {"frames", "width", "word_dim", "head_dim"},
 }  # what may differ in the released layout; any other field makes another model
 
 
@@ -49,14 +49,14 @@ def main(config: ExportCheckpoint) -> int:
     added = [
         f"{name}.{key}={value}"
         for key, value in vars(model.config).items()
-        if key not in SIZES[name] and value != getattr(released, key)
+        if key not in RELEASED_FIELDS[name] and value != getattr(released, key)
     ]
     if added:
         raise UserError(
             f"{config.run} cannot be exported: the released layout has no {', '.join(added)}"
         )
     state = {key: value.contiguous() for key, value in model.to_reference().items()}
-    temporary = partial(out)
+    temporary = partial_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"state_dict": state}, temporary)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cjepa_dist.clevrer.vocabulary import ROW_WORDS
+from cjepa_dist.clevrer.vocabulary import MAX_TEXT_WORDS
 from cjepa_dist.config import command_line, merge
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
@@ -30,8 +30,8 @@ from cjepa_dist.tasks.build import build_task
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 MB = 2**20
-LATE = 0.99  # part of the run behind us: every term of the loss is on
-STATES = {
+END_OF_RUN = 0.99  # part of the run behind us: every term of the loss is on
+STATES_PER_WEIGHT = {
     "adam": 2,
     "adamw": 2,
     "muon": 1,
@@ -39,7 +39,7 @@ STATES = {
 
 
 @dataclass
-class Memory:
+class EstimateMemory:
     """Memory of one process in training, by what holds it."""
 
     config: str = option(MISSING, "config of train_world_model or train_aloe")
@@ -52,7 +52,7 @@ class Memory:
     )
 
 
-class Live(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Bytes of all tensors alive, and their peak. Views count once: a storage is counted when an op first returns it."""
 
     def __init__(self) -> None:
@@ -80,9 +80,9 @@ class Live(TorchDispatchMode):
         return result
 
 
-def main(config: Memory) -> None:
-    trained = read(config)
-    found = estimate(
+def main(config: EstimateMemory) -> None:
+    trained = read_train_config(config)
+    found = estimate_memory(
         trained,
         engine=config.engine,
         processes=config.processes,
@@ -99,7 +99,7 @@ def main(config: Memory) -> None:
     print(f"{'total':<44}{sum(found.values()) / MB:>10,.0f}")
 
 
-def read(config: Memory) -> TrainWorldModel | TrainAloe:
+def read_train_config(config: EstimateMemory) -> TrainWorldModel | TrainAloe:
     """The training config. Raises UserError where it is none, or the batch does not divide."""
     content = merge.read_yaml(config.config)
     arguments = [config.config, *config.set, "data=none", "run=none"]
@@ -119,7 +119,7 @@ def read(config: Memory) -> TrainWorldModel | TrainAloe:
     return trained
 
 
-def estimate(
+def estimate_memory(
     config: TrainWorldModel | TrainAloe,
     *,
     engine: str = "ddp",
@@ -132,16 +132,18 @@ def estimate(
         task = build_task(config)
     size = config.loop.global_batch_size // (processes * config.loop.gradient_accumulation)
     weights = sum(p.nbytes for p in task.parameters())
-    optimizer = states(task, config.optimizer.name)
+    optimizer = optimizer_bytes(task, config.optimizer.name)
     sharded = (
         {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}[engine] if processes > 1 else 0
     )
-    content, precision = batch(config, size, rows), config.loop.precision
-    step = peak(task, content, precision, keep_gradients=True) - weights
+    content, precision = meta_batch(config, size, rows), config.loop.precision
+    step = peak_bytes(task, content, precision, keep_gradients=True) - weights
     if sharded >= 2:  # gradients go to their owners as they come
         step = min(
             step,
-            peak(task, content, precision, keep_gradients=False) - weights + weights // processes,
+            peak_bytes(task, content, precision, keep_gradients=False)
+            - weights
+            + weights // processes,
         )
     found = {
         "weights": weights // processes if sharded == 3 else weights,
@@ -151,7 +153,7 @@ def estimate(
     if engine == "ddp" and processes > 1:
         found["buckets of gradients"] = weights
     if sharded == 3:
-        found["gathered weights, two blocks"] = 2 * largest_block(task)
+        found["gathered weights, two blocks"] = 2 * largest_block_bytes(task)
     if data:
         manifest = Manifest.load(data)
         videos = manifest.count(config.train_split)
@@ -167,7 +169,7 @@ def estimate(
     return found
 
 
-def batch(config: TrainWorldModel | TrainAloe, size: int, rows: int) -> dict[str, Tensor]:
+def meta_batch(config: TrainWorldModel | TrainAloe, size: int, rows: int) -> dict[str, Tensor]:
     """A micro-batch of `size` samples on the meta device."""
     with torch.device("meta"):
         if isinstance(config, TrainAloe):
@@ -178,8 +180,8 @@ def batch(config: TrainWorldModel | TrainAloe, size: int, rows: int) -> dict[str
             }
             return {
                 "slots": torch.zeros(size, model.frames, model.slots, model.slot_dim),
-                "tokens": torch.zeros(count, ROW_WORDS, dtype=torch.int64),
-                "padding": torch.zeros(count, ROW_WORDS, dtype=torch.bool),
+                "tokens": torch.zeros(count, MAX_TEXT_WORDS, dtype=torch.int64),
+                "padding": torch.zeros(count, MAX_TEXT_WORDS, dtype=torch.bool),
                 "is_choice": torch.zeros(count, dtype=torch.bool),
                 **integers,
             }
@@ -200,30 +202,33 @@ def batch(config: TrainWorldModel | TrainAloe, size: int, rows: int) -> dict[str
         }
 
 
-def peak(task: Any, content: dict[str, Tensor], precision: str, *, keep_gradients: bool) -> int:
+def peak_bytes(
+    task: Any, content: dict[str, Tensor], precision: str, *, keep_gradients: bool
+) -> int:
     """Bytes alive at most in one forward and backward pass, weights included; gradients leave as they come unless they are kept."""
     for parameter in task.parameters():
         parameter.grad = None
         if not keep_gradients:
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    live = Live()
+    live = LiveBytes()
     for tensor in (*task.parameters(), *content.values()):
         live.note(tensor)
     with live, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        outcome = task(content, 0, LATE)
+        outcome = task(content, 0, END_OF_RUN)
         outcome.loss.backward()
     return live.peak
 
 
-def states(task: nn.Module, name: str) -> int:
+def optimizer_bytes(task: nn.Module, name: str) -> int:
     """Bytes that the update rule keeps for all weights."""
     return sum(
-        p.nbytes * (STATES[name] if name != "muon" or p.ndim == 2 else STATES["adamw"])
+        p.nbytes
+        * (STATES_PER_WEIGHT[name] if name != "muon" or p.ndim == 2 else STATES_PER_WEIGHT["adamw"])
         for p in task.parameters()
     )
 
 
-def largest_block(task: nn.Module) -> int:
+def largest_block_bytes(task: nn.Module) -> int:
     """Bytes of the largest transformer block: what is gathered at a time."""
     blocks = [
         block for module in task.modules() if isinstance(module, nn.ModuleList) for block in module
@@ -232,4 +237,4 @@ def largest_block(task: nn.Module) -> int:
 
 
 if __name__ == "__main__":
-    command_line.launch(Memory, main)
+    command_line.launch(EstimateMemory, main)

@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cjepa_dist.clevrer.language import parse
-from cjepa_dist.clevrer.programs import ATTRIBUTES, WORDS
-from cjepa_dist.clevrer.vocabulary import TYPES
+from cjepa_dist.clevrer.parser import parse
+from cjepa_dist.clevrer.programs import LITERALS
+from cjepa_dist.clevrer.scene import ATTRIBUTES
+from cjepa_dist.clevrer.vocabulary import QUESTION_TYPES
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING
@@ -32,7 +33,7 @@ NEGATED, OPTION_KINDS, NAMES = (
     "options of explanatory questions",
     "how these options name objects",
 )
-TEXT = "right by the best guess from the text"  # kind of question and option, "not", an object that both name alike
+TEXT_ONLY = "right by the best guess from the text"  # kind of question and option, "not", an object that both name alike
 CORRECT = "correct options of {} questions"
 COLOUR = "a colour"  # the published count is of all eight: about 2,300 each
 
@@ -84,7 +85,7 @@ def main(config: QuestionStatistics) -> None:
         columns[split] = statistics(content["questions"] for content in videos if content)
         if not columns[split]:
             raise UserError(f"split {split!r} of {config.data} has no questions")
-    print(markdown(columns))
+    print(markdown_table(columns))
 
 
 def statistics(videos: Iterable[list[dict[str, Any]]]) -> Table:
@@ -103,13 +104,13 @@ def statistics(videos: Iterable[list[dict[str, Any]]]) -> Table:
                 continue
             count[NEGATED][kind] += negated
             effect, program = parse(question["question"])
-            about, asked = (kind, effect.family), set(descriptions(program))
+            about, asked = (kind, effect.family), set(object_descriptions(program))
             answers = [choice.get("answer") for choice in question["choices"]]
             count[CORRECT.format(kind)][str(answers.count("correct"))] += 1
             count[OPTIONS].update(answers)
             for choice in question["choices"]:
                 form, program = parse(choice["choice"])
-                named = descriptions(program)
+                named = object_descriptions(program)
                 right[about, form.family, negated, bool(asked & set(named))].append(
                     choice.get("answer") == "correct"
                 )
@@ -126,20 +127,20 @@ def statistics(videos: Iterable[list[dict[str, Any]]]) -> Table:
         section: {row: n / total for row, n in count[section].items()}
         for section in (QUESTIONS, OPTIONS, ANSWERS)
     }
-    for section in (*map(CORRECT.format, TYPES[1:]), OPTION_KINDS, NAMES):
+    for section in (*map(CORRECT.format, QUESTION_TYPES[1:]), OPTION_KINDS, NAMES):
         table[section] = {row: n / count[section].total() for row, n in count[section].items()}
     table[NEGATED] = {
         kind: count[NEGATED][kind] / max(1, count[QUESTIONS][kind])
         for kind in ("explanatory", "counterfactual")
     }
-    table[TEXT] = {
-        kind: _majority([values for ((of, _), *_), values in right.items() if of == kind])
-        for kind in TYPES[1:]
+    table[TEXT_ONLY] = {
+        kind: majority_accuracy([values for ((of, _), *_), values in right.items() if of == kind])
+        for kind in QUESTION_TYPES[1:]
     }
     return table
 
 
-def descriptions(program: list[str]) -> list[tuple[str, ...]]:
+def object_descriptions(program: list[str]) -> list[tuple[str, ...]]:
     """The pieces of a program that describe one object each: [("red", "filter_color", "cube", "filter_shape"), ...]."""
     found: list[tuple[str, ...]] = []
     piece: list[str] = []
@@ -147,29 +148,31 @@ def descriptions(program: list[str]) -> list[tuple[str, ...]]:
         if token == "unique" and piece:
             found.append(tuple(piece))
         piece = (
-            [*piece, token] if token in WORDS or token.removeprefix("filter_") in ATTRIBUTES else []
+            [*piece, token]
+            if token in LITERALS or token.removeprefix("filter_") in ATTRIBUTES
+            else []
         )
     return found
 
 
-def _majority(groups: list[list[bool]]) -> float:
+def majority_accuracy(groups: list[list[bool]]) -> float:
     """Share of options answered rightly by the more frequent answer of each group."""
     return sum(max(sum(g), len(g) - sum(g)) for g in groups) / max(1, sum(map(len, groups)))
 
 
-def markdown(columns: dict[str, Table]) -> str:
+def markdown_table(columns: dict[str, Table]) -> str:
     """One table; rows in the order of the real ones, then what they do not have."""
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for section in dict.fromkeys(section for table in columns.values() for section in table):
         lines.append(f"| **{section}** |" + " |" * len(columns))
         rows = dict.fromkeys(row for table in columns.values() for row in table.get(section, {}))
         for row in rows:
-            cells = [_cell(table.get(section), row) for table in columns.values()]
+            cells = [format_cell(table.get(section), row) for table in columns.values()]
             lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(section: dict[str, float] | None, row: str) -> str:
+def format_cell(section: dict[str, float] | None, row: str) -> str:
     return "" if section is None else f"{section.get(row, 0.0):.3f}"
 
 

@@ -42,7 +42,7 @@ class Run:
         if not isinstance(self.config, dict):
             raise UserError(f"{self.path / 'config.yaml'} must hold key: value pairs")
         self.environment: dict[str, Any] = self.read("environment.json", json.loads) or {}
-        self.lines: list[dict[str, Any]] = self.read("metrics.jsonl", json_lines) or []
+        self.lines: list[dict[str, Any]] = self.read("metrics.jsonl", parse_json_lines) or []
         self.saved = checkpoint_steps(self.path / "checkpoints")
 
     def read(self, name: str, parse: Any) -> Any:
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        if locked(self.path / ".lock"):
+        if is_locked(self.path / ".lock"):
             return "running"
         if (self.path / "done.json").exists():
             return "complete"
@@ -100,12 +100,12 @@ class Run:
         return dict(flatten(self.config))
 
 
-def json_lines(text: str) -> list[dict[str, Any]]:
+def parse_json_lines(text: str) -> list[dict[str, Any]]:
     """The last line may be half written: by a run that is writing it, or that was killed."""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a living process trains in the folder: the kernel knows. A shared lock, for a moment: two that look do not see each other."""
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -120,7 +120,7 @@ def locked(path: Path) -> bool:
     return False
 
 
-def find(folder: Path) -> list[Path]:
+def find_runs(folder: Path) -> list[Path]:
     """All run folders under `folder`, itself included; none within another."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
@@ -133,15 +133,18 @@ def find(folder: Path) -> list[Path]:
     return found
 
 
-def ls(folder: Path) -> str:
+def list_runs(folder: Path) -> str:
     """A line a run; one that cannot be read says so in its line."""
     rows: list[tuple[str, ...]] = [("run", "kind", "step", "state", "loss", "samples/s", "started")]
-    for path in find(folder):
+    for path in find_runs(folder):
         name = str(path.relative_to(folder))
         try:
             run = Run(path)
             train = run.last("train")
-            numbers = (shown(train.get("loss")), shown(train.get("samples_per_second")))
+            numbers = (
+                format_value(train.get("loss")),
+                format_value(train.get("samples_per_second")),
+            )
             rows.append(
                 (
                     name,
@@ -154,10 +157,10 @@ def ls(folder: Path) -> str:
             )
         except UserError as error:
             rows.append((name, f"error: {error}", *[""] * 5))
-    return columns(rows) if len(rows) > 1 else f"no run under {folder}"
+    return align_columns(rows) if len(rows) > 1 else f"no run under {folder}"
 
 
-def show(path: Path) -> str:
+def describe_run(path: Path) -> str:
     """Everything of one run, for reading."""
     run = Run(path)
     parts = [f"{path}: {run.kind}, step {run.step}/{run.steps or '?'}, {run.state}"]
@@ -176,7 +179,7 @@ def show(path: Path) -> str:
             parts += [
                 "",
                 f"{kind}, step {line['step']}",
-                columns([(f"  {k}", shown(v)) for k, v in measured(line).items()]),
+                align_columns([(f"  {k}", format_value(v)) for k, v in metrics_of(line).items()]),
             ]
     parts += ["", "checkpoints"]
     best = (run.read("checkpoints/best.json", json.loads) or {}).get("step")
@@ -187,7 +190,7 @@ def show(path: Path) -> str:
         )
     if not run.saved:
         parts.append("  none")
-    skipped = run.read("skipped.jsonl", json_lines) or []
+    skipped = run.read("skipped.jsonl", parse_json_lines) or []
     parts += [
         "",
         f"skipped steps: {len(skipped)}",
@@ -196,7 +199,7 @@ def show(path: Path) -> str:
     return "\n".join([*parts, "", "config", indent((path / "config.yaml").read_text())])
 
 
-def compare(paths: list[Path]) -> str:
+def compare_runs(paths: list[Path]) -> str:
     """What differs, a column a run."""
     runs = [Run(path) for path in paths]
     names = [str(path) for path in paths]
@@ -209,28 +212,30 @@ def compare(paths: list[Path]) -> str:
     ]
     rows = [
         ("field", *names),
-        *((key, *(shown(found.get(key)) for found in fields)) for key in differ),
+        *((key, *(format_value(found.get(key)) for found in fields)) for key in differ),
     ]
-    parts = ["no field differs" if not differ else columns(rows)]
+    parts = ["no field differs" if not differ else align_columns(rows)]
     rows = [("last metrics", *names), ("state", *(run.state for run in runs))]
     for kind in ("train", "val"):
         lines = [run.last(kind) for run in runs]
-        keys = list(dict.fromkeys(key for line in lines for key in measured(line)))
+        keys = list(dict.fromkeys(key for line in lines for key in metrics_of(line)))
         if keys:
-            rows.append((f"{kind} step", *(shown(line.get("step")) for line in lines)))
-            rows += [(f"{kind} {key}", *(shown(line.get(key)) for line in lines)) for key in keys]
-    return "\n".join([*parts, "", columns(rows)])
+            rows.append((f"{kind} step", *(format_value(line.get("step")) for line in lines)))
+            rows += [
+                (f"{kind} {key}", *(format_value(line.get(key)) for line in lines)) for key in keys
+            ]
+    return "\n".join([*parts, "", align_columns(rows)])
 
 
-def measured(line: dict[str, Any]) -> dict[str, Any]:
+def metrics_of(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key not in ("step", "kind")}
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     return "-" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def columns(rows: Sequence[tuple[str, ...]]) -> str:
+def align_columns(rows: Sequence[tuple[str, ...]]) -> str:
     """Left-aligned; as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
@@ -242,7 +247,7 @@ def indent(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.rstrip().splitlines())
 
 
-def run(argv: Sequence[str]) -> NoReturn:
+def main(argv: Sequence[str]) -> NoReturn:
     """Dispatch on the first argument; exit code 2 and one line for a UserError."""
     if argv and argv[0] in ("-h", "--help"):
         print(__doc__)
@@ -251,11 +256,11 @@ def run(argv: Sequence[str]) -> NoReturn:
     try:
         match list(argv):
             case ["ls", folder]:
-                print(ls(Path(folder)))
+                print(list_runs(Path(folder)))
             case ["show", path]:
-                print(show(Path(path)))
+                print(describe_run(Path(path)))
             case ["compare", first, second, *rest]:
-                print(compare([Path(path) for path in (first, second, *rest)]))
+                print(compare_runs([Path(path) for path in (first, second, *rest)]))
             case _:
                 raise UserError(f"usage: {USAGE}")
     except UserError as error:
@@ -265,4 +270,4 @@ def run(argv: Sequence[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    main(sys.argv[1:])

@@ -7,11 +7,18 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from cjepa_dist.clevrer.language import described, parse
-from cjepa_dist.clevrer.programs import World
+from cjepa_dist.clevrer.events import VideoEvents
+from cjepa_dist.clevrer.parser import matching_objects, parse
+from cjepa_dist.clevrer.programs import run_programs
 from cjepa_dist.clevrer.questions import removed_objects
-from cjepa_dist.clevrer.vocabulary import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, encode
+from cjepa_dist.clevrer.vocabulary import (
+    ANSWER_IDS,
+    MAX_CHOICE_WORDS,
+    MAX_QUESTION_WORDS,
+    encode_text,
+)
 from cjepa_dist.errors import UserError
+from data_prep.simulate import generation
 from data_prep.simulate import world as worlds
 from data_prep.simulate.questions import make_questions
 from tools import question_statistics as real
@@ -25,7 +32,7 @@ def videos():
     rng = np.random.default_rng(5)
     made = []
     for index in range(VIDEOS):
-        world = worlds.generate(rng)
+        world = generation.generate(rng)
         asked = []
 
         def counterfactual(removed, world=world, asked=asked):
@@ -64,7 +71,7 @@ def test_form_is_clevrers(videos):
         order = ["descriptive", "explanatory", "predictive", "counterfactual"]
         assert kinds == sorted(kinds, key=order.index)
         for q in content["questions"]:
-            encode(q["question"], QUESTION_WORDS)
+            encode_text(q["question"], MAX_QUESTION_WORDS)
             if q["question_type"] == "descriptive":
                 keys = [
                     "question_id",
@@ -74,7 +81,7 @@ def test_form_is_clevrers(videos):
                     "program",
                     "answer",
                 ]
-                assert q["answer"] in ANSWERS
+                assert q["answer"] in ANSWER_IDS
             else:
                 keys = ["question_id", "question", "question_type", "program", "choices"]
                 assert [c["choice_id"] for c in q["choices"]] == list(range(len(q["choices"])))
@@ -83,21 +90,21 @@ def test_form_is_clevrers(videos):
                     assert list(c) == ["choice_id", "choice", "program", "answer"] and c[
                         "answer"
                     ] in ("correct", "wrong")
-                    encode(c["choice"], CHOICE_WORDS)
+                    encode_text(c["choice"], MAX_CHOICE_WORDS)
             assert list(q) == keys
 
 
 def test_answers_follow_from_the_sentences_alone(videos):
     """Sentence -> program (the parser proven on real questions) -> a fresh world -> the stored answer."""
     for history, counterfactual, content, _ in videos:
-        world = World(history, counterfactual)
+        world = VideoEvents(history, counterfactual)
         for q in content["questions"]:
             assert parse(q["question"])[1] == q["program"]
             if "answer" in q:
-                assert world.run(q["program"]) == q["answer"]
+                assert run_programs(world, q["program"]) == q["answer"]
             for c in q.get("choices", []):
                 assert parse(c["choice"])[1] == c["program"]
-                assert (world.run(c["program"], q["program"]) == "yes") == (
+                assert (run_programs(world, c["program"], q["program"]) == "yes") == (
                     c["answer"] == "correct"
                 )
 
@@ -203,8 +210,11 @@ def test_the_balance_is_that_of_the_real_questions(videos):
 def test_the_text_alone_says_nothing_of_an_option(videos):
     """Guessing by kind of question and option, "not" and named objects; in-sample, 250 videos of 3.3 options a question."""
     table = real.statistics(content["questions"] for _, _, content, _ in videos)
-    assert table[real.TEXT]["predictive"] == 0.5
-    assert table[real.TEXT]["explanatory"] < 0.55 and table[real.TEXT]["counterfactual"] < 0.53
+    assert table[real.TEXT_ONLY]["predictive"] == 0.5
+    assert (
+        table[real.TEXT_ONLY]["explanatory"] < 0.55
+        and table[real.TEXT_ONLY]["counterfactual"] < 0.53
+    )
 
 
 def test_options_do_not_give_themselves_away(videos):
@@ -212,18 +222,19 @@ def test_options_do_not_give_themselves_away(videos):
         (removed,) = removed_objects({"questions": [q]}, history.objects)
         for c in q["choices"]:
             middle = c["program"].index("filter_collision")
-            pair = described(c["program"][:middle], history.objects) + described(
+            pair = matching_objects(c["program"][:middle], history.objects) + matching_objects(
                 c["program"][middle:], history.objects
             )
             assert len(pair) == 2 and removed not in pair
     for history, q in by_type(videos, "explanatory"):
         named = [
-            described(p.split(), history.objects) for p in " ".join(q["program"]).split(" unique ")
+            matching_objects(p.split(), history.objects)
+            for p in " ".join(q["program"]).split(" unique ")
         ]
         effect = {found[0] for found in named if len(found) == 1}
         for c in q["choices"]:
             if "filter_collision" not in c["program"]:
-                assert not effect & set(described(c["program"], history.objects))
+                assert not effect & set(matching_objects(c["program"], history.objects))
 
 
 def test_removed_objects(videos):
@@ -261,9 +272,9 @@ def test_a_video_in_which_nothing_happens():
 
 
 def quiet():
-    from cjepa_dist.clevrer.scene import FRAMES, History, SceneObject
+    from cjepa_dist.clevrer.scene import SIMULATED_FRAMES, History, SceneObject
 
     objects = [SceneObject(0, "red", "metal", "cube"), SceneObject(1, "blue", "rubber", "sphere")]
-    still = np.zeros((FRAMES, 2, 2))
-    history = History(objects, [], {}, {}, np.ones((FRAMES, 2), bool), still, still)
+    still = np.zeros((SIMULATED_FRAMES, 2, 2))
+    history = History(objects, [], {}, {}, np.ones((SIMULATED_FRAMES, 2), bool), still, still)
     return history, lambda removed: history

@@ -13,11 +13,24 @@ from cjepa_dist.losses import ctt, jepa
 from cjepa_dist.models.predictor import SlotPredictor
 from cjepa_dist.runtime.device import native_precision
 from tools.bench import aloe, data_import
-from tools.bench.data import COPY, KINDS, SLOW, WIDE, WIDE_COPY, WINDOW, PerWindow
-from tools.bench.harness import Traffic
-from tools.bench.reference import Reference, causal_loss, masked_slots, prediction_loss
+from tools.bench.data import (
+    AS_FLOAT32,
+    MEMCPY,
+    MEMCPY_FLOAT32,
+    PER_WINDOW,
+    WINDOW,
+    WINDOW_SOURCES,
+    PerWindowDataset,
+)
+from tools.bench.harness import OpCounter
 from tools.bench.reference_aloe import ReferenceAloeStep
-from tools.bench.scaling import Step, all_reduce_seconds, predicted
+from tools.bench.reference_world_model import (
+    ReferencePredictor,
+    causal_loss,
+    masked_slots,
+    prediction_loss,
+)
+from tools.bench.scaling import StepCost, all_reduce_seconds, predict_step_seconds
 
 TINY = [
     "batch=4", "rounds=1", "warmup=0", "gemm=16", "predictor.slot_dim=16", "predictor.depth=1", "predictor.heads=2", "predictor.mlp_dim=32",
@@ -30,7 +43,11 @@ TINY = [
 def test_reference_is_the_published_step(rescaled):
     torch.manual_seed(0)
     config = PredictorConfig(slots=5, slot_dim=16, depth=2, heads=4, mlp_dim=32, dropout=0.0)
-    ours, theirs, x = SlotPredictor(config), Reference(config), rescaled * torch.randn(6, 4, 5, 16)
+    ours, theirs, x = (
+        SlotPredictor(config),
+        ReferencePredictor(config),
+        rescaled * torch.randn(6, 4, 5, 16),
+    )
     theirs.load_state_dict(ours.to_reference())
     masked = masked_slots(5, 2)
     hidden = torch.zeros(6, 5, dtype=torch.bool)
@@ -42,7 +59,9 @@ def test_reference_is_the_published_step(rescaled):
         loss, jepa.future_loss(z, x, 3) + jepa.history_loss(z, x, hidden, 3), rtol=1e-4, atol=0
     )
     i, k = [j for j in range(5) if j not in masked][:2]
-    found = ctt.published(ours, x, hidden, threshold=0.15, slot_invariance=i, slot_sufficiency=k)
+    found = ctt.published_terms(
+        ours, x, hidden, threshold=0.15, slot_invariance=i, slot_sufficiency=k
+    )
     invariance, sufficiency = causal_loss(theirs, x, masked, i, k)
     torch.testing.assert_close(
         found.invariance_sum / found.invariance_count.clamp(min=1), invariance, rtol=1e-4, atol=1e-7
@@ -61,8 +80,8 @@ def test_plain_aloe_is_the_same_model(tmp_path):
         videos=3,
         aloe=AloeConfig(frames=4, width=24, depth=2, heads=2, mlp_dim=32, head_dim=16, dropout=0.0),
     )
-    source = aloe.questions(config, tmp_path / "data")
-    batch = source.gather(np.arange(len(source)), np.arange(len(source)))
+    source = aloe.simulate_questions(config, tmp_path / "data")
+    batch = source.get_batch(np.arange(len(source)), np.arange(len(source)))
     ours, plain = (
         aloe.OurStep(config, batch, "fp32", shared=False),
         ReferenceAloeStep(config.aloe, batch),
@@ -77,10 +96,10 @@ def test_plain_aloe_is_the_same_model(tmp_path):
     chosen = {name: value for name, value in plain.chosen.items() if name != "label"}
     asked = {name: value for name, value in plain.asked.items() if name != "label"}
     torch.testing.assert_close(
-        plain.model.choices(**chosen), choices[batch["is_choice"]], atol=1e-4, rtol=1e-4
+        plain.model.choice_logits(**chosen), choices[batch["is_choice"]], atol=1e-4, rtol=1e-4
     )
     torch.testing.assert_close(
-        plain.model.descriptive(**asked), answers[~batch["is_choice"]], atol=1e-4, rtol=1e-4
+        plain.model.answer_logits(**asked), answers[~batch["is_choice"]], atol=1e-4, rtol=1e-4
     )
     torch.testing.assert_close(plain.loss(), ours.task(ours.batch, 0).loss, rtol=1e-4, atol=0)
     before = [
@@ -91,7 +110,7 @@ def test_plain_aloe_is_the_same_model(tmp_path):
 
 
 def test_views_are_not_counted():
-    with Traffic() as traffic:
+    with OpCounter() as traffic:
         (torch.ones(4, 6).t().reshape(2, 12)[:1] + 1).view(3, 4)
     assert traffic.ops == 3  # ones, the copy that this reshape makes, the sum
     assert traffic.bytes == 4 * (24 + 2 * 24 + 2 * 12)
@@ -181,23 +200,23 @@ def test_training_says_what_the_loop_costs(command, tmp_path):
 
 
 def test_scaling_by_hand():
-    step = Step(
+    step = StepCost(
         flop=round(0.4 * 989e12), bytes=8 * 360_000_000, seconds=1.0
     )  # a second of compute alone
-    assert predicted(step, 1, whole=True) == pytest.approx((1.0, 0.0, 1.0))
+    assert predict_step_seconds(step, 1, whole=True) == pytest.approx((1.0, 0.0, 1.0))
     inside = 2 * 7 * (1e-3 + 3e-6)
     assert all_reduce_seconds(step.bytes, 8) == pytest.approx(inside)
     assert all_reduce_seconds(step.bytes, 16) == pytest.approx(
         inside + 2 * (360e6 / 2 / 40e9 + 10e-6)
     )
-    assert predicted(step, 8, whole=True)[0] == pytest.approx(1 / 8) and predicted(
-        step, 8, whole=False
-    )[0] == pytest.approx(1.0)
-    assert predicted(Step(1, 4, 1.0), 8, whole=True)[0] == 0.01  # launches
+    assert predict_step_seconds(step, 8, whole=True)[0] == pytest.approx(
+        1 / 8
+    ) and predict_step_seconds(step, 8, whole=False)[0] == pytest.approx(1.0)
+    assert predict_step_seconds(StepCost(1, 4, 1.0), 8, whole=True)[0] == 0.01  # launches
 
 
 def test_import_rate_measures_and_cleans_up(tmp_path):
-    rows = data_import.run(tmp_path, videos=3)
+    rows = data_import.markdown_rows(tmp_path, videos=3)
     assert [row.split("|")[1].strip() for row in rows[2:]] == [
         "to float16",
         "to bfloat16",
@@ -221,8 +240,14 @@ def test_data_prints_every_way(command, tmp_path):
     done = command("tools.bench", "data", *settings, f"out={tmp_path / 'bench.json'}")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "bench.json").read_text())
-    ways = {COPY, WIDE_COPY, SLOW, *KINDS, *(kind + WIDE for kind in KINDS)}
-    assert set(content["rates"]) == ways and content["opened"].keys() == KINDS.keys()
+    ways = {
+        MEMCPY,
+        MEMCPY_FLOAT32,
+        PER_WINDOW,
+        *WINDOW_SOURCES,
+        *(kind + AS_FLOAT32 for kind in WINDOW_SOURCES),
+    }
+    assert set(content["rates"]) == ways and content["opened"].keys() == WINDOW_SOURCES.keys()
     for name, values in content["rates"].items():
         assert len(values) == 1 and values[0] > 0 and f"| {name} |" in done.stdout
     assert done.stdout.count("NOT met") + done.stdout.count(": met") == 3
@@ -230,7 +255,7 @@ def test_data_prints_every_way(command, tmp_path):
 
 def test_the_per_window_dataset_reads_the_same_windows(small_data):
     source = InMemoryWindows(small_data, "val", **WINDOW)
-    slow, ids = PerWindow(load_slots(small_data, "val")), [0, 108, 109, 500]
+    slow, ids = PerWindowDataset(load_slots(small_data, "val")), [0, 108, 109, 500]
     assert len(slow) == len(source)
-    for row, expected in zip(ids, source.gather(np.array(ids), np.array(ids))["slots"]):
+    for row, expected in zip(ids, source.get_batch(np.array(ids), np.array(ids))["slots"]):
         assert np.array_equal(slow[row]["slots"], expected.numpy())

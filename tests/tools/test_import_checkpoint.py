@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from cjepa_dist import evaluate, evaluate_graph, rollout
-from cjepa_dist.checkpoint.loading import load_checkpoint, load_task, newest_checkpoint
+from cjepa_dist.checkpoint.loading import load_checkpoint, newest_checkpoint
+from cjepa_dist.checkpoint.run import load_task
 from cjepa_dist.checkpoint.writer import CheckpointWriter
+from cjepa_dist.config import merge
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.schema import AloeConfig, PredictorConfig, TrainAloe, TrainWorldModel
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import load_slots, read_split
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.models.aloe import Aloe
 from cjepa_dist.models.predictor import SlotPredictor
@@ -24,7 +26,8 @@ from cjepa_dist.tasks.build import build_task
 from data_prep import import_pickle
 from tests.evaluation.world import make_world
 from tests.test_bad_input import fingerprint
-from tools import export_checkpoint, import_checkpoint
+from tools import export_checkpoint
+from tools.import_checkpoint import __main__ as import_checkpoint
 
 SIZES = PredictorConfig(
     slots=4, slot_dim=8, history_frames=3, pred_frames=1, depth=2, heads=2, mlp_dim=16
@@ -177,11 +180,13 @@ def test_released_aloe(shared, imported):
     task, trained, _ = load_task(folder)
     assert (trained.aloe.frames, trained.aloe.slots, trained.stride) == (5, 4, 5)
     with torch.no_grad():
-        answers = task.aloe.descriptive(
+        answers = task.aloe.answer_logits(
             fixture["in/cls_video_emb"], fixture["in/cls_q_tokens"], fixture["in/cls_q_pad_mask"]
         )
         slots = fixture["in/mc_video_emb"][fixture["in/mc_flag"]]
-        choices = task.aloe.choices(slots, fixture["in/mc_q_tokens"], fixture["in/mc_q_pad_mask"])
+        choices = task.aloe.choice_logits(
+            slots, fixture["in/mc_q_tokens"], fixture["in/mc_q_pad_mask"]
+        )
     torch.testing.assert_close(answers, fixture["out/cls_answer_logits"], atol=1e-5, rtol=0)
     torch.testing.assert_close(choices, fixture["out/mc_answer_logits"], atol=1e-5, rtol=0)
 
@@ -292,7 +297,7 @@ def test_options_that_the_released_layout_lacks(run, tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         config_path, task = folder / "config.yaml", build_task(config)
-        import_checkpoint.schema.save(config, config_path)
+        merge.save_yaml(config, config_path)
         CheckpointWriter(folder / "checkpoints", keep=1).save(
             task, build_optimizers(task, config.optimizer), step=1, meta={}
         )

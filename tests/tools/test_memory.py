@@ -55,14 +55,17 @@ def test_estimate_is_what_a_step_takes(precision):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    estimated = sum(memory.estimate(command_line.parse(schema.TrainWorldModel, arguments)).values())
+    estimated = sum(
+        memory.estimate_memory(command_line.parse(schema.TrainWorldModel, arguments)).values()
+    )
     assert 0.7 < estimated / int(done.stdout) < 1.3
 
 
 def test_engines_share_what_they_say():
     config = command_line.parse(schema.TrainWorldModel, WIDE)
     found = {
-        engine: memory.estimate(config, engine=engine, processes=4) for engine in memory.ENGINES
+        engine: memory.estimate_memory(config, engine=engine, processes=4)
+        for engine in memory.ENGINES
     }
     weights, optimizer = found["ddp"]["weights"], found["ddp"]["optimizer"]
     assert optimizer == 2 * weights

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from tools.question_statistics import (
     ANSWERS,
@@ -18,7 +18,7 @@ from tools.question_statistics import (
     OPTIONS,
     QUESTIONS,
     REAL,
-    TEXT,
+    TEXT_ONLY,
     statistics,
 )
 
@@ -30,7 +30,7 @@ def test_of_the_real_sample(shared):
     for section in (OPTION_KINDS, NAMES):
         for row, share in REAL[section].items():
             assert table[section][row] == pytest.approx(share, abs=0.025)
-    assert table[TEXT]["explanatory"] > 0.57  # a kind of option and "not" tell the answer
+    assert table[TEXT_ONLY]["explanatory"] > 0.57  # a kind of option and "not" tell the answer
 
 
 def questions(answer):

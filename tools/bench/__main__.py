@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from cjepa_dist.config.command_line import launch
 from tools.bench import aloe, counterfactual, data, training, world_model
 
-TARGETS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+BENCHMARKS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "world_model": (world_model.BenchWorldModel, world_model.main),
     "data": (data.BenchData, data.main),
     "aloe": (aloe.BenchAloe, aloe.main),
@@ -29,9 +29,9 @@ TARGETS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 
 def run(argv: Sequence[str]) -> NoReturn:
     """Dispatch on the first argument; exit code 2 and one line where it names no target."""
-    if argv and argv[0] in TARGETS:
-        launch(*TARGETS[argv[0]], argv[1:])
-    usage = f"python -m tools.bench TARGET [CONFIG.yaml] key=value ...; TARGET is one of: {', '.join(TARGETS)}"
+    if argv and argv[0] in BENCHMARKS:
+        launch(*BENCHMARKS[argv[0]], argv[1:])
+    usage = f"python -m tools.bench TARGET [CONFIG.yaml] key=value ...; TARGET is one of: {', '.join(BENCHMARKS)}"
     if argv and argv[0] in ("-h", "--help"):
         print(usage)
         sys.exit(0)

@@ -27,13 +27,17 @@ from cjepa_dist.optim.optimizers import build_optimizers
 from cjepa_dist.runtime.device import default_device, native_precision
 from cjepa_dist.tasks.vqa import VqaTask
 from data_prep.simulate.__main__ import main as simulate
-from data_prep.simulate.video import Simulate
-from tools.bench.harness import Aim, Rung, Turns, measure, save, table
+from data_prep.simulate.settings import Simulate
+from tools.bench.harness import SpeedTarget, Timing, Variant, markdown_table, measure, save_json
 from tools.bench.reference_aloe import ReferenceAloeStep
 
 REFERENCE, BASE = "plain, published layout, fp32", "ours, published layout"
 SHARED, BY_VIDEO = "ours, shared vision", "ours, shared vision, by video"
-AIMS = (Aim(BASE, REFERENCE, 3.0), Aim(SHARED, REFERENCE, 3.0), Aim(BY_VIDEO, REFERENCE, 3.0))
+SPEED_TARGETS = (
+    SpeedTarget(BASE, REFERENCE, 3.0),
+    SpeedTarget(SHARED, REFERENCE, 3.0),
+    SpeedTarget(BY_VIDEO, REFERENCE, 3.0),
+)
 
 
 @dataclass
@@ -58,18 +62,20 @@ def main(config: BenchAloe) -> None:
         torch.set_num_threads(config.threads)
     device = default_device()
     with tempfile.TemporaryDirectory() as folder:
-        source = questions(config, Path(folder) / "data")
+        source = simulate_questions(config, Path(folder) / "data")
     measured = measure(
-        build(config, source, device), Turns(config.rounds, config.warmup, config.gemm), device
+        build_variants(config, source, device),
+        Timing(config.rounds, config.warmup, config.gemm),
+        device,
     )
     model = config.aloe
     tokens = 1 + model.frames * model.slots + 32
     what = f"ALOE, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}, ours in {native_precision()}"
-    print(table(measured, what, "questions", AIMS, config.rounds, device))
-    save(measured, config, device)
+    print(markdown_table(measured, what, "questions", SPEED_TARGETS, config.rounds, device))
+    save_json(measured, config, device)
 
 
-def questions(config: BenchAloe, folder: Path) -> InMemoryQuestions:
+def simulate_questions(config: BenchAloe, folder: Path) -> InMemoryQuestions:
     """The questions of simulated videos, in memory."""
     model, videos = config.aloe, config.videos
     simulate(
@@ -89,7 +95,9 @@ def questions(config: BenchAloe, folder: Path) -> InMemoryQuestions:
     )
 
 
-def build(config: BenchAloe, source: InMemoryQuestions, device: torch.device) -> dict[str, Rung]:
+def build_variants(
+    config: BenchAloe, source: InMemoryQuestions, device: torch.device
+) -> dict[str, Variant]:
     """The rungs by name, in the table's order."""
     torch.manual_seed(config.seed)
     videos = VideoQuestions(source)
@@ -100,7 +108,7 @@ def build(config: BenchAloe, source: InMemoryQuestions, device: torch.device) ->
         int(np.searchsorted(of_each, config.batch)) + 1
     )  # so many videos have about a batch of questions
     drawn = sample_ids(config.seed, 0, few, len(videos))
-    mixed, whole = source.gather(some, sample), videos.gather(drawn, sample[:few])
+    mixed, whole = source.get_batch(some, sample), videos.get_batch(drawn, sample[:few])
     batch, by_video = (
         {name: value.to(device) for name, value in part.items()} for part in (mixed, whole)
     )
@@ -110,18 +118,18 @@ def build(config: BenchAloe, source: InMemoryQuestions, device: torch.device) ->
         *,
         shared: bool = False,
         questions: dict[str, Tensor] = batch,
-    ) -> Rung:
+    ) -> Variant:
         step = OurStep(config, questions, precision, shared)
-        return Rung(step, len(questions["question"]), precision)
+        return Variant(step, len(questions["question"]), precision)
 
     return {
-        REFERENCE: Rung(ReferenceAloeStep(config.aloe, batch), config.batch, "fp32"),
+        REFERENCE: Variant(ReferenceAloeStep(config.aloe, batch), config.batch, "fp32"),
         **({"ours, published layout, fp32": ours("fp32")} if native_precision() != "fp32" else {}),
         BASE: ours(),
         SHARED: ours(shared=True),
         BY_VIDEO: ours(shared=True, questions=by_video),
-        "gather": Rung(partial(source.gather, some, sample), config.batch, "fp32"),
-        "gather, by video": Rung(
+        "gather": Variant(partial(source.gather, some, sample), config.batch, "fp32"),
+        "gather, by video": Variant(
             partial(videos.gather, drawn, sample[:few]), len(by_video["question"]), "fp32"
         ),
     }

@@ -18,21 +18,24 @@ import psutil
 
 from cjepa_dist.errors import UserError
 
-FEW, MANY = 4, 24
+FEW_STEPS, MANY_STEPS = 4, 24
 
 
-def traffic(
+def measure_comm_bytes(
     arguments: Sequence[str], engines: Sequence[str], run: Path, processes: int = 2
 ) -> dict[str, float]:
     """{engine: bytes a process sends a step} of a world model's training with `arguments`; `run` is a folder for its runs."""
     found = {}
     for engine in engines:
-        few, many = (sent(arguments, engine, run, processes, steps) for steps in (FEW, MANY))
-        found[engine] = (many - few) / (MANY - FEW) / processes
+        few, many = (
+            bytes_sent(arguments, engine, run, processes, steps)
+            for steps in (FEW_STEPS, MANY_STEPS)
+        )
+        found[engine] = (many - few) / (MANY_STEPS - FEW_STEPS) / processes
     return found
 
 
-def sent(arguments: Sequence[str], engine: str, run: Path, processes: int, steps: int) -> int:
+def bytes_sent(arguments: Sequence[str], engine: str, run: Path, processes: int, steps: int) -> int:
     """Bytes sent over the loopback during a whole run of `steps`. Raises UserError with the last line of a run that fails."""
     shutil.rmtree(run, ignore_errors=True)
     launcher = [
@@ -68,7 +71,7 @@ def sent(arguments: Sequence[str], engine: str, run: Path, processes: int, steps
     return psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before
 
 
-def table(found: dict[str, float], weights: int) -> str:
+def comm_bytes_table(found: dict[str, float], weights: int) -> str:
     """Markdown; `weights` are the bytes of all weights in float32."""
     lines = [
         "| engine, 2 processes, adamw | MB a process sends a step | times the weights |",

@@ -22,7 +22,7 @@ from cjepa_dist.config.schema import MISSING
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
 
-WAYS = {
+VARIANTS = {
     "future alone": ("mode=future",),
     "counterfactual, paired": ("mode=counterfactual",),
     "counterfactual, paired, 2 processes": ("mode=counterfactual", "workers=2"),
@@ -42,13 +42,13 @@ class BenchCounterfactual:
     few: int = option(16, "videos of the shorter run", unit="videos", least=1)
     many: int = option(64, "videos of the longer run", unit="videos", least=2)
     rounds: int = option(3, "rounds; medians are shown", least=1)
-    ways: list[str] = option(list(WAYS), "rows: " + "; ".join(WAYS))
+    ways: list[str] = option(list(VARIANTS), "rows: " + "; ".join(VARIANTS))
     out: str = option("", "file for the numbers as JSON; empty = none")
 
 
 def main(config: BenchCounterfactual) -> None:
-    if unknown := [way for way in config.ways if way not in WAYS]:
-        raise UserError(f"ways: {unknown[0]!r} is none of {', '.join(WAYS)}")
+    if unknown := [way for way in config.ways if way not in VARIANTS]:
+        raise UserError(f"ways: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
     if not config.few < config.many <= (there := Manifest.load(config.data).count(config.split)):
         raise UserError(
             f"few={config.few}, many={config.many}: must be few < many <= {there}, the videos of split {config.split!r}"
@@ -56,7 +56,9 @@ def main(config: BenchCounterfactual) -> None:
     seconds: dict[str, list[float]] = {way: [] for way in config.ways}
     for _ in range(config.rounds):
         for way in config.ways:
-            short, long = (timed(config, WAYS[way], videos) for videos in (config.few, config.many))
+            short, long = (
+                time_rollout(config, VARIANTS[way], videos) for videos in (config.few, config.many)
+            )
             seconds[way].append((long - short) / (config.many - config.few))
     middle = {way: statistics.median(values) for way, values in seconds.items()}
     print(
@@ -73,7 +75,7 @@ def main(config: BenchCounterfactual) -> None:
         )
 
 
-def timed(config: BenchCounterfactual, way: tuple[str, ...], videos: int) -> float:
+def time_rollout(config: BenchCounterfactual, way: tuple[str, ...], videos: int) -> float:
     """Seconds of a rollout in a process of its own. Raises UserError with the last line of one that fails."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [

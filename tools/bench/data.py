@@ -40,13 +40,17 @@ from cjepa_dist.data.streaming.windows import StreamingWindows
 from cjepa_dist.data.windows import InMemoryWindows, to_device
 from cjepa_dist.training.data_loader import PrefetchingLoader
 from tools.bench import data_import
-from tools.bench.training import PROJECT, random_slots
+from tools.bench.random_data import write_random_slots
+from tools.bench.training import PROJECT
 
 WINDOW = {"history_frames": 3, "pred_frames": 1, "frameskip": 5}
-SLOW = "per window"
-COPY, WIDE_COPY = "memcpy, as stored", "memcpy, float32"
-WIDE = ", then float32"  # behind the name of a kind
-KINDS: dict[str, Callable[..., Any]] = {"in_memory": InMemoryWindows, "streaming": StreamingWindows}
+PER_WINDOW = "per window"
+MEMCPY, MEMCPY_FLOAT32 = "memcpy, as stored", "memcpy, float32"
+AS_FLOAT32 = ", then float32"  # behind the name of a kind
+WINDOW_SOURCES: dict[str, Callable[..., Any]] = {
+    "in_memory": InMemoryWindows,
+    "streaming": StreamingWindows,
+}
 
 
 @dataclass
@@ -59,7 +63,7 @@ class BenchData:
         16, "its shards: small ones, so that blocks change while we look", unit="MiB", least=1
     )
     batch: int = option(256, "windows a batch", least=1)
-    batches: int = option(64, "batches of a round", least=1)
+    loader_batches: int = option(64, "batches of a round", least=1)
     rounds: int = option(7, "rounds; medians are shown", least=1)
     steps: int = option(
         300,
@@ -71,7 +75,7 @@ class BenchData:
     out: str = option("", "JSON file for the same numbers")
 
 
-class PerWindow(Dataset):
+class PerWindowDataset(Dataset):
     """A window at a time, in Python, from float32 arrays by video name."""
 
     def __init__(self, slots: np.ndarray, length: int = 4, skip: int = 5) -> None:
@@ -96,45 +100,52 @@ def main(config: BenchData) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = config.data or str(Path(folder) / "data")
         if not config.data:
-            random_slots(
+            write_random_slots(
                 Path(data),
                 config.megabytes * 1_000_000 // (128 * 7 * 128 * 2),
                 7,
                 128,
                 config.shard_mb,
             )
-        found: dict[str, Any] = {"rates": rates(config, data)}
-        found["opened"] = {kind: in_new_process(kind, data, config.batch) for kind in KINDS}
+        found: dict[str, Any] = {"rates": measure_rates(config, data)}
+        found["opened"] = {
+            kind: in_new_process(kind, data, config.batch) for kind in WINDOW_SOURCES
+        }
         found["waits"] = (
-            {kind: waiting(config, data, Path(folder) / kind, kind) for kind in KINDS}
+            {
+                kind: measure_waiting(config, data, Path(folder) / kind, kind)
+                for kind in WINDOW_SOURCES
+            }
             if config.steps
             else {}
         )
         found["import"] = imported(Path(folder), config.imports)
-    print(table(config, found))
+    print(markdown_table(config, found))
     if config.out:
         Path(config.out).write_text(json.dumps({"config": asdict(config), **found}, indent=1))
 
 
-def rates(config: BenchData, data: str) -> dict[str, list[float]]:
+def measure_rates(config: BenchData, data: str) -> dict[str, list[float]]:
     """Windows a processor second of each way, a number a round; the rounds take turns."""
     slots = load_slots(data, "train")
     ways: dict[str, Iterator[Any]] = {
-        COPY: copies(config, slots, slots.itemsize),
-        WIDE_COPY: copies(config, slots, 4),
+        MEMCPY: memcpy_batches(config, slots, slots.itemsize),
+        MEMCPY_FLOAT32: memcpy_batches(config, slots, 4),
     }
-    for kind in KINDS:
+    for kind in WINDOW_SOURCES:
         ways |= {
-            kind: batches(config, kind, data),
-            kind + WIDE: map(widened, batches(config, kind, data)),
+            kind: loader_batches(config, kind, data),
+            kind + AS_FLOAT32: map(to_float32, loader_batches(config, kind, data)),
         }
-    ways[SLOW] = loaded(config, slots[:1000])  # its arrays are float32, and copied
+    ways[PER_WINDOW] = per_window_batches(
+        config, slots[:1000]
+    )  # its arrays are float32, and copied
     found: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         next(way)
     for _ in range(config.rounds):
         for name, way in ways.items():
-            count = max(4, config.batches // 8) if name == SLOW else config.batches
+            count = max(4, config.batches // 8) if name == PER_WINDOW else config.batches
             began = time.process_time()
             for _ in range(count):
                 next(way)
@@ -142,7 +153,7 @@ def rates(config: BenchData, data: str) -> dict[str, list[float]]:
     return found
 
 
-def copies(config: BenchData, slots: np.ndarray, width: int) -> Iterator[np.ndarray]:
+def memcpy_batches(config: BenchData, slots: np.ndarray, width: int) -> Iterator[np.ndarray]:
     """As many bytes as a batch has with `width` a number, from one place after the other to a new array."""
     source = slots.reshape(-1).view(np.uint8)
     size, begin = config.batch * 4 * slots.shape[2] * slots.shape[3] * width, 0
@@ -151,31 +162,31 @@ def copies(config: BenchData, slots: np.ndarray, width: int) -> Iterator[np.ndar
         begin = begin + size if begin + 2 * size <= len(source) else 0
 
 
-def batches(config: BenchData, kind: str, data: str) -> Iterator[Any]:
+def loader_batches(config: BenchData, kind: str, data: str) -> Iterator[Any]:
     """What a training step would be handed, without end."""
     feed = PrefetchingLoader(
-        KINDS[kind](data, "train", **WINDOW), seed=0, start=0, stop=0, global_batch_size=config.batch, accumulation=1, rank=0, world=1,
+        WINDOW_SOURCES[kind](data, "train", **WINDOW), seed=0, start=0, stop=0, global_batch_size=config.batch, accumulation=1, rank=0, world=1,
         device=torch.device("cpu"),
     )  # fmt: skip
     return map(feed.read, itertools.count())
 
 
-def widened(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+def to_float32(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     return [to_device(batch, torch.device("cpu")) for batch in batches]
 
 
-def loaded(config: BenchData, slots: np.ndarray) -> Iterator[Any]:
-    dataset = PerWindow(slots)
+def per_window_batches(config: BenchData, slots: np.ndarray) -> Iterator[Any]:
+    dataset = PerWindowDataset(slots)
     while True:
         yield from DataLoader(dataset, config.batch, shuffle=True, drop_last=True)
 
 
 def in_new_process(kind: str, data: str, batch: int) -> dict[str, float]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(opened, (kind, data, batch))
+        return pool.apply(measure_opening, (kind, data, batch))
 
 
-def opened(kind: str, data: str, batch: int) -> dict[str, float]:
+def measure_opening(kind: str, data: str, batch: int) -> dict[str, float]:
     """Seconds from opening a split to its first batch; MB by which memory grew at most, until then and over 400 batches.
 
     Streaming in blocks of 512 MiB, as the default has them with default shards.
@@ -190,23 +201,25 @@ def opened(kind: str, data: str, batch: int) -> dict[str, float]:
 
     threading.Thread(target=look, daemon=True).start()
     began = time.perf_counter()
-    source = KINDS[kind](data, "train", **WINDOW, **block_of(data) if kind == "streaming" else {})
+    source = WINDOW_SOURCES[kind](
+        data, "train", **WINDOW, **block_settings(data) if kind == "streaming" else {}
+    )
     seconds = 0.0
     for step in range(400):
         position = step * batch
-        ids = source.ready(0, position, source.order(0, position, batch), slice(0, batch))
-        source.gather(ids, ids)
+        ids = source.prepare(0, position, source.sample_ids(0, position, batch), slice(0, batch))
+        source.get_batch(ids, ids)
         seconds = seconds or time.perf_counter() - began
     done.set()
     return {"seconds": seconds, "megabytes": 1e-6 * (most - before)}
 
 
-def block_of(data: str) -> dict[str, int]:
+def block_settings(data: str) -> dict[str, int]:
     """A block of as many bytes as the default has with shards of 256 MiB."""
     return {"shards": -(-(512 << 20) // Manifest.load(data).shards("train")[0].bytes)}
 
 
-def waiting(config: BenchData, data: str, run: Path, kind: str) -> dict[str, float]:
+def measure_waiting(config: BenchData, data: str, run: Path, kind: str) -> dict[str, float]:
     """Share of a training's time that steps wait for data, and seconds a step, after the first line of metrics."""
     arguments = [
         "configs/world_model/quickstart.yaml", f"data={data}", f"run={run}", "contact_share=0", f"loop.steps={config.steps}",
@@ -229,10 +242,10 @@ def waiting(config: BenchData, data: str, run: Path, kind: str) -> dict[str, flo
 
 
 def imported(folder: Path, videos: int) -> list[str]:
-    return data_import.run(folder, videos) if videos else []
+    return data_import.markdown_rows(folder, videos) if videos else []
 
 
-def table(config: BenchData, found: dict[str, Any]) -> str:
+def markdown_table(config: BenchData, found: dict[str, Any]) -> str:
     """Markdown."""
     rates = found["rates"]
     middle = {name: statistics.median(values) for name, values in rates.items()}
@@ -243,10 +256,10 @@ def table(config: BenchData, found: dict[str, Any]) -> str:
     lines = [
         f"Windows of 4 frames, batches of {config.batch}; {config.rounds} rounds in turn, medians of rates and of each round's ratios.",
         "",
-        f"| what | windows a processor second | of {COPY} | of {WIDE_COPY} | times per window |",
+        f"| what | windows a processor second | of {MEMCPY} | of {MEMCPY_FLOAT32} | times per window |",
         "|---|---|---|---|---|",
         *(
-            f"| {name} | {middle[name]:,.0f} | {ratio(name, COPY):.2f} | {ratio(name, WIDE_COPY):.2f} | {ratio(name, SLOW):.1f} |"
+            f"| {name} | {middle[name]:,.0f} | {ratio(name, MEMCPY):.2f} | {ratio(name, MEMCPY_FLOAT32):.2f} | {ratio(name, PER_WINDOW):.1f} |"
             for name in rates
         ),
         "",
@@ -260,10 +273,12 @@ def table(config: BenchData, found: dict[str, Any]) -> str:
             line += f" {waits['share']:.2%} | {1e3 * waits['seconds']:.1f} ms |"
         lines.append(line)
     met = {
-        f"resident at least half of {COPY}: {ratio('resident', COPY):.2f}": ratio("in_memory", COPY)
+        f"resident at least half of {MEMCPY}: {ratio('resident', MEMCPY):.2f}": ratio(
+            "in_memory", MEMCPY
+        )
         >= 0.5,
-        f"resident at least 20 times per window: {ratio('resident', SLOW):.1f}": ratio(
-            "in_memory", SLOW
+        f"resident at least 20 times per window: {ratio('resident', PER_WINDOW):.1f}": ratio(
+            "in_memory", PER_WINDOW
         )
         >= 20,
         f"first batch within 2 s: {found['opened']['streaming']['seconds']:.2f} s": found["opened"][

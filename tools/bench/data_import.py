@@ -69,7 +69,7 @@ def import_rate(
     try:
         for _ in range(rounds):
             for place, work in enumerate((imported, lambda: plain_copy(source, copied))):
-                best[place] = max(best[place], 1e-6 * size / seconds(work))
+                best[place] = max(best[place], 1e-6 * size / time_call(work))
                 shutil.rmtree(out, ignore_errors=True)
                 copied.unlink(missing_ok=True)
     finally:
@@ -77,13 +77,13 @@ def import_rate(
     return best[0], best[1]
 
 
-def seconds(work: Callable[[], object]) -> float:
+def time_call(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def run(folder: Path, videos: int = 2000) -> list[str]:
+def markdown_rows(folder: Path, videos: int = 2000) -> list[str]:
     """Rows of a Markdown table: import into each type beside the plain copy. `folder` needs room for twice the pickle (0.46 MB a video)."""
     rows = ["| import of a pickle | MB/s | plain copy, MB/s | ratio |", "|---|---|---|---|"]
     for dtype in ("float16", "bfloat16", "float32"):

@@ -25,7 +25,7 @@ Step = Callable[[], object]
 
 
 @dataclass
-class Row:
+class Measurement:
     """What was measured of one rung; `ops` and `bytes` are unknown for compiled code."""
 
     name: str
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rung:
+class Variant:
     """A step to call, and what it is."""
 
     step: Step
@@ -50,7 +50,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Turns:
+class Timing:
     """How often each rung is measured, after how many steps, and the side of the GEMM peak's matrices."""
 
     rounds: int
@@ -59,16 +59,16 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """Medians: rows in the order of the rungs, the GEMM peak in GFLOP/s by precision, the share of its threads' time that it had."""
 
-    rows: list[Row]
+    rows: list[Measurement]
     peak: dict[str, float]
     held: float
 
 
 @dataclass(frozen=True)
-class Aim:
+class SpeedTarget:
     """`rung` compared with `base`: times a speed ("at least"), or times a step's duration ("at most")."""
 
     rung: str
@@ -77,7 +77,7 @@ class Aim:
     direction: str = "at least"
 
 
-class Traffic(TorchDispatchMode):
+class OpCounter(TorchDispatchMode):
     """Counts ATen operations that are not views, and the bytes of their tensors, in and out: an upper bound, since caches are not seen."""
 
     def __init__(self) -> None:
@@ -99,25 +99,25 @@ class Traffic(TorchDispatchMode):
         return out
 
 
-def measure(rungs: dict[str, Rung], turns: Turns, device: torch.device) -> Measured:
+def measure(rungs: dict[str, Variant], turns: Timing, device: torch.device) -> Measurements:
     """All rungs, each `turns.rounds` times in turn."""
 
     def clock(step: Step) -> tuple[float, float]:
-        synchronise(device)
+        synchronize(device)
         wall, processor = time.perf_counter(), time.process_time()
         step()
-        synchronise(device)
+        synchronize(device)
         return time.perf_counter() - wall, time.process_time() - processor
 
     used = {
         rung.precision for rung in rungs.values()
     }  # a product in bf16 takes 14 times as long where the device has none
     gemm = {
-        name: square(turns.gemm, dtype, device)
+        name: gemm_step(turns.gemm, dtype, device)
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
         if name in used
     }
-    counted = {name: count(rung.step) for name, rung in rungs.items() if not rung.compiled}
+    counted = {name: count_ops(rung.step) for name, rung in rungs.items() if not rung.compiled}
     steps = gemm | {name: rung.step for name, rung in rungs.items()}
     for step in steps.values():
         for _ in range(turns.warmup):
@@ -136,7 +136,7 @@ def measure(rungs: dict[str, Rung], turns: Turns, device: torch.device) -> Measu
         flop, ops, size = counted[name] if not rung.compiled else (counted[rung.of][0], None, None)
         share = 1e-9 * flop / wall[name] / peak[rung.precision]
         rows.append(
-            Row(
+            Measurement(
                 name,
                 rung.samples / wall[name],
                 wall[name],
@@ -152,10 +152,10 @@ def measure(rungs: dict[str, Rung], turns: Turns, device: torch.device) -> Measu
         / sum(wall[name] for name in gemm)
         / torch.get_num_threads()
     )
-    return Measured(rows, peak, held)
+    return Measurements(rows, peak, held)
 
 
-def square(side: int, dtype: torch.dtype, device: torch.device) -> Step:
+def gemm_step(side: int, dtype: torch.dtype, device: torch.device) -> Step:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
 
     def multiply() -> None:
@@ -164,20 +164,25 @@ def square(side: int, dtype: torch.dtype, device: torch.device) -> Step:
     return multiply
 
 
-def count(step: Step) -> tuple[int, int, int]:
+def count_ops(step: Step) -> tuple[int, int, int]:
     """FLOP of the matrix products of a step, its operations that are not views, their bytes. Modes see nothing of compiled code."""
-    with FlopCounterMode(display=False) as flop, Traffic() as traffic:
+    with FlopCounterMode(display=False) as flop, OpCounter() as traffic:
         step()
     return flop.get_total_flops(), traffic.ops, traffic.bytes
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def table(
-    measured: Measured, what: str, unit: str, aims: Sequence[Aim], rounds: int, device: torch.device
+def markdown_table(
+    measured: Measurements,
+    what: str,
+    unit: str,
+    aims: Sequence[SpeedTarget],
+    rounds: int,
+    device: torch.device,
 ) -> str:
     """Markdown: a row a rung, then the aims and what was reached."""
     where = (
@@ -230,7 +235,7 @@ def table(
     return "\n".join(lines)
 
 
-def save(measured: Measured, config: Any, device: torch.device) -> None:
+def save_json(measured: Measurements, config: Any, device: torch.device) -> None:
     """The same numbers as JSON, where `config.out` names a file."""
     if config.out:
         content = {

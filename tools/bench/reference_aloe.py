@@ -69,13 +69,13 @@ class ReferenceAloe(nn.Module):
         ignored = F.pad(padding, (x.shape[1] - padding.shape[1], 0))
         return self.transformer_encoder(x, src_key_padding_mask=ignored)[:, 0]
 
-    def descriptive(self, slots: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
+    def answer_logits(self, slots: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
         """Answer logits (R, 22)."""
         return self.cls_answer_mlp(
             self.encode(slots, tokens, padding, self.cls_token.expand(tokens.shape[1], 2))
         )
 
-    def choices(self, slots: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
+    def choice_logits(self, slots: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
         """Logits (R,), one forward for each question joined with a choice."""
         role = torch.cat(
             [
@@ -110,7 +110,7 @@ class ReferenceAloeStep:
         """Cross-entropy of descriptive questions + binary cross-entropy of choices."""
         asked, chosen = (dict(rows) for rows in (self.asked, self.chosen))
         answer, right = asked.pop("label"), chosen.pop("label")
-        answers, choices = self.model.descriptive(**asked), self.model.choices(**chosen)
+        answers, choices = self.model.answer_logits(**asked), self.model.choice_logits(**chosen)
         return F.cross_entropy(answers, answer) + F.binary_cross_entropy_with_logits(
             choices, right.float()
         )

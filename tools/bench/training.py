@@ -18,31 +18,29 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cjepa_dist.config import command_line
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import TrainWorldModel
-from cjepa_dist.data.format.split_writer import Sample
-from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.windows import InMemoryWindows, to_device
-from cjepa_dist.optim.optimizers import build_optimizers
 from cjepa_dist.runtime.device import make_accelerator, native_precision
 from cjepa_dist.tasks.world_model import WorldModelTask
 from cjepa_dist.training.flops import meta_copy, step_flops
 from cjepa_dist.training.loop import train
-from tools.bench.comm_bytes import table as tell
-from tools.bench.comm_bytes import traffic
-from tools.bench.harness import synchronise
-from tools.bench.scaling import Step, scaling
+from tools.bench.bare_step import BareStep
+from tools.bench.comm_bytes import comm_bytes_table as tell
+from tools.bench.comm_bytes import measure_comm_bytes
+from tools.bench.harness import synchronize
+from tools.bench.random_data import write_random_slots
+from tools.bench.scaling import StepCost, scaling_table
 
-AIM = 0.03
+MAX_OVERHEAD = 0.03
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -70,10 +68,10 @@ class BenchTraining:
     out: str = option("", "JSON file for the same numbers")
 
 
-class Turns:
+class AlternatingTimer:
     """A hook before each forward of the loop: after every block of its steps, a block of bare ones."""
 
-    def __init__(self, bare: Bare, block: int, rounds: int, device: torch.device) -> None:
+    def __init__(self, bare: BareStep, block: int, rounds: int, device: torch.device) -> None:
         self.bare, self.block, self.rounds, self.device = bare, block, rounds, device
         self.calls, self.busy = 0, False
         self.loop: list[tuple[float, float]] = []
@@ -99,7 +97,7 @@ class Turns:
         self.began = self.now()
 
     def now(self) -> tuple[float, float]:
-        synchronise(self.device)
+        synchronize(self.device)
         return time.perf_counter(), time.process_time()
 
     def since(self, began: tuple[float, float]) -> tuple[float, float]:
@@ -108,49 +106,11 @@ class Turns:
         return (wall - began[0]) / self.block, (processor - began[1]) / self.block
 
 
-class Bare:
-    """Forward, loss, backward, update on batches in memory: what there is to do."""
-
-    def __init__(
-        self, config: TrainWorldModel, batches: list[dict[str, Tensor]], device: torch.device
-    ) -> None:
-        torch.manual_seed(config.seed)
-        self.task = WorldModelTask(config).to(device).train()
-        self.parts, self.config, self.step = (
-            build_optimizers(self.task, config.optimizer),
-            config,
-            0,
-        )
-        self.batches = batches
-        self.autocast = partial(
-            torch.autocast, device.type, torch.bfloat16, enabled=config.loop.precision == "bf16"
-        )
-
-    def __call__(self) -> None:
-        with self.autocast():
-            outcome = self.task(
-                self.batches[self.step % len(self.batches)],
-                self.step,
-                self.step / self.config.loop.steps,
-            )
-        outcome.loss.backward()
-        torch.nn.utils.clip_grad_norm_(
-            self.task.parameters(),
-            self.config.optimizer.max_grad_norm or float("inf"),
-            foreach=True,
-        )
-        for part in self.parts:
-            part.step()
-            part.zero_grad(set_to_none=True)
-        self.task.update(outcome.statistics)
-        self.step += 1
-
-
 def main(config: BenchTraining) -> None:
     """Measure, count, print."""
     with tempfile.TemporaryDirectory() as folder:
         found = measure(config, Path(folder))
-    print(table(config, found))
+    print(markdown_table(config, found))
     if config.out:
         Path(config.out).write_text(json.dumps({"config": asdict(config), **found}, indent=1))
 
@@ -165,7 +125,7 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
     full = command_line.parse(TrainWorldModel, [str(each) for each in arguments])
     assert full is not None
     model = full.predictor
-    random_slots(folder / "data", config.videos, model.slots, model.slot_dim)
+    write_random_slots(folder / "data", config.videos, model.slots, model.slot_dim)
     source = InMemoryWindows(
         full.data,
         "train",
@@ -177,22 +137,22 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
     full.loop.precision = native_precision()
     device = make_accelerator(full.loop.precision).device
     ids = np.arange(8 * full.loop.global_batch_size) % len(source)
-    batches = [to_device(source.gather(part, part), device) for part in np.split(ids, 8)]
-    bare = Bare(full, batches, device)
-    turns = Turns(bare, config.block, config.rounds, device)
+    batches = [to_device(source.get_batch(part, part), device) for part in np.split(ids, 8)]
+    bare = BareStep(full, batches, device)
+    turns = AlternatingTimer(bare, config.block, config.rounds, device)
     torch.manual_seed(full.seed)
     task = WorldModelTask(full)
     task.register_forward_pre_hook(turns)
     train(task, source, source, full, val_ids=np.arange(64))
-    restart, checkpoint = restarted([str(each) for each in arguments], steps)
+    restart, checkpoint = time_restart([str(each) for each in arguments], steps)
     pairs = list(zip(turns.loop, turns.plain))
     flop = step_flops(meta_copy(bare.task), batches[:1], 0, 0.5)
     count = sum(p.numel() for p in bare.task.parameters())
-    step = Step(flop, 4 * count, statistics.median(plain[0] for plain in turns.plain))
+    step = StepCost(flop, 4 * count, statistics.median(plain[0] for plain in turns.plain))
     few = [
         each for each in map(str, arguments) if not each.startswith(("loop.stop_at_step=", "run="))
     ]
-    sent = traffic(
+    sent = measure_comm_bytes(
         [*few, "optimizer.name=adamw", "loop.precision=fp32"], config.engines, folder / "traffic"
     )
     return {
@@ -213,11 +173,11 @@ def measure(config: BenchTraining, folder: Path) -> dict[str, Any]:
         "flop": flop,
         "all_reduced_bytes": step.bytes,
         "traffic": sent,
-        "scaling": scaling(step, config.gpus),
+        "scaling": scaling_table(step, config.gpus),
     }
 
 
-def restarted(arguments: list[str], steps: int) -> tuple[float, float]:
+def time_restart(arguments: list[str], steps: int) -> tuple[float, float]:
     """Seconds from a new process's start to its first step after the checkpoint of `steps`, and those of its checkpoint."""
     settings = [
         each
@@ -245,25 +205,7 @@ def restarted(arguments: list[str], steps: int) -> tuple[float, float]:
     return first, checkpoint
 
 
-def random_slots(folder: Path, videos: int, slots: int, dim: int, shard_mb: int = 256) -> None:
-    """A data set of noise: the step does not care."""
-    generator = np.random.default_rng(0)
-    with DatasetWriter(
-        folder, encoder="noise", source={"kind": "noise"}, dtype="float16", shard_mb=shard_mb
-    ) as writer:
-        for split, first, count in (("train", 0, videos), ("val", videos, 2)):
-            for scene in range(first, first + count):
-                content = generator.standard_normal((128, slots, dim), np.float32).astype(
-                    np.float16
-                )
-                writer.split(split).add(
-                    Sample(
-                        key=f"video_{scene:05d}", slots=content, annotation={"scene_index": scene}
-                    )
-                )
-
-
-def table(config: BenchTraining, found: dict[str, Any]) -> str:
+def markdown_table(config: BenchTraining, found: dict[str, Any]) -> str:
     """Markdown."""
     wall, processor = (f"{100 * value:+.1f} %" for value in found["overhead"])
     spread, spent = (
@@ -275,7 +217,7 @@ def table(config: BenchTraining, found: dict[str, Any]) -> str:
         and found["processor_seconds"] < 0.8 * found["step_seconds"]
     )
     by = "processor time: this machine is busy, or the step waits" if busy else "wall time"
-    met = "met" if found["overhead"][busy] < AIM else "NOT met"
+    met = "met" if found["overhead"][busy] < MAX_OVERHEAD else "NOT met"
     return "\n".join(
         [
             f"Training loop, {config.config}, batch {found['batch']}, {found['device']}, {config.rounds} pairs of {config.block} steps.",
@@ -290,7 +232,7 @@ def table(config: BenchTraining, found: dict[str, Any]) -> str:
             f"| parameters, all-reduced a step under DDP | {found['parameters']:,}, {1e-6 * found['all_reduced_bytes']:.4g} MB |",
             f"| model FLOP a step | {1e-9 * found['flop']:.4g} G |",
             "",
-            f"- overhead of the loop: aim below {AIM:.0%}, {met} by {by}",
+            f"- overhead of the loop: aim below {MAX_OVERHEAD:.0%}, {met} by {by}",
             "",
             *([tell(found["traffic"], found["all_reduced_bytes"]), ""] if found["traffic"] else []),
             found["scaling"],

@@ -18,18 +18,18 @@ from cjepa_dist.config.schema import PredictorConfig, TrainWorldModel
 from cjepa_dist.optim.optimizers import build_optimizers
 from cjepa_dist.runtime.device import default_device, native_precision
 from cjepa_dist.tasks.world_model import WorldModelTask
-from tools.bench.harness import Aim, Rung, Turns, measure, save, table
-from tools.bench.reference import ReferenceStep
+from tools.bench.harness import SpeedTarget, Timing, Variant, markdown_table, measure, save_json
+from tools.bench.reference_world_model import ReferenceStep
 
-LATE = 0.9  # part of the run behind us: every term has its full weight
+PROGRESS = 0.9  # part of the run behind us: every term has its full weight
 REFERENCE, REFERENCE_CTT = "published, fp32", "published + CTT, fp32"
 BASE, OURS_CTT = "ours", "ours + published CTT"
 ATTENTION, QUARTER = "ours + CTT `attention`", "ours + CTT `attention` on 1/4"
-AIMS = (
-    Aim(BASE, REFERENCE, 3.0),
-    Aim(OURS_CTT, REFERENCE_CTT, 3.0),
-    Aim(ATTENTION, BASE, 3.2, "at most"),
-    Aim(QUARTER, BASE, 1.6, "at most"),
+SPEED_TARGETS = (
+    SpeedTarget(BASE, REFERENCE, 3.0),
+    SpeedTarget(OURS_CTT, REFERENCE_CTT, 3.0),
+    SpeedTarget(ATTENTION, BASE, 3.2, "at most"),
+    SpeedTarget(QUARTER, BASE, 1.6, "at most"),
 )
 
 
@@ -57,17 +57,17 @@ def main(config: BenchWorldModel) -> None:
         torch.set_num_threads(config.threads)
     device = default_device()
     measured = measure(
-        build(config, device), Turns(config.rounds, config.warmup, config.gemm), device
+        build_variants(config, device), Timing(config.rounds, config.warmup, config.gemm), device
     )
     model = config.predictor
     tokens = (model.history_frames + model.pred_frames) * model.slots
     precision = native_precision()
     what = f"World model, one training step: batch {config.batch}, {tokens} tokens, dropout {model.dropout}, ours in {precision}"
-    print(table(measured, what, "windows", AIMS, config.rounds, device))
-    save(measured, config, device)
+    print(markdown_table(measured, what, "windows", SPEED_TARGETS, config.rounds, device))
+    save_json(measured, config, device)
 
 
-def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
+def build_variants(config: BenchWorldModel, device: torch.device) -> dict[str, Variant]:
     """The rungs by name, in the table's order."""
     torch.manual_seed(config.seed)
     model = config.predictor
@@ -79,8 +79,8 @@ def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
         "sample": torch.arange(config.batch, device=device),
     }
 
-    def published(causal: bool) -> Rung:
-        return Rung(
+    def published(causal: bool) -> Variant:
+        return Variant(
             ReferenceStep(model, slots, masked=config.hidden, causal=causal), config.batch, "fp32"
         )
 
@@ -93,7 +93,7 @@ def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
         fraction: float = 1.0,
         precision: str = native,
         code: str = "eager",
-    ) -> Rung:
+    ) -> Variant:
         weight = {"weight": 0.1 if kind else 0.0, "ramp": 0.0}
         causal = {
             "invariance": weight,
@@ -104,7 +104,7 @@ def build(config: BenchWorldModel, device: torch.device) -> dict[str, Rung]:
         step = OurStep(
             config, batch, precision, {**causal, "kind": kind or "per_sample"}, code == "compiled"
         )
-        return Rung(step, config.batch, precision, step.compiled, BASE)
+        return Variant(step, config.batch, precision, step.compiled, BASE)
 
     rungs = {
         REFERENCE: published(causal=False),
@@ -152,7 +152,7 @@ class OurStep:
 
     def __call__(self) -> None:
         with self.autocast:
-            outcome = self.forward(self.batch, self.step, LATE)
+            outcome = self.forward(self.batch, self.step, PROGRESS)
         outcome.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.task.parameters(), float("inf"), foreach=True)
         for part in self.optimizers:

@@ -19,7 +19,7 @@ from cjepa_dist.config.schema import PredictorConfig
 THRESHOLD, INVARIANCE, SUFFICIENCY = 0.15, 0.2, 0.1
 
 
-class Reference(nn.Module):
+class ReferencePredictor(nn.Module):
     """The released layout: attention without a norm before it, then LayerNorm and MLP."""
 
     def __init__(self, config: PredictorConfig) -> None:
@@ -70,7 +70,7 @@ def masked_slots(slots: int, count: int) -> list[int]:
     return np.random.RandomState(42).permutation(slots)[:count].tolist()
 
 
-def prediction_loss(model: Reference, x: Tensor, masked: list[int]) -> Tensor:
+def prediction_loss(model: ReferencePredictor, x: Tensor, masked: list[int]) -> Tensor:
     """Mean squared error over the masked slots' history + over all future slots, for x (B, T, S, D)."""
     frames = model.history_frames
     z, _ = model(x[:, :frames], masked)
@@ -80,7 +80,7 @@ def prediction_loss(model: Reference, x: Tensor, masked: list[int]) -> Tensor:
 
 
 def causal_loss(
-    model: Reference, x: Tensor, masked: list[int], i: int, k: int
+    model: ReferencePredictor, x: Tensor, masked: list[int], i: int, k: int
 ) -> tuple[Tensor, Tensor]:
     """Invariance to hiding slot i, and sufficiency of slot k's neighbours, each with passes of its own and its loops over slots."""
     frames, slots = model.history_frames, x.shape[2]
@@ -114,7 +114,7 @@ class ReferenceStep:
     """One step of training after another on x (B, T, S, D): forward, loss, backward, update."""
 
     def __init__(self, config: PredictorConfig, x: Tensor, *, masked: int, causal: bool) -> None:
-        self.model, self.x, self.causal = Reference(config).to(x.device), x, causal
+        self.model, self.x, self.causal = ReferencePredictor(config).to(x.device), x, causal
         self.masked = min(masked, config.slots - 1)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=5e-4, weight_decay=0.01, foreach=False, fused=False

@@ -1,0 +1,26 @@
+"""Options of `python -m tools.fault_drill`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cjepa_dist.config.fields import option
+from cjepa_dist.config.schema import MISSING
+
+
+@dataclass
+class FaultDrill:
+    """Every known fault on short runs of a small world model, each resumed to the end and compared with an undisturbed run."""
+
+    data: str = option(MISSING, "folder of slot shards, 7 slots x 128")
+    out: str = option(MISSING, "folder for the runs and table.md")
+    only: list[str] = option(
+        [],
+        "faults to try, as in the table's first column and its number of processes: `hang@2`; none = all",
+    )
+    hang_timeout_minutes: float = option(
+        0.2,
+        "loop.hang_timeout_minutes of the run that hangs; more on a busy machine",
+        unit="minutes",
+        least=0.01,
+    )
