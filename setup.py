@@ -1,14 +1,26 @@
-"""Package metadata. Ranges are what was tested; `constraints.txt` holds one exact set of versions that passes the tests."""
+"""Package metadata, and a wheel that holds the whole project under one top-level name.
 
+    slurm/ data_prep/ tools/ configs/  ──build──>  cjepa_dist/_project/   found by config/locate.py
+
+Ranges are what was tested; constraints.txt holds one exact set of versions that passes the tests.
+"""
+
+import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+PROJECT = ("slurm", "data_prep", "tools", "configs")
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "cjepa_dist" / "__init__.py").read_text())
 
 CORE = [
-    "torch>=2.9,<2.14",  # 2.9 has torch.optim.Muon; 2.14 is untested, and a range that admits it pulls several GB of CUDA on a CPU machine
+    "torch>=2.9,<2.15",  # 2.9 has torch.optim.Muon
     "numpy>=1.26,<3",
     "accelerate>=1.15,<2",
-    "deepspeed==0.19.8",
+    "deepspeed>=0.18,<0.20",  # torch_autocast under ZeRO is new in 0.17.2; 0.18 knows torch 2.9
     "webdataset>=1.0.2,<2",
     "tensorboard>=2.21,<3",
     "submitit>=1.5.4,<2",
@@ -25,9 +37,7 @@ EXTRAS = {
     "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],
     "hdf5": ["h5py>=3.10,<4"],  # data_prep.import_arrays of .h5
     "s3": ["s3fs>=2024.6"],  # data=s3://...
-    "summary": [
-        "gcastle>=1.0.4,<2"
-    ],  # NOTEARS and DAG-GNN, for `evaluate_graph estimators=[summary:notears]`
+    "summary": ["gcastle>=1.0.4,<2"],  # NOTEARS and DAG-GNN, `estimators=[summary:notears]`
     "test": [
         "gcastle>=1.0.4,<2",  # the extra `summary`, 0.2 MB and pandas
         "h5py>=3.10,<4",
@@ -43,20 +53,36 @@ EXTRAS = {
         "mypy>=1.13,<3",
         "import-linter>=2.1,<3",
         "types-PyYAML>=6.0.12",
+        "setuptools>=77.0.3",  # builds a wheel in tests/test_install.py
     ],
 }
 
+
+class BuildWithProject(build_py):
+    """Puts the project's other folders into the package, in the build folder only."""
+
+    def run(self) -> None:
+        if self.editable_mode:  # the checkout has them beside the package
+            return super().run()
+        shutil.rmtree(self.build_lib, ignore_errors=True)  # or modules removed since are built too
+        super().run()
+        for name in PROJECT:
+            target = Path(self.build_lib) / "cjepa_dist" / "_project" / name
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 setup(
     name="cjepa-dist",
-    version="0.1.0",
-    description="C-JEPA world models with causal (CTT) losses on slots, and ALOE on top: simulated or real CLEVRER, one machine or many",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    version=VERSION[1],
+    description="Causal object-slot world models (C-JEPA, CTT losses) and question answering (ALOE)"
+    " on CLEVRER, on one machine or many",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10",
-    packages=find_packages(
-        include=["cjepa_dist", "cjepa_dist.*", "data_prep", "data_prep.*", "slurm"]
-    ),
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["cjepa_dist", "cjepa_dist.*"]),
+    cmdclass={"build_py": BuildWithProject},
+    entry_points={"console_scripts": ["cjepa = cjepa_dist.cli:main"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )
