@@ -1,4 +1,8 @@
-"""Runs the jobs of an experiment as processes of this machine, some of them side by side."""
+"""Runs the jobs of an experiment as processes of this machine, several at a time.
+
+    jobs ──those whose `needs` and `after` have ended──> a process with its share of the cores,
+    at most `at_once` of them ──> done, failed, or stopped by a signal
+"""
 
 from __future__ import annotations
 
@@ -12,34 +16,33 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import EXIT_PREEMPTED
 from cjepa_dist.resilience.run_lock import RunLock
 from slurm.job import Job, job_spec
-from slurm.jobs.run import SIGNALS, EXIT_PREEMPTED, count_gpus, run_job
+from slurm.jobs.run import SIGNALS, count_gpus, run_job
 from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.record import Record
 from slurm.schema import Cluster
 
 
 def run_locally(record: Record, cluster: Cluster, jobs: list[Job], at_once: int) -> int:
-    """Run the jobs on this machine, `at_once` side by side. 0 if all succeeded, 1 if not, 75 after a signal."""
-    owner = RunLock(record.state_dir)
-    if refusal := owner.take():
-        raise UserError(refusal)
-    try:
-        cluster = dataclasses.replace(
-            cluster, gpus_per_node=min(cluster.gpus_per_node, count_gpus())
-        )
+    """Run the jobs on this machine, `at_once` at a time.
+
+    Returns 0 if all succeeded, 1 if one failed, EXIT_PREEMPTED after a signal. Raises UserError
+    if another process runs jobs of this experiment.
+    """
+    with RunLock(record.state_dir):
+        gpus = min(cluster.gpus_per_node, count_gpus())
+        cluster = dataclasses.replace(cluster, gpus_per_node=gpus)
         for job in jobs:
             record.jobs[job.name], record.job_ids[job.name] = job, ""
-            record.write()
+        record.write()
+        print(f"{len(jobs)} jobs to run; their logs: {record.state_dir / 'logs'}", flush=True)
         return LocalExecutor(record, cluster, jobs, at_once).run()
-    finally:
-        owner.release()
 
 
 class LocalExecutor:
-    """Jobs as processes of this machine, each once those it waits for have ended; what others wait for goes first."""
+    """Starts each job once the jobs that it waits for have ended; jobs that others need go first."""
 
     def __init__(self, record: Record, cluster: Cluster, jobs: list[Job], at_once: int) -> None:
         self.record, self.cluster, self.at_once = record, cluster, at_once
@@ -48,82 +51,86 @@ class LocalExecutor:
         self.names = {job.name for job in jobs}
         self.running: dict[BaseProcess, tuple[Job, float, set[int]]] = {}
         cores = sorted(os.sched_getaffinity(0))
-        every = (
-            1 if cluster.gpus_per_node else at_once
-        )  # side by side on CPUs each takes its share, or all would take all
-        self.free = [set(cores[index % every :: every]) or set(cores) for index in range(at_once)]
+        # On CPUs each job gets its own share of the cores. With a GPU all get all cores.
+        stride = 1 if cluster.gpus_per_node else at_once
+        self.free_cores = [
+            set(cores[index % stride :: stride]) or set(cores) for index in range(at_once)
+        ]
         self.ended: set[str] = set()
         self.failed: set[str] = set()
         self.signal = 0
 
     def run(self) -> int:
-        before = {number: signal.signal(number, self.stop) for number in SIGNALS}
+        handlers = {number: signal.signal(number, self.on_signal) for number in SIGNALS}
         try:
             while self.running or (self.waiting and not self.signal):
-                self.begin()
+                self.start_ready_jobs()
                 ready = wait([process.sentinel for process in self.running], timeout=1)
                 for process in [p for p in self.running if p.sentinel in ready]:
-                    self.end(process)
+                    self.finish(process)
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self.signal:
             return EXIT_PREEMPTED
         if self.failed:
-            print(
-                f"error: {len(self.failed)} of {len(self.names)} jobs failed: {', '.join(sorted(self.failed))}",
-                file=sys.stderr,
-            )
+            failed, total = ", ".join(sorted(self.failed)), len(self.names)
+            print(f"error: {len(self.failed)} of {total} jobs failed: {failed}", file=sys.stderr)
         return 1 if self.failed else 0
 
-    def stop(self, number: int, frame: Any) -> None:
+    def on_signal(self, number: int, frame: Any) -> None:
         self.signal = number
+        self.terminate_all()
+
+    def terminate_all(self) -> None:
         for process in self.running:
             process.terminate()
 
-    def begin(self) -> None:
-        """Start what can start, leave out what has lost what it needs."""
+    def start_ready_jobs(self) -> None:
+        """Start what can start; skip the jobs that need a failed one."""
         for job in list(self.waiting):
-            if self.signal or not self.free:
+            if self.signal or not self.free_cores:
                 return
             if {*job.needs, *job.after} & (self.names - self.ended):
                 continue
             self.waiting.remove(job)
-            if lost := self.failed & set(job.needs):
+            if missing := self.failed & set(job.needs):
                 self.failed.add(job.name)
                 self.ended.add(job.name)
-                print(f"{job.name}: left out, it needs {', '.join(sorted(lost))}", flush=True)
-                return self.begin()
+                print(f"{job.name}: skipped, it needs {', '.join(sorted(missing))}", flush=True)
+                return self.start_ready_jobs()
             print(f"{job.name} ...", flush=True)
-            cores = self.free.pop()
-            process = get_context("fork").Process(
-                target=run_job_on_cores, args=(job_spec(job, self.cluster, self.record.state_dir), cores)
-            )
-            process.start()
-            self.running[process] = job, time.monotonic(), cores
-            if self.signal:  # it came while the process started
-                process.terminate()
+            self.start(job)
 
-    def end(self, process: BaseProcess) -> None:
+    def start(self, job: Job) -> None:
+        cores = self.free_cores.pop()
+        spec = job_spec(job, self.cluster, self.record.state_dir)
+        process = get_context("fork").Process(target=run_job_on_cores, args=(spec, cores))
+        process.start()
+        self.running[process] = job, time.monotonic(), cores
+        if self.signal:  # it came while the process started
+            process.terminate()
+
+    def finish(self, process: BaseProcess) -> None:
         job, began, cores = self.running.pop(process)
         process.join()
-        self.free.append(cores)
+        self.free_cores.append(cores)
         self.ended.add(job.name)
         if process.exitcode == EXIT_PREEMPTED:
-            print(f"{job.name}: stopped; the same command goes on", flush=True)
+            print(f"{job.name}: stopped; the same command resumes it", flush=True)
             self.signal = self.signal or signal.SIGTERM
-            for other in self.running:
-                other.terminate()
+            self.terminate_all()
             return
-        if process.exitcode:
+        seconds, word = time.monotonic() - began, "done"
+        if process.exitcode or not job.done():
             self.failed.add(job.name)
-        print(
-            f"{job.name}: {'failed' if process.exitcode else 'done'} after {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
+            word = "failed"
+        if not process.exitcode and (path := job.missing_output()):
+            print(f"error: {job.name}: it succeeded, but {path} is missing", file=sys.stderr)
+        print(f"{job.name}: {word} after {seconds:.0f} s", flush=True)
 
 
-def run_job_on_cores(todo: JobSpec, cores: set[int]) -> None:
+def run_job_on_cores(spec: JobSpec, cores: set[int]) -> None:
     """In the process of a job."""
     os.sched_setaffinity(0, cores)
-    run_job(todo, SlurmContext("", 0, 0, 1))
+    run_job(spec, SlurmContext())

@@ -1,4 +1,4 @@
-"""Is a checkpoint what was written? Without torch, so that a tool that only looks starts at once."""
+"""Whether a checkpoint is what was written; without torch, so that tools that only look start fast."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def verify_checkpoint(path: Path) -> str | None:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps of all checkpoints in `folder`, in order."""
     return sorted(
         int(p.name.removeprefix("step_")) for p in folder.glob("step_????????") if p.is_dir()
     )

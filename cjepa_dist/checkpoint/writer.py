@@ -1,10 +1,12 @@
-"""Checkpoints: everything the next step reads, written to a temporary folder, checksummed, then renamed.
+"""Writes checkpoints: all that the next step reads, in a folder that appears by one rename.
 
-RUN/checkpoints/step_00000500/   torch.distributed.checkpoint files (weights, statistics, optimizer)
-                                 model.safetensors   the task's weights (with optimizer.ema_decay their running mean) and running statistics
-                                 meta.json           step, position, world size, skipped steps, best validation
-                                 checksums.json      xxh3 of every other file, written last
-RUN/checkpoints/best.json        step, loss, folder of the best validation (loop.keep_best)
+RUN/checkpoints/step_00000500/   torch.distributed.checkpoint files: weights, running statistics,
+                                 optimizer, EMA
+                    model.safetensors   the task's weights (their running mean with
+                                        optimizer.ema_decay) and running statistics
+                    meta.json           step, position, world size, skipped steps, best validation
+                    checksums.json      xxh3 of every other file, written last
+RUN/checkpoints/best.json        step, loss and folder of the best validation (loop.keep_best)
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,24 +35,20 @@ from cjepa_dist.checkpoint.integrity import checkpoint_steps
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience import fault_injection
 from cjepa_dist.resilience.disk_full import DISK_FULL_ERRNOS
-from cjepa_dist.runtime.collectives import first_error, full_tensor
-from cjepa_dist.runtime.files import file_checksum, free_bytes, fsync_path, write_text_atomic
+from cjepa_dist.runtime.collectives import first_error, full_tensor, is_main
+from cjepa_dist.runtime.files import file_checksum, free_bytes, fsync_path, write_json
 
-if TYPE_CHECKING:
-    pass
-from cjepa_dist.runtime.collectives import is_main
-
-warnings.filterwarnings(
-    "ignore", "torch.distributed is disabled"
-)  # by torch's writer and reader, whenever one process runs
+# Printed by torch's writer and reader whenever there is one process only.
+warnings.filterwarnings("ignore", "torch.distributed is disabled")
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run into `folder`, the newest `keep` of which stay.
+    """Writes the checkpoints of a run into `folder` and keeps the newest `keep` of them.
 
-    In the `background` a step waits for a copy to host memory alone; one thread does the rest, beside the steps that follow. What went
-    wrong there is raised by the next `save` or `wait`, on all ranks. `group` is for that thread's talk with other ranks: it must be of its
-    own, or two threads' messages would meet.
+    In the `background`, a step waits only for a copy to host memory; one thread does the rest
+    beside the following steps. An error there is raised by the next `save` or `wait`, on all
+    ranks. That thread needs its own process `group`: in one group, messages of two threads would
+    mix.
     """
 
     def __init__(
@@ -83,7 +81,8 @@ class CheckpointWriter:
         try:
             self.wait()
         except Exception as fault:
-            # A checkpoint that fills the disk leaves no room for a line of metrics either, and says more of it.
+            # When a checkpoint fills the disk, a line of metrics may fail before it. Then the
+            # checkpoint's error says more.
             if error is None or (isinstance(fault, UserError) and isinstance(error, Exception)):
                 raise
         finally:
@@ -97,50 +96,46 @@ class CheckpointWriter:
         *,
         step: int,
         meta: dict[str, Any],
-        mean: dict[str, Tensor] | None = None,
+        ema_weights: dict[str, Tensor] | None = None,
     ) -> None:
-        """`step`'s checkpoint of the bare (unwrapped) task; all ranks call it.
+        """Save the bare (unwrapped) task after `step` steps; all ranks call it.
 
-        Tensors may be full on every rank or sharded (DTensor): what is written loads at any number of processes, sharded or not.
-        `mean` {parameter: running mean} is saved too, and stands in model.safetensors in the place of the weights.
-        `meta["best"]` {"step", "loss"}, if there is one, goes to `folder`/best.json and is kept. Raises UserError when the disk is full.
+        Tensors may be full on every rank or sharded (DTensor); the checkpoint loads on any number
+        of processes, sharded or not. `ema_weights` {parameter: running mean} are saved too, and
+        replace the weights in model.safetensors. `meta["best"]` {"step", "loss"}, if there is one,
+        goes to `folder`/best.json, and that checkpoint is kept. Raises UserError when the disk is
+        full.
         """
         self.wait()
         state = {"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}
-        if mean is not None:
-            state["mean"] = mean
-        full = {
-            name: full_tensor(value.detach())
-            for name, value in {**state["task"], **(mean or {})}.items()
-        }  # all ranks take part
-        content = {"state": state, "weights": full if is_main() else {}}
+        if ema_weights is not None:
+            state["mean"] = ema_weights
+        exported = {**state["task"], **(ema_weights or {})}
+        exported = {name: full_tensor(value.detach()) for name, value in exported.items()}
+        content = {"state": state, "weights": exported if is_main() else {}}
         if self.pool is None:
             self.write(content, step, meta)
         else:
-            staged: Any = DefaultStager(self.staging).stage(
-                content
-            )  # torch 2.11's serves once (pytorch issue 183413)
+            # A new stager each time: that of torch 2.11 works once (pytorch issue 183413).
+            staged: Any = DefaultStager(self.staging).stage(content)
             self.pending = self.pool.submit(self.write, staged, step, meta)
 
     def wait(self) -> None:
-        """Until the checkpoint that was begun last is on disk; raises what stopped it."""
+        """Wait until the last checkpoint is on disk; raises the error that stopped it."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
 
     def write(self, content: dict[str, Any], step: int, meta: dict[str, Any]) -> None:
-        final, temporary = (
-            self.folder / f"step_{step:08d}",
-            self.folder / f"step_{step:08d}.partial",
-        )
-        first = is_main()
+        final = self.folder / f"step_{step:08d}"
+        temporary = self.folder / f"step_{step:08d}.partial"
 
-        def begin() -> None:
-            if first:
+        def make_folder() -> None:
+            if is_main():
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
 
-        def write() -> None:
+        def write_state() -> None:
             dcp.save(
                 content["state"],
                 checkpoint_id=temporary,
@@ -148,43 +143,34 @@ class CheckpointWriter:
                 no_dist=not dist.is_initialized(),
             )
 
-        def finish() -> None:
-            if not first:
-                return
-            save_file(
-                {name: value.cpu().contiguous() for name, value in content["weights"].items()},
-                temporary / "model.safetensors",
-            )
-            (temporary / "meta.json").write_text(json.dumps({**meta, "step": step}, indent=1))
-            sums = {path.name: file_checksum(path) for path in sorted(temporary.iterdir())}
-            (temporary / "checksums.json").write_text(json.dumps(sums, indent=1))
-            for path in temporary.iterdir():
-                fsync_path(path)
-            fault_injection.inject_in_checkpoint(step)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            fsync_path(self.folder)
-            apply_retention(self.folder, step, self.keep, meta.get("best"))
+        def publish() -> None:
+            if is_main():
+                write_weights_and_meta(temporary, content["weights"], {**meta, "step": step})
+                fault_injection.inject_in_checkpoint(step)
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+                fsync_path(self.folder)
+                apply_retention(self.folder, step, self.keep, meta.get("best"))
 
         try:
-            for part in (begin, write, finish):
-                self.together(part)
+            for action in (make_folder, write_state, publish):
+                self.run_on_all_ranks(action)
         except (Exception, CheckpointException) as error:
-            fault = None
+            message = None
             fault_injection.inject_failed_checkpoint(step)
-            if first:
+            if is_main():
                 shutil.rmtree(temporary, ignore_errors=True)
-                fault = disk_full_message(self.folder, content, error)
-            if fault := first_error(fault, self.group):
-                raise UserError(fault) from error
+                message = disk_full_message(self.folder, content, error)
+            if message := first_error(message, self.group):
+                raise UserError(message) from error
             raise
 
-    def together(self, part: Callable[[], None]) -> None:
-        """Every rank does its `part`; where one fails, all do, so that nobody waits for it."""
+    def run_on_all_ranks(self, action: Callable[[], None]) -> None:
+        """Every rank runs `action`; if it fails on one, all raise, so that none waits for it."""
         fault: BaseException | None = None
         try:
-            part()
-        except (Exception, CheckpointException) as error:  # the latter is torch's and no Exception
+            action()
+        except (Exception, CheckpointException) as error:  # torch's is not an Exception
             fault = error
         text = first_error(
             None if fault is None else f"{type(fault).__name__}: {fault}", self.group
@@ -193,31 +179,47 @@ class CheckpointWriter:
             raise fault or RuntimeError(f"on another rank: {text}")
 
 
+def write_weights_and_meta(folder: Path, weights: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Complete a checkpoint's `folder` with what rank zero writes, and flush it to disk."""
+    save_file(
+        {name: value.cpu().contiguous() for name, value in weights.items()},
+        folder / "model.safetensors",
+    )
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+    checksums = {path.name: file_checksum(path) for path in sorted(folder.iterdir())}
+    (folder / "checksums.json").write_text(json.dumps(checksums, indent=1))
+    for path in folder.iterdir():
+        fsync_path(path)
+
+
 def disk_full_message(folder: Path, content: dict[str, Any], error: BaseException) -> str | None:
-    """What to tell the user if `error` came from a full disk (torch's writer keeps the errno to itself, so the room is measured)."""
-    needed = sum(value.nbytes for value in tree_leaves(content) if isinstance(value, torch.Tensor))
-    room = free_bytes(folder)
-    if room > 1.2 * needed + 65536 and not any(
-        os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS
-    ):
+    """What to tell the user if `error` came from a full disk, else None.
+
+    torch's writer does not pass the errno on, so the free space is measured too.
+    """
+    needed = sum(value.nbytes for value in tree_leaves(content) if isinstance(value, Tensor))
+    free = free_bytes(folder)
+    told = any(os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS)
+    if free > 1.2 * needed + 65536 and not told:
         return None
     return (
-        f"no room for a checkpoint in {folder}: it needs about {needed} bytes, {room} are free; nothing there was changed: "
-        "make room and run the same command again"
+        f"no room for a checkpoint in {folder}: it needs about {needed} bytes, {free} are free; "
+        "nothing there was changed: make room and run the same command again"
     )
 
 
 def apply_retention(folder: Path, step: int, keep: int, best: dict[str, Any] | None) -> None:
-    """After `step` was saved: the newest `keep` and the best stay. Later ones are of a future that was given up, because it was damaged."""
-    mark = folder / "best.json"
+    """After `step` was saved, keep the newest `keep` checkpoints and the best one.
+
+    Checkpoints of later steps are removed: the run was resumed before them, since they were
+    damaged.
+    """
+    best_file = folder / "best.json"
     if best is None:
-        mark.unlink(missing_ok=True)
+        best_file.unlink(missing_ok=True)
     else:
-        write_text_atomic(
-            mark, json.dumps({**best, "folder": f"step_{best['step']:08d}"}, indent=1)
-        )
-    past = [old for old in checkpoint_steps(folder) if old <= step]
-    for old in (
-        set(checkpoint_steps(folder)) - set(past[-keep:]) - ({best["step"]} if best else set())
-    ):
+        write_json(best_file, {**best, "folder": f"step_{best['step']:08d}"})
+    steps = checkpoint_steps(folder)
+    kept = {*[old for old in steps if old <= step][-keep:], *([best["step"]] if best else [])}
+    for old in set(steps) - kept:
         shutil.rmtree(folder / f"step_{old:08d}")

@@ -29,7 +29,7 @@ class WeightEma:
         ]
 
     @torch.no_grad()
-    def move(self, step: int | Tensor) -> None:
+    def update(self, step: int | Tensor) -> None:
         """After the update of `step` (counted from 0), a number or () on the device."""
         means, weights = self.pairs()
         if isinstance(step, Tensor):

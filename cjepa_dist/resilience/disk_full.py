@@ -1,4 +1,8 @@
-"""A full disk ends a run with one line and exit code 2, on all ranks alike. What a checkpoint says of it: checkpoint.py."""
+"""A full disk ends a run with one line and exit code 2, on all ranks.
+
+Small files (metrics, images, records of the run) are handled here; checkpoints by
+checkpoint/writer.py.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +16,42 @@ from typing import Any
 import torch.distributed as dist
 
 from cjepa_dist.errors import UserError
-from cjepa_dist.runtime.collectives import first_error
+from cjepa_dist.runtime.collectives import first_error, is_main
 from cjepa_dist.runtime.files import free_bytes
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def full_disk_is_a_user_error(run: Path) -> Iterator[None]:
-    """Around whatever writes to `run`: no room is a UserError."""
+def disk_full_as_user_error(run_dir: Path) -> Iterator[None]:
+    """Turns a full disk, met by anything that writes to `run_dir`, into a UserError."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL_ERRNOS:
             raise
         raise UserError(
-            f"no room in {run} for metrics, pictures or what is noted of the run ({os.strerror(error.errno)}): they need some thousand "
-            f"bytes, {free_bytes(run)} are free; make room, for the next checkpoint too, and run the same command again"
+            f"no room in {run_dir} for metrics, images and records of the run "
+            f"({os.strerror(error.errno)}): they need some thousand bytes, "
+            f"{free_bytes(run_dir)} are free; make room, for the next checkpoint too, and run the "
+            "same command again"
         ) from error
 
 
 def on_main_process(
-    run: Path, part: Callable[[], Any], *, first: bool, group: dist.ProcessGroup | None = None
+    run_dir: Path, action: Callable[[], Any], group: dist.ProcessGroup | None = None
 ) -> None:
-    """The `first` rank does `part`, which writes to `run`; all ranks call it.
+    """Rank zero calls `action`, which writes to `run_dir`; all ranks call this function.
 
-    Where there is no room, all raise the UserError: had the first one left alone, the others would end in a broken collective.
+    All ranks raise its UserError, and one for a full disk. If rank zero raised it and left
+    without telling, the others would fail in a broken collective.
     """
-    fault = None
-    if first:
+    message = None
+    if is_main():
         try:
-            with full_disk_is_a_user_error(run):
-                part()
+            with disk_full_as_user_error(run_dir):
+                action()
         except UserError as error:
-            fault = str(error)
-    if fault := first_error(fault, group):
-        raise UserError(fault)
+            message = str(error)
+    if message := first_error(message, group):
+        raise UserError(message)

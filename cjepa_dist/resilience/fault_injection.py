@@ -1,4 +1,4 @@
-"""Faults on purpose, for tests and tools/fault_drill.py: CJEPA_FAULT="nan@5,kill@7:rank1" makes them happen.
+"""Faults on purpose, for tests and tools/fault_drill: CJEPA_FAULT="nan@5,kill@7:rank1" makes them happen.
 
     nan   a sample of the batch is not a number          kill                 SIGKILL to this process
     hang  this process goes no further                   kill-in-checkpoint   the same, between writing a checkpoint and renaming it

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cjepa_dist.runtime.collectives import local_part
 
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INT_DTYPE_BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def propagate_nonfinite(loss: Tensor) -> Tensor:
@@ -69,17 +69,17 @@ def update_then_revert(
 
     Selects bits as integers, since NaN times 0 is NaN; in four launches for all tensors.
     """
-    before = list(as_integers(task, optimizers, others))
+    before = list(integer_views(task, optimizers, others))
     kept = [tensor.clone() for tensor in before]
     update()
     torch._foreach_mul_(
-        list(as_integers(task, optimizers, others)), good.int()
+        list(integer_views(task, optimizers, others)), good.int()
     )  # state made by this very step becomes 0, as it begins
     torch._foreach_mul_(kept, good.logical_not().int())
     torch._foreach_add_(before, kept)
 
 
-def as_integers(
+def integer_views(
     task: nn.Module, optimizers: list[torch.optim.Optimizer], others: Iterable[Tensor] = ()
 ) -> Iterator[Tensor]:
     """Weights, buffers, optimizer state and `others`, what this process holds of them, as integers of the same size."""
@@ -89,4 +89,4 @@ def as_integers(
     for tensor in (*task.parameters(), *task.buffers(), *others, *states):
         if isinstance(tensor, Tensor):
             held = local_part(tensor.detach())
-            yield held.view(BITS[held.element_size()])
+            yield held.view(INT_DTYPE_BY_SIZE[held.element_size()])

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cjepa_dist.errors import UserError
-from cjepa_dist.resilience.nonfinite import BITS
+from cjepa_dist.resilience.nonfinite import INT_DTYPE_BY_SIZE
 from cjepa_dist.runtime.collectives import world_size
 
 
@@ -25,7 +25,7 @@ def tensor_checksum(tensors: Iterable[Tensor]) -> Tensor:
             value.detach()
             .contiguous()
             .view(-1)
-            .view(BITS[value.element_size()])
+            .view(INT_DTYPE_BY_SIZE[value.element_size()])
             .sum(dtype=torch.int64)
             for value in tensors
         ]

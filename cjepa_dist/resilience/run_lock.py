@@ -1,13 +1,15 @@
-"""One owner of a run folder, over all machines that see it.
+"""One owner of a run directory, over all machines that see it.
 
-RUN/.lock         flock: freed by the kernel when its owner dies; some network file systems keep it to the node, or have none
-RUN/.lock.json    the owner: host, pid, birth of that process, Slurm's job and restart; touched every BEAT s; removed at the end
-RUN/.lock.wanted  a later start of the owner's Slurm job waits for it
+RUN/.lock         flock: the kernel frees it when its owner dies; some network file systems
+                  keep it within one node, or have none
+RUN/.lock.json    the owner: host, pid, birth of that process, Slurm's job and restart count;
+                  touched every HEARTBEAT s, removed at the end
+RUN/.lock.wanted  a later start of the owner's Slurm job asks for the directory
 
-take ──> flock held, or owner alive? ──no──> ours: beat, and leave at once should another have taken over
-                     │ yes
-                     └──> an earlier start of our own job (its node was lost to Slurm, not to work): ask it for a checkpoint, wait
-                          anybody else: refused
+acquire ──> flock held by another, or its owner alive?
+              │ no   ──> ours: heartbeat; exit at once if another process has taken over
+              └ yes  ──> an earlier start of our own job, on a node that Slurm lost but that still
+                         works: ask it for a checkpoint, and wait; anybody else: UserError
 """
 
 from __future__ import annotations
@@ -22,28 +24,33 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import datetime, timezone
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import psutil
 
+from cjepa_dist.errors import EXIT_LOCK_LOST, UserError
+from cjepa_dist.runtime.clock import timestamp
+from cjepa_dist.runtime.files import write_text_atomic
+
 HEARTBEAT = 5.0  # s
-SILENCE = (
-    3 * HEARTBEAT
-)  # an owner on another host that did not touch its file for so long may be dead
-HANDOVER_TIMEOUT = 180.0  # s that a later start of the same job waits for the earlier
+HEARTBEAT_TIMEOUT = 3 * HEARTBEAT  # s without one, after which an owner on another host may be dead
+HANDOVER_TIMEOUT = 180.0  # s that a later start of the same job waits for the earlier one
 LOCK_FILES = (".lock", ".lock.json", ".lock.wanted")
 
 Owner = dict[str, Any]
 
 
 class RunLock:
-    """`take` before anything is written to `run`, `release` at the end; both from one process of the run."""
+    """`acquire` before anything is written to `run_dir`, `release` at the end, or a `with` block.
 
-    def __init__(self, run: Path) -> None:
-        self.path, self.side, self.wanted = (run / name for name in LOCK_FILES)
-        self.me: Owner = {
+    One process of a run does it.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.lock_file, self.owner_file, self.request_file = (run_dir / name for name in LOCK_FILES)
+        self.identity: Owner = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "born": psutil.Process().create_time(),
@@ -52,103 +59,130 @@ class RunLock:
             "since": timestamp(),
         }
         self.handle = -1
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.beat, name="lock", daemon=True)
+        self.released = threading.Event()
+        self.thread = threading.Thread(target=self.heartbeat, name="lock", daemon=True)
 
-    def take(self) -> str | None:
-        """Own the folder; or, in a line, who does."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def __enter__(self) -> RunLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Own the directory. Raises UserError, naming the owner, where another process does."""
+        run_dir = self.lock_file.parent
+        run_dir.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + HANDOVER_TIMEOUT
-        while (owner := self.owner()) is not None:
-            if not later(self.me, owner) or time.monotonic() > end:
-                who = (
-                    "process {pid} on {host}, since {since}".format(**owner)
-                    if owner
-                    else "another process"
+        while (owner := self.find_owner()) is not None:
+            if not is_later_start(self.identity, owner) or time.monotonic() > end:
+                who = "another process"
+                if owner:
+                    who = "process {pid} on {host}, since {since}".format(**owner)
+                raise UserError(
+                    f"{run_dir} is in use: {who}, works in it; wait for it, stop it, or choose "
+                    "another folder"
                 )
-                return f"{self.path.parent} is in use: {who}, works in it; wait for it, stop it, or choose another folder"
-            write(self.wanted, self.me)
+            write_owner(self.request_file, self.identity)
             time.sleep(1)
         try:
-            write(self.side, self.me)
-        except OSError:  # no room: nobody's, then
+            write_owner(self.owner_file, self.identity)
+        except OSError:  # the disk is full: then nobody owns the directory
             os.close(self.handle)
             self.handle = -1
             raise
-        self.wanted.unlink(missing_ok=True)
+        self.request_file.unlink(missing_ok=True)
         self.thread.start()
-        return None
 
     def release(self) -> None:
-        self.over.set()
+        self.released.set()
         if self.handle < 0:
             return
         self.thread.join()
-        if read(self.side) == self.me:
-            self.side.unlink(missing_ok=True)
+        if read_owner(self.owner_file) == self.identity:
+            self.owner_file.unlink(missing_ok=True)
         os.close(self.handle)
 
-    def owner(self) -> Owner | None:
-        """Who lives and owns the folder ({} = the lock is held, by an unknown one); None = nobody, and the flock is ours."""
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+    def find_owner(self) -> Owner | None:
+        """The living owner of the directory, {} if it is unknown; None = nobody, and we hold the
+        flock now."""
+        handle = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            return read(self.side)
+            return read_owner(self.owner_file)
         except OSError:
-            pass  # a file system without flock: what the owner says of itself must do
-        owner = read(self.side)
-        if owner and alive(owner, self.side):
+            pass  # a file system without flock: the owner's own file must do
+        owner = read_owner(self.owner_file)
+        if owner and is_alive(owner, self.owner_file):
             os.close(handle)
             return owner
         self.handle = handle
         return None
 
-    def beat(self) -> None:
-        """In a thread of its own: say that we live; see whether we still own the folder, and whether we are asked to leave it."""
+    def heartbeat(self) -> None:
+        """In its own thread: show that we live; notice a take-over, or a request to hand over."""
         asked = False
-        while not self.over.wait(HEARTBEAT):
+        while not self.released.wait(HEARTBEAT):
             try:
-                owner = read(self.side)
+                owner = read_owner(self.owner_file)
                 if not owner:  # somebody removed it
-                    write(self.side, self.me)
-                elif owner != self.me:
+                    write_owner(self.owner_file, self.identity)
+                elif owner != self.identity:
                     print(
-                        f"error: {self.path.parent} was taken over by {owner}; this process ends",
+                        f"error: {self.lock_file.parent} was taken over by {owner}; "
+                        "this process ends",
                         file=sys.stderr,
                         flush=True,
                     )
-                    os._exit(os.EX_SOFTWARE)
-                os.utime(self.side)
+                    os._exit(EXIT_LOCK_LOST)
+                os.utime(self.owner_file)
             except OSError:
                 continue  # the file system does not answer for a moment
-            if not asked and later(read(self.wanted), self.me):
+            if not asked and is_later_start(read_owner(self.request_file), self.identity):
                 asked = True
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
-def alive(owner: Owner, side: Path) -> bool:
-    """Whether the owner that `side` names lives, where flock did not say so. Takes SILENCE seconds for one on another host."""
+def living_owner(run_dir: Path) -> Owner:
+    """The process that owns `run_dir`, {} if there is none or it is dead."""
+    owner_file = run_dir / LOCK_FILES[1]
+    owner = read_owner(owner_file)
+    return owner if owner and is_alive(owner, owner_file) else {}
+
+
+def is_alive(owner: Owner, owner_file: Path) -> bool:
+    """Whether `owner`, read from `owner_file`, lives; for use where flock has not told.
+
+    Takes up to HEARTBEAT_TIMEOUT for an owner on another host.
+    """
     if owner["host"] == socket.gethostname():
         try:
             process = psutil.Process(owner["pid"])
-            same = (
-                abs(process.create_time() - owner["born"]) < 2
-            )  # s: it is derived from a clock that is set at times
+            # Within 2 s: the time of birth is derived from a clock that may be set.
+            same = abs(process.create_time() - owner["born"]) < 2
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
-    before, end = touched(side), time.monotonic() + SILENCE
-    while time.monotonic() < end:  # the two hosts' clocks may differ: only a change counts
-        if touched(side) != before:
+    before, end = modified_ns(owner_file), time.monotonic() + HEARTBEAT_TIMEOUT
+    while time.monotonic() < end:  # the clocks of two hosts may differ: only a change counts
+        if modified_ns(owner_file) != before:
             return True
         time.sleep(HEARTBEAT / 5)
-    return running(owner["job"], owner["restart"])
+    return is_running_in_slurm(owner["job"], owner["restart"])
 
 
-def running(job: str, restart: int) -> bool:
-    """Whether Slurm says that this start of a job runs (what only stands still may go on); False where there is no Slurm."""
+def is_running_in_slurm(job: str, restart: int) -> bool:
+    """Whether Slurm says that this start of a job runs: it may only be suspended.
+
+    False where there is no Slurm.
+    """
     if not job or not shutil.which("squeue"):
         return False
     done = subprocess.run(
@@ -160,8 +194,8 @@ def running(job: str, restart: int) -> bool:
     return done.stdout.split()[:2] == ["RUNNING", str(restart)]
 
 
-def later(one: Owner, other: Owner) -> bool:
-    """Whether `one` is a later start of the Slurm job that `other` is of."""
+def is_later_start(one: Owner, other: Owner) -> bool:
+    """Whether both belong to one Slurm job, and `one` to a later start of it."""
     return (
         bool(one.get("job"))
         and one["job"] == other.get("job")
@@ -169,8 +203,11 @@ def later(one: Owner, other: Owner) -> bool:
     )
 
 
-def touched(path: Path) -> int:
-    """Time of the last change, in ns; opened, since a network file system answers an open from its server. 0 = not there."""
+def modified_ns(path: Path) -> int:
+    """Time of the last change in ns, 0 if there is no file.
+
+    The file is opened, since a network file system asks its server only then.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -181,8 +218,8 @@ def touched(path: Path) -> int:
         os.close(handle)
 
 
-def read(path: Path) -> Owner:
-    """What a file says of an owner, {} if there is none."""
+def read_owner(path: Path) -> Owner:
+    """The owner that a file names, {} if there is none."""
     try:
         found = json.loads(path.read_text())
         return found if {"host", "pid", "born", "job", "restart", "since"} <= found.keys() else {}
@@ -190,12 +227,5 @@ def read(path: Path) -> Owner:
         return {}
 
 
-def write(path: Path, content: Owner) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
-
-
-def timestamp() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def write_owner(path: Path, owner: Owner) -> None:
+    write_text_atomic(path, json.dumps(owner), tag=str(os.getpid()))

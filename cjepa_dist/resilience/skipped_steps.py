@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from cjepa_dist.resilience.disk_full import on_main_process
-from cjepa_dist.runtime.collectives import all_reduce, world_size
+from cjepa_dist.runtime.collectives import all_reduce, is_main, world_size
 
 
 class SkippedSteps:
     """The skipped steps of a run; `count` of them so far."""
 
-    def __init__(self, run: Path, *, count: int, first: bool) -> None:
-        self.path, self.count, self.first = run / "skipped.jsonl", count, first
+    def __init__(self, run_dir: Path, *, count: int) -> None:
+        self.path, self.count = run_dir / "skipped.jsonl", count
         self.unread: list[tuple[int, Tensor, Tensor]] = []
 
     def add(self, done: int, good: Tensor, loss: Tensor) -> None:
@@ -41,7 +41,7 @@ class SkippedSteps:
             if not fine
         ]
         self.count += len(lines)
-        if self.first:
+        if is_main():
             print(
                 f"warning: skipped steps with a loss or gradient that is not finite: {len(lines)}, {self.count} so far; see {self.path}"
             )
@@ -50,5 +50,5 @@ class SkippedSteps:
             with self.path.open("a") as stream:
                 stream.writelines(json.dumps(line) + "\n" for line in lines)
 
-        on_main_process(self.path.parent, write, first=self.first)
+        on_main_process(self.path.parent, write)
         return len(lines)

@@ -48,6 +48,25 @@ def first_error(mine: str | None, group: dist.ProcessGroup | None = None) -> str
     return next((text for text in found if text is not None), None)
 
 
+class CpuGroups:
+    """Two process groups of all ranks on the CPU, one for each thread; None on one process.
+
+    `control` is for the main thread, `checkpoint` for the thread that writes checkpoints: in one
+    group the messages of two threads would mix. All ranks make one, before the model is wrapped,
+    and keep it as long as the model.
+    """
+
+    def __init__(self) -> None:
+        several = world_size() > 1
+        self.control = dist.new_group(backend="gloo") if several else None
+        self.checkpoint = dist.new_group(backend="gloo") if several else None
+        # When a gloo group is destroyed it waits for its threads, and they wait for the GIL to
+        # release their last tensors. So the last reference to it must not be dropped by something
+        # that holds the GIL, as DDP's reducer does: a run could hang after its last step (torch
+        # 2.13). These references are dropped without the GIL, and live longer.
+        self.backends = gloo_backends(self.control, self.checkpoint)
+
+
 def gloo_backends(*groups: dist.ProcessGroup | None) -> list[Any]:
     """The gloo parts of the default group and of `groups`; empty on one process."""
     if world_size() == 1:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their checksums."""
+"""Files that are written completely or not at all, and their checksums."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ def fsync_path(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
+def write_text_atomic(path: Path, text: str, tag: str = "") -> None:
+    """Write a text file completely or not at all.
+
+    `tag` keeps the temporary files of several processes apart, where these write the same file.
+    """
+    temporary = path.with_name(".".join(filter(None, (path.name, tag, "partial"))))
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all, and its folder where that is missing."""
+    """Write a JSON file completely or not at all, and its folder where that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(path, json.dumps(content, indent=1, allow_nan=False))
 

@@ -26,30 +26,30 @@ def uniform(seed: int, step: int | Tensor, sample: Tensor, n: int, stream: int) 
     `step` is an int or a 0-d int64 tensor; `stream` keeps the draws made for different purposes apart.
     """
     key = reduce(
-        absorb, (seed, stream, step), torch.zeros((), dtype=torch.int64, device=sample.device)
+        hash_combine, (seed, stream, step), torch.zeros((), dtype=torch.int64, device=sample.device)
     )
-    bits = absorb(absorb(key, sample)[:, None], torch.arange(n, device=sample.device))
+    bits = hash_combine(hash_combine(key, sample)[:, None], torch.arange(n, device=sample.device))
     return (
-        shift(bits, 40).to(torch.float32) * 2.0**-24
+        shift_right(bits, 40).to(torch.float32) * 2.0**-24
     )  # the upper 24 bits: all that a float32 below 1 resolves
 
 
-def absorb(key: Tensor, value: int | Tensor) -> Tensor:
+def hash_combine(key: Tensor, value: int | Tensor) -> Tensor:
     """Hash a value into a key; one to one in each, so equal results come only from equal histories (or a 64-bit accident)."""
     if isinstance(value, int):
         value = torch.full_like(key, value)  # so that products wrap around as int64 does
-    h = key + (value + 1) * signed(0x9E3779B97F4A7C15)
-    h = (h ^ shift(h, 30)) * signed(0xBF58476D1CE4E5B9)
-    h = (h ^ shift(h, 27)) * signed(0x94D049BB133111EB)
-    return h ^ shift(h, 31)
+    h = key + (value + 1) * as_int64(0x9E3779B97F4A7C15)
+    h = (h ^ shift_right(h, 30)) * as_int64(0xBF58476D1CE4E5B9)
+    h = (h ^ shift_right(h, 27)) * as_int64(0x94D049BB133111EB)
+    return h ^ shift_right(h, 31)
 
 
-def shift(h: Tensor, bits: int) -> Tensor:
+def shift_right(h: Tensor, bits: int) -> Tensor:
     """Right shift that fills with zeros; int64's own repeats the sign."""
     return (h >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def signed(value: int) -> int:
+def as_int64(value: int) -> int:
     """An integer as the int64 with the same 64 bits."""
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 

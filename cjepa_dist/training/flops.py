@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # Dense bf16 matrix products of one device, FLOP/s, from the makers' data sheets (without sparsity). The first whose words are all in
 # torch.cuda.get_device_name() counts, so the slower variants of a chip stand before it.
-PEAKS = {
+PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
@@ -31,7 +31,7 @@ def peak_flops(name: str, precision: str) -> float | None:
     if precision != "bf16":
         return None
     words = set(name.replace("-", " ").split())
-    return next((value for key, value in PEAKS.items() if words >= set(key.split())), None)
+    return next((value for key, value in PEAK_FLOPS.items() if words >= set(key.split())), None)
 
 
 def meta_copy(task: nn.Module) -> nn.Module:

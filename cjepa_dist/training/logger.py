@@ -20,6 +20,7 @@ from torch.utils.tensorboard.summary import hparams, image, scalar
 
 from cjepa_dist.config.merge import flatten
 from cjepa_dist.resilience.disk_full import on_main_process
+from cjepa_dist.runtime.collectives import is_main
 from cjepa_dist.runtime.files import drop_lines_after
 from cjepa_dist.training.progress_bar import progress_bar
 
@@ -29,19 +30,18 @@ class RunLogger:
 
     def __init__(
         self,
-        run: Path,
+        run_dir: Path,
         config: Any,
         *,
-        active: bool,
         start: int,
         steps: int,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        self.run, self.active, self.steps, self.group = run, active, steps, group
-        self.bar = progress_bar(start, steps) if active else None
-        self.lines, self.events = run / "metrics.jsonl", EventFile(run)
+        self.run_dir, self.steps, self.group = run_dir, steps, group
+        self.bar = progress_bar(start, steps) if is_main() else None
+        self.lines, self.events = run_dir / "metrics.jsonl", EventFile(run_dir)
         self.pictures: list[Event] = []
-        on_main_process(run, lambda: self.begin(config, start), first=active, group=group)
+        on_main_process(run_dir, lambda: self.begin(config, start), group)
 
     def begin(self, config: Any, start: int) -> None:
         if self.lines.exists():
@@ -60,13 +60,11 @@ class RunLogger:
                 *(Event(summary=summary) for summary in hparams(fields, {"val/loss": 0.0}))
             )
 
-    def write(self, step: int, values: dict[str, float], kind: str = "train") -> None:
+    def log(self, step: int, values: dict[str, float], kind: str = "train") -> None:
         """`step` counts finished steps. The pictures since the last call are written too."""
-        on_main_process(
-            self.run, lambda: self.add(step, values, kind), first=self.active, group=self.group
-        )
+        on_main_process(self.run_dir, lambda: self.write(step, values, kind), self.group)
 
-    def add(self, step: int, values: dict[str, float], kind: str) -> None:
+    def write(self, step: int, values: dict[str, float], kind: str) -> None:
         with self.lines.open("a") as stream:
             stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         points = [
@@ -76,19 +74,19 @@ class RunLogger:
         self.events.write(*points, *self.pictures)
         self.pictures.clear()
         if self.bar is not None and kind == "train":
-            self.bar.say(values)
+            self.bar.show(values)
             return
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         print(f"{kind} {step}/{self.steps}  {shown}", flush=True)
 
-    def step(self, done: int) -> None:
+    def advance(self, done: int) -> None:
         """After every step: moves the bar on a terminal."""
         if self.bar is not None:
-            self.bar.step(done)
+            self.bar.advance(done)
 
-    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+    def add_image(self, step: int, name: str, picture: np.ndarray) -> None:
         """`picture` (H, W, 3) uint8, for the next `write`."""
-        if self.active:
+        if is_main():
             self.pictures.append(Event(step=step, summary=image(name, picture, dataformats="HWC")))
 
     def close(self) -> None:

@@ -11,25 +11,26 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from cjepa_dist.config.schema import LoopConfig
+from cjepa_dist.runtime.collectives import is_main
 
-WARM, LOOK = 10, 5
+WARMUP_STEPS, PROFILED_STEPS = 10, 5
 
 
 class Profiler:
     """Call `step(done)` after each step. Rank 0 alone writes; a run too short for the warm-up has a shorter one."""
 
-    def __init__(self, run: Path, loop: LoopConfig, *, first: bool, start: int, stop: int) -> None:
+    def __init__(self, run: Path, loop: LoopConfig, *, start: int, stop: int) -> None:
         self.folder, self.done = run / "profile", start
         self.inner: profile | None = None
-        if not (loop.profile and first):
+        if not (loop.profile and is_main()):
             return
-        warm = max(0, min(WARM, stop - start - LOOK - 1))
+        warm = max(0, min(WARMUP_STEPS, stop - start - PROFILED_STEPS - 1))
         self.begin = start + warm + 2  # the first step looked at, counted from 1
         activities = [
             ProfilerActivity.CPU,
             *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
         ]
-        plan = schedule(wait=warm, warmup=1, active=LOOK, repeat=1)
+        plan = schedule(wait=warm, warmup=1, active=PROFILED_STEPS, repeat=1)
         self.inner = profile(activities=activities, schedule=plan, on_trace_ready=self.write)
         self.inner.start()
 

@@ -23,11 +23,11 @@ class ProgressBar:
         self.progress.start()
         atexit.register(self.stop)  # also after an error: it hides the cursor
 
-    def step(self, done: int) -> None:
+    def advance(self, done: int) -> None:
         rate = (done - self.start) / max(1e-9, time.monotonic() - self.began)
         self.progress.update(self.task, completed=done, rate=f"{rate:.3g} steps/s,")
 
-    def say(self, values: dict[str, float]) -> None:
+    def show(self, values: dict[str, float]) -> None:
         """The newest loss and samples a second, beside the bar."""
         shown = [
             f"{name} {values[name]:.4g}"

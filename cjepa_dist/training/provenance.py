@@ -8,15 +8,20 @@ code.diff       the code's difference from that commit (git diff HEAD); absent w
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import subprocess
 import sys
+from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
+import torch
+from accelerate import Accelerator
 
-from cjepa_dist.resilience.run_lock import timestamp
-from cjepa_dist.runtime.environment import git_output
+from cjepa_dist.runtime.clock import timestamp
 from cjepa_dist.runtime.files import write_text_atomic
 
 
@@ -69,3 +74,50 @@ def write_code_diff(run: Path) -> str:
     else:
         path.write_bytes(done.stdout)
     return f", {path.name}"
+
+
+PACKAGES = (
+    "torch",
+    "accelerate",
+    "deepspeed",
+    "webdataset",
+    "numpy",
+    "tensorboard",
+    "submitit",
+    "cjepa_dist",
+)
+
+
+def describe_environment(handle: Accelerator, engine: str, precision: str) -> dict[str, Any]:
+    """What a reader of the run folder needs to repeat the run: versions, code, command, machine."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.executable).name, *getattr(sys, "orig_argv", sys.argv)[1:]],
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": git_output("rev-parse", "HEAD"),
+        "diff": git_output("diff", "HEAD", "--stat"),
+        "machine": platform.platform(),
+        "device": torch.cuda.get_device_name()
+        if handle.device.type == "cuda"
+        else platform.processor() or "cpu",
+        "engine": engine,
+        "processes": handle.num_processes,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+    }
+
+
+def git_output(*arguments: str) -> str:
+    """Output of git in the project's folder; empty where there is no repository."""
+    folder = Path(__file__).resolve().parent
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()

@@ -24,7 +24,7 @@ def test_the_mean_follows_the_weights_and_changes_places_bit_for_bit():
     for step in range(50):
         with torch.no_grad():
             model.weight += 0.1 * torch.randn(2, 3)
-        average.move(step)
+        average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
     torch.testing.assert_close(average.mean["weight"], expected)
@@ -79,7 +79,7 @@ def test_a_sharded_step_is_taken_back(tmp_path):
             def update(step, parts=parts, average=average):
                 for part in parts:
                     part.step()
-                average.move(step)
+                average.update(step)
 
             for step in range(4):
                 loss = model(torch.randn(5, 4)).square().mean() * (float("nan") if step == 2 else 1)

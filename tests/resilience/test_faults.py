@@ -17,24 +17,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from cjepa_dist.checkpoint import integrity
-from cjepa_dist.checkpoint.loading import (
-    best_checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    read_config,
-)
+from cjepa_dist.checkpoint.loading import load_checkpoint, newest_checkpoint
+from cjepa_dist.checkpoint.run import read_config
 from cjepa_dist.checkpoint.writer import CheckpointWriter
 from cjepa_dist.config import merge, schema
-from cjepa_dist.errors import UserError
-from cjepa_dist.resilience.disk_full import full_disk_is_a_user_error
+from cjepa_dist.errors import EXIT_PREEMPTED, UserError
+from cjepa_dist.resilience.disk_full import disk_full_as_user_error
 from cjepa_dist.resilience.nonfinite import (
     propagate_nonfinite,
     update_if_finite,
     update_then_revert,
 )
-from cjepa_dist.resilience.preemption import SIGNALS, PreemptionGuard
+from cjepa_dist.resilience.preemption import SIGNALS, Preemption
 from cjepa_dist.training.logger import RunLogger
-from cjepa_dist.training.run_dir import check_run_dir, open_run_dir
+from cjepa_dist.training.run_dir import check_run_dir, lock_run_dir, open_run_dir
 from tests.training.test_resume import TINY_WORLD, losses, same, weights
 
 WORLD = "cjepa_dist.train_world_model"
@@ -47,6 +43,15 @@ def optimizers(model, kind):
             torch.optim.AdamW([model.bias], lr=0.1, foreach=True),
         ]
     return [torch.optim.AdamW(model.parameters(), lr=0.1, **{kind: True})]
+
+
+def best_folder(checkpoints):
+    """The folder that best.json names; it must exist."""
+    if not (checkpoints / "best.json").exists():
+        return None
+    name = json.loads((checkpoints / "best.json").read_text())["folder"]
+    assert (checkpoints / name).is_dir()
+    return name
 
 
 def snapshot(model, parts):
@@ -91,15 +96,15 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, bad):
         )
 
 
-def test_spread():
+def test_nonfinite_losses_get_nonfinite_gradients():
     """An overflowing mean square has finite gradients: they become NaN, so that every rank sees it. A finite loss is as it was."""
     for size, finite in ((1e25, False), (0.3, True)):
         x = torch.tensor([size, 0.1], requires_grad=True)
         loss = x.square().mean()
         (plain,) = torch.autograd.grad(loss, x, retain_graph=True)
         assert plain.isfinite().all() and loss.isfinite() == finite
-        (spread_,) = torch.autograd.grad(propagate_nonfinite(loss), x)
-        assert torch.equal(spread_, plain) if finite else spread_.isnan().all()
+        (found,) = torch.autograd.grad(propagate_nonfinite(loss), x)
+        assert torch.equal(found, plain) if finite else found.isnan().all()
 
 
 def test_a_checkpoint_in_the_background_is_of_its_step(tmp_path, monkeypatch):
@@ -155,7 +160,7 @@ def test_the_checkpoint_tells_of_the_full_disk_whoever_meets_it_first(tmp_path, 
         UserError, match=r"no room for a checkpoint in \S+: it needs about \d+ bytes, \d+ are free"
     ):
         with (
-            full_disk_is_a_user_error(tmp_path),
+            disk_full_as_user_error(tmp_path),
             CheckpointWriter(tmp_path, keep=3, background=True) as writer,
         ):
             writer.save(model, parts, step=1, meta={})
@@ -173,19 +178,19 @@ def test_the_checkpoint_tells_of_the_full_disk_whoever_meets_it_first(tmp_path, 
 def test_no_room_for_metrics(tmp_path, what):
     """What was cut off harms neither the lines nor TensorBoard of the run that goes on."""
     config = merge.build(schema.TrainWorldModel, {"data": "D", "run": str(tmp_path)})
-    telemetry = RunLogger(tmp_path, config, active=True, start=0, steps=9)
-    telemetry.write(1, {"loss": 0.5})
-    owner, name = (telemetry, "lines") if what == "lines" else (telemetry.events, "path")
+    logger = RunLogger(tmp_path, config, start=0, steps=9)
+    logger.log(1, {"loss": 0.5})
+    owner, name = (logger, "lines") if what == "lines" else (logger.events, "path")
     file = getattr(owner, name)
     setattr(owner, name, Path("/dev/full"))
-    telemetry.image(2, "picture", np.zeros((4, 4, 3), np.uint8))
+    logger.add_image(2, "picture", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UserError, match=rf"no room in {tmp_path} .*, \d+ are free"):
-        telemetry.write(2, {"loss": 0.25})
+        logger.log(2, {"loss": 0.25})
     with file.open("ab") as stream:
         stream.write(b'{"step": 2, "ki')
 
-    telemetry = RunLogger(tmp_path, config, active=True, start=1, steps=9)
-    telemetry.write(2, {"loss": 0.125})
+    logger = RunLogger(tmp_path, config, start=1, steps=9)
+    logger.log(2, {"loss": 0.125})
     assert losses(tmp_path) == [(1, "train", 0.5), (2, "train", 0.125)]
     points = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
     assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 0.125)]
@@ -210,11 +215,11 @@ def test_no_room_for_a_run_folder(tmp_path, monkeypatch, moment):
         room = files
         with monkeypatch.context() as patch, pytest.raises(UserError, match=f"no room in {run} "):
             patch.setattr(owner, moment, full)
-            with PreemptionGuard(run, schema.LoopConfig()):
-                open_run_dir(run, config, {}, first=True)
+            with lock_run_dir(run):
+                open_run_dir(run, config, {})
         check_run_dir(run, config)
-    with PreemptionGuard(run, schema.LoopConfig()):
-        open_run_dir(run, config, {}, first=True)
+    with lock_run_dir(run):
+        open_run_dir(run, config, {})
     assert read_config(run) == config
 
 
@@ -228,51 +233,53 @@ def test_what_is_kept(tmp_path):
         )
         return integrity.checkpoint_steps(tmp_path)
 
-    assert best_checkpoint(tmp_path) is None
+    assert best_folder(tmp_path) is None
     save(1)
-    assert save(2, best=2) == [1, 2] and best_checkpoint(tmp_path).name == "step_00000002"
+    assert save(2, best=2) == [1, 2] and best_folder(tmp_path) == "step_00000002"
     save(3, best=2)
     save(4, best=2)
     assert save(5, best=2) == [2, 4, 5]
-    assert save(6, best=6) == [5, 6] and best_checkpoint(tmp_path).name == "step_00000006"
+    assert save(6, best=6) == [5, 6] and best_folder(tmp_path) == "step_00000006"
     # 6 is damaged, so the run went on from 5: what it saves must not fall to the one that is no good
     assert save(6, best=5, keep=1) == [5, 6]
     (tmp_path / "step_00000006" / "meta.json").write_text("{}")
     assert newest_checkpoint(tmp_path).name == "step_00000005"
     CheckpointWriter(tmp_path, keep=1).save(model, parts, step=5, meta={})
-    assert integrity.checkpoint_steps(tmp_path) == [5] and best_checkpoint(tmp_path) is None
+    assert integrity.checkpoint_steps(tmp_path) == [5] and best_folder(tmp_path) is None
 
 
-def test_guard(tmp_path):
-    """A lock and a marker left by a dead process do not block; a second owner is refused; signals are noted, and not ours after."""
-    loop, before = (
-        schema.LoopConfig(checkpoint_every_minutes=1e-9),
-        {number: signal.getsignal(number) for number in SIGNALS},
-    )
+def test_a_dead_owner_does_not_block_and_a_second_one_is_refused(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / ".lock").touch()
     (run / ".lock.json").write_text("not JSON")
-    (run / "resume.json").write_text("{}")
-    with PreemptionGuard(run, loop) as guard:
-        assert not (run / "resume.json").exists()
+    with lock_run_dir(run):
         with (
             pytest.raises(UserError, match=rf"in use: process {os.getpid()} on \S+, since"),
-            PreemptionGuard(run, loop),
+            lock_run_dir(run),
         ):
             pass
-        assert guard.agreed() == (0, False)
-        assert guard.agreed() == (0, True)  # the clock, one step later
+    with lock_run_dir(run):
+        pass
+
+
+def test_signals_and_clock_are_noted_and_handlers_restored(tmp_path):
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    (tmp_path / "resume.json").write_text("{}")
+    with Preemption(tmp_path, minutes=1e-9) as preemption:
+        assert not (tmp_path / "resume.json").exists()
+        assert preemption.agreed() == 0 and not preemption.checkpoint_due
+        assert preemption.agreed() == 0 and preemption.checkpoint_due  # one step later
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGUSR1)
-        guard.agreed()
-        assert guard.agreed()[0] == signal.SIGUSR1
+        preemption.agreed()
+        assert preemption.agreed() == signal.SIGUSR1
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
     try:
-        with PreemptionGuard(run, loop) as guard:
-            assert guard.leave(signal.SIGUSR1, 7) == 75
-        assert json.loads((run / "resume.json").read_text())["reason"] == "SIGUSR1"
-        os.kill(os.getpid(), signal.SIGUSR1)  # while the process ends: no matter
+        with Preemption(tmp_path, minutes=0) as preemption:
+            assert preemption.exit_code(signal.SIGUSR1, 7) == EXIT_PREEMPTED == 75
+        assert json.loads((tmp_path / "resume.json").read_text())["reason"] == "SIGUSR1"
+        os.kill(os.getpid(), signal.SIGUSR1)  # ignored while the process ends
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -333,7 +340,7 @@ def test_clock_best_and_budget(command, small_data, tmp_path, monkeypatch):
         best["step"] == min(validations, key=validations.__getitem__)
         and best["loss"] == validations[best["step"]]
     )
-    assert best_checkpoint(run / "checkpoints").name == best["folder"]
+    assert (run / "checkpoints" / best["folder"]).is_dir()
     assert set(integrity.checkpoint_steps(run / "checkpoints")) == {best["step"], steps}
     assert losses(run)[: len(before)] == before
     assert (

@@ -13,6 +13,7 @@ import time
 import psutil
 import pytest
 
+from cjepa_dist.errors import EXIT_LOCK_LOST, UserError
 from cjepa_dist.resilience import run_lock
 from cjepa_dist.resilience.run_lock import RunLock
 from tests.fork_server import PROJECT
@@ -20,12 +21,14 @@ from tests.fork_server import PROJECT
 OWNER = """
 import sys, time
 from pathlib import Path
-from cjepa_dist.training import lock
-lock.BEAT = 0.1
-if sys.argv[2] == "alone":
-    lock.fcntl.flock = lambda *a: (_ for _ in ()).throw(OSError("no flock on this file system"))
-owner = lock.Lock(Path(sys.argv[1]))
-print(owner.take(), flush=True)
+from cjepa_dist.errors import EXIT_LOCK_LOST, UserError
+from cjepa_dist.resilience import run_lock
+run_lock.HEARTBEAT = 0.1
+if sys.argv[2] == "no flock":
+    run_lock.fcntl.flock = lambda *a: (_ for _ in ()).throw(OSError("no flock on this file system"))
+lock = run_lock.RunLock(Path(sys.argv[1]))
+lock.acquire()
+print("acquired", flush=True)
 time.sleep(60)
 """
 
@@ -33,14 +36,14 @@ time.sleep(60)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(run_lock, "HEARTBEAT", 0.1)
-    monkeypatch.setattr(run_lock, "SILENCE", 0.5)
+    monkeypatch.setattr(run_lock, "HEARTBEAT_TIMEOUT", 0.5)
     monkeypatch.setattr(run_lock, "HANDOVER_TIMEOUT", 20.0)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
 @pytest.fixture
 def other(tmp_path):
-    """other("flock" | "alone", VARIABLE=value) -> a process that owns tmp_path."""
+    """other("flock" | "no flock", VARIABLE=value) -> a process that owns tmp_path."""
     started = []
 
     def start(kind="flock", **environment):
@@ -53,7 +56,7 @@ def other(tmp_path):
             env={**os.environ, **environment},
         )
         started.append(process)
-        assert process.stdout.readline() == "None\n"
+        assert process.stdout.readline() == "acquired\n"
         return process
 
     yield start
@@ -69,37 +72,39 @@ def no_flock(monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
+def assert_in_use(run_dir, who=""):
+    with pytest.raises(UserError, match=f"in use: .*{who}"):
+        RunLock(run_dir).acquire()
+
+
 def elsewhere(tmp_path, **fields):
-    me = RunLock(tmp_path).me
-    run_lock.write(tmp_path / ".lock.json", {**me, "host": "elsewhere", **fields})
+    me = RunLock(tmp_path).identity
+    run_lock.write_owner(tmp_path / ".lock.json", {**me, "host": "elsewhere", **fields})
 
 
-@pytest.mark.parametrize("kind", ["flock", "alone"])
+@pytest.mark.parametrize("kind", ["flock", "no flock"])
 def test_killed_owner_leaves_it_free(tmp_path, other, monkeypatch, kind):
     process = other(kind)
-    if kind == "alone":
+    if kind == "no flock":
         no_flock(monkeypatch)
-    assert f"in use: process {process.pid} on {socket.gethostname()}" in RunLock(tmp_path).take()
+    assert_in_use(tmp_path, f"process {process.pid} on {socket.gethostname()}")
     process.kill()
     process.wait()
     mine = RunLock(tmp_path)
-    assert (
-        mine.take() is None
-        and json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
-    )
+    mine.acquire()
+    assert json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
     mine.release()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
 
 
 def test_a_reused_pid_is_not_the_owner(tmp_path, monkeypatch):
     no_flock(monkeypatch)
-    run_lock.write(
+    run_lock.write_owner(
         tmp_path / ".lock.json",
-        {**RunLock(tmp_path).me, "born": psutil.Process().create_time() - 1000},
+        {**RunLock(tmp_path).identity, "born": psutil.Process().create_time() - 1000},
     )
-    mine = RunLock(tmp_path)
-    assert mine.take() is None
-    mine.release()
+    with RunLock(tmp_path):
+        pass
 
 
 def test_an_owner_on_another_host(tmp_path, monkeypatch):
@@ -114,7 +119,7 @@ def test_an_owner_on_another_host(tmp_path, monkeypatch):
     elsewhere(tmp_path)
     thread = threading.Thread(target=touch)
     thread.start()
-    assert "on elsewhere" in RunLock(tmp_path).take()
+    assert_in_use(tmp_path, "on elsewhere")
     over.set()
     thread.join()
     squeue = tmp_path / "squeue"
@@ -122,29 +127,27 @@ def test_an_owner_on_another_host(tmp_path, monkeypatch):
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     elsewhere(tmp_path, job="7", restart=2)
-    assert "on elsewhere" in RunLock(tmp_path).take()
+    assert_in_use(tmp_path, "on elsewhere")
     elsewhere(tmp_path, job="7", restart=1)
-    mine = RunLock(tmp_path)
-    assert mine.take() is None
-    mine.release()
+    with RunLock(tmp_path):
+        pass
 
 
 def test_a_later_start_of_the_same_job_is_let_in(tmp_path, other, monkeypatch):
     process = other(SLURM_JOB_ID="7", SLURM_RESTART_COUNT="0")
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert "in use" in RunLock(tmp_path).take()
+    assert_in_use(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert "in use" in RunLock(tmp_path).take()  # not later
+    assert_in_use(tmp_path)  # not a later start
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    mine = RunLock(tmp_path)
-    assert mine.take() is None and process.wait(10) == -signal.SIGTERM
-    mine.release()
+    with RunLock(tmp_path):
+        assert process.wait(10) == -signal.SIGTERM
 
 
 def test_who_lost_it_ends(tmp_path, other):
     process = other()
     elsewhere(tmp_path)
-    assert process.wait(10) == os.EX_SOFTWARE
+    assert process.wait(10) == EXIT_LOCK_LOST
     (tmp_path / ".lock.json").unlink()
     process = other()
     (tmp_path / ".lock.json").unlink()
