@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cjepa_dist.__init__ import __version__
+import cjepa_dist
 from cjepa_dist.config import completion, locate
 from cjepa_dist.errors import UserError
 
@@ -58,7 +58,7 @@ COMMANDS = {
     "bench": Command(
         "tools.bench",
         "measure speed",
-        ("world_model", "data", "aloe", "counterfactual", "training"),
+        ("world_model", "aloe", "training", "data", "counterfactual"),
     ),
     "import-checkpoint": Command("tools.import_checkpoint", "make a run from released weights"),
     "export-checkpoint": Command("tools.export_checkpoint", "write a run's weights as released"),
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in ("-h", "--help"):
             print(usage())
         elif name == "--version":
-            print(__version__)
+            print(cjepa_dist.__version__)
         elif name == "completion":
             print(completion.script(arguments[1:]))
         elif name == "__complete":

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from cjepa_dist.config.command_line import as_invoked
 from cjepa_dist.errors import UserError
 
 
 def launch(main: Callable[[list[str]], int], usage: str | None) -> NoReturn:
     if {"-h", "--help"} & set(sys.argv):
-        print((usage or "").strip())
+        print(as_invoked(usage or "").strip())
         sys.exit(0)
     try:
         code = main(sys.argv[1:])

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cjepa_dist.clevrer.vocabulary import MAX_TEXT_WORDS
-from cjepa_dist.config import command_line, merge
+from cjepa_dist.config import command_line, locate, merge
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
 from cjepa_dist.data.format.manifest import Manifest
@@ -101,8 +101,9 @@ def main(config: EstimateMemory) -> None:
 
 def read_train_config(config: EstimateMemory) -> TrainWorldModel | TrainAloe:
     """The training config. Raises UserError where it is none, or the batch does not divide."""
-    content = merge.read_yaml(config.config)
-    arguments = [config.config, *config.set, "data=none", "run=none"]
+    path = locate.find_config("", config.config)
+    content = merge.read_yaml(path)
+    arguments = [str(path), *config.set, "data=none", "run=none"]
     trained = (
         command_line.parse(TrainAloe, arguments)
         if "aloe" in content
@@ -214,8 +215,8 @@ def peak_bytes(
     for tensor in (*task.parameters(), *content.values()):
         live.note(tensor)
     with live, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        outcome = task(content, 0, END_OF_RUN)
-        outcome.loss.backward()
+        context = task.step_context([content], 0, task.term_weights(END_OF_RUN))
+        task(content, context).loss.backward()
     return live.peak
 
 

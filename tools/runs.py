@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import yaml
 
 from cjepa_dist.checkpoint.integrity import checkpoint_steps, verify_checkpoint
+from cjepa_dist.config.command_line import as_invoked
 from cjepa_dist.config.merge import flatten
 from cjepa_dist.errors import UserError
 
@@ -250,7 +251,7 @@ def indent(text: str) -> str:
 def main(argv: Sequence[str]) -> NoReturn:
     """Dispatch on the first argument; exit code 2 and one line for a UserError."""
     if argv and argv[0] in ("-h", "--help"):
-        print(__doc__)
+        print(as_invoked(__doc__ or ""))
         sys.exit(0)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     try:
@@ -262,7 +263,7 @@ def main(argv: Sequence[str]) -> NoReturn:
             case ["compare", first, second, *rest]:
                 print(compare_runs([Path(path) for path in (first, second, *rest)]))
             case _:
-                raise UserError(f"usage: {USAGE}")
+                raise UserError(f"usage: {as_invoked(USAGE)}")
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

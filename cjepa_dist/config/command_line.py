@@ -11,15 +11,14 @@ from omegaconf import MISSING, OmegaConf
 
 from cjepa_dist.config import locate
 from cjepa_dist.config.fields import default_of, leaf_fields
-from cjepa_dist.config.merge import build, read_yaml
-from cjepa_dist.config.schema import Schema
+from cjepa_dist.config.merge import ConfigT, build, read_yaml
 from cjepa_dist.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def launch(
-    schema: type[Schema], main: Callable[[Schema], int | None], argv: Sequence[str] | None = None
+    schema: type[ConfigT], main: Callable[[ConfigT], int | None], argv: Sequence[str] | None = None
 ) -> typing.NoReturn:
     """Parse, run, and leave: exit code of `main` (None = 0), or 2 and one line for a UserError."""
     try:
@@ -31,7 +30,7 @@ def launch(
     sys.exit(code)
 
 
-def parse(schema: type[Schema], argv: Sequence[str]) -> Schema | None:
+def parse(schema: type[ConfigT], argv: Sequence[str]) -> ConfigT | None:
     """`[CONFIG.yaml] key=value ...` -> a checked instance; None after `--help`. Raises UserError, naming the field."""
     if "--help" in argv or "-h" in argv:
         print(usage(schema))
@@ -54,6 +53,9 @@ def usage(schema: type) -> str:
         f"usage: {invocation()} [CONFIG.yaml] key=value ...",
         "",
     ]
+    if kind := locate.KIND_OF_SCHEMA.get(schema.__name__):
+        names = ", ".join(locate.config_names(kind))
+        lines += [f"CONFIG.yaml is a file, or one of configs/{kind}: {names}", ""]
     for key, field in leaf_fields(schema):
         default = default_of(field)
         shown = "required" if default == MISSING else f"default {default!r}"
@@ -69,9 +71,16 @@ program = ""
 
 
 def invocation() -> str:
-    """How this command was called: `cjepa simulate`, `python -m data_prep.simulate`."""
-    if program:
-        return program
-    module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).name
-    return f"python -m {name}"
+    """How this command was called: `cjepa simulate` or `python -m data_prep.simulate`."""
+    return program or f"python -m {module_name()}"
+
+
+def as_invoked(text: str) -> str:
+    """A help text that says `python -m MODULE`, with the command as it was called."""
+    return text.replace(f"python -m {module_name()}", invocation())
+
+
+def module_name() -> str:
+    """The module that is running as a program."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).name
