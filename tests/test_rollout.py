@@ -9,7 +9,7 @@ import pytest
 from cjepa_dist.config.merge import build
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from cjepa_dist.rollout import Rollout, main
@@ -115,7 +115,7 @@ def test_bench_takes_the_start_out(run, small_data, command, tmp_path):
         "few=1",
         "many=8",
         "rounds=1",
-        "ways=[free]",
+        "variants=[free]",
         f"out={tmp_path / 'bench.json'}",
     )
     done = command("tools.bench", "counterfactual", *arguments)

@@ -18,7 +18,7 @@ from cjepa_dist.config import command_line, schema
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.bootstrap import DRAWS
+from cjepa_dist.evaluation.bootstrap import BOOTSTRAP_DRAWS
 from cjepa_dist.reporting import seeds
 
 
@@ -44,7 +44,7 @@ def main(config: Study) -> int:
     ) in config.arms.values():  # a mistake shows before the first run, not after the tenth
         command_line.parse(schema.TrainWorldModel, [config.base, *settings, "data=d", "run=r"])
     out = Path(config.out)
-    found: seeds.Found = {}
+    found: seeds.ResultsByArm = {}
     for seed in config.seeds:
         for arm, settings in config.arms.items():
             run = out / arm / f"seed_{seed}"
@@ -60,10 +60,12 @@ def main(config: Study) -> int:
             result = run / "eval" / "world_model_val.json"
             if not result.exists():
                 call("cjepa_dist.evaluate", f"run={run}", "split=val", f"windows={config.windows}")
-            found.setdefault(arm, {})[run.name] = seeds.errors(json.loads(result.read_text()))
+            found.setdefault(arm, {})[run.name] = seeds.predictor_errors(
+                json.loads(result.read_text())
+            )
             text = "\n".join(
                 [
-                    *seeds.table(found, percent=True, draws=DRAWS),
+                    *seeds.seed_table(found, percent=True, draws=BOOTSTRAP_DRAWS),
                     "",
                     "slot mean squared error on validation",
                     "",

@@ -32,7 +32,8 @@ batch = {
 }
 for _ in range(2):
     with torch.autocast("cpu", torch.bfloat16, enabled=config.loop.precision == "bf16"):
-        task(batch, 0, 0.99).loss.backward()
+        context = task.step_context([batch], 0, task.term_weights(0.99))
+        task(batch, context).loss.backward()
     for part in optimizer:
         part.step()
         part.zero_grad()

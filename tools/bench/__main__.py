@@ -32,8 +32,7 @@ def run(argv: Sequence[str]) -> NoReturn:
     if argv and argv[0] in BENCHMARKS:
         launch(*BENCHMARKS[argv[0]], argv[1:])
     usage = (
-        f"{invocation()} NAME [CONFIG.yaml] key=value ...; "
-        f"NAME is one of: {', '.join(BENCHMARKS)}"
+        f"{invocation()} NAME [CONFIG.yaml] key=value ...; NAME is one of: {', '.join(BENCHMARKS)}"
     )
     if argv and argv[0] in ("-h", "--help"):
         print(usage)

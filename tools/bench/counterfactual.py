@@ -1,17 +1,18 @@
-"""How fast worlds without an object are made: `python -m tools.bench counterfactual world_model=RUN data=DIR split=val`.
+"""How fast rollouts without an object are computed.
 
-    cjepa_dist.rollout of `few` videos and of `many`, each in a new process ──> difference of their times: start and loading cancel out
+    python -m tools.bench counterfactual world_model=RUN data=DIR split=val
 
-Rounds in turn, medians. `data` must have questions in the split; a trained model, since how much diverges is what it costs.
+    cjepa_dist.rollout of `few` videos and of `many`, each in a new process
+        ──> difference of their times: start and loading cancel out
+
+Variants alternate in each round; medians are shown. `data` must have questions in the split. The
+model should be trained, since the cost depends on how many slots diverge.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
+from cjepa_dist.runtime.files import write_json
+from tools.bench.child_process import run_module
 
 VARIANTS = {
     "future alone": ("mode=future",),
@@ -34,61 +37,60 @@ VARIANTS = {
 
 @dataclass
 class BenchCounterfactual:
-    """Videos a second, worlds without an object included, by what says that a slot has diverged."""
+    """Videos a second with their rollouts without an object, by how divergence is decided."""
 
-    world_model: str = option(MISSING, "run folder of a trained world model")
+    world_model: str = option(MISSING, "run directory of a trained world model")
     data: str = option(MISSING, "folder of slot shards with questions")
     split: str = option("val", "split to roll out")
     few: int = option(16, "videos of the shorter run", unit="videos", least=1)
     many: int = option(64, "videos of the longer run", unit="videos", least=2)
     rounds: int = option(3, "rounds; medians are shown", least=1)
-    ways: list[str] = option(list(VARIANTS), "rows: " + "; ".join(VARIANTS))
+    variants: list[str] = option(list(VARIANTS), "rows: " + "; ".join(VARIANTS))
     out: str = option("", "file for the numbers as JSON; empty = none")
 
 
 def main(config: BenchCounterfactual) -> None:
-    if unknown := [way for way in config.ways if way not in VARIANTS]:
-        raise UserError(f"ways: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
-    if not config.few < config.many <= (there := Manifest.load(config.data).count(config.split)):
+    """Measure, print. Raises UserError for unknown variants or too few videos."""
+    if unknown := [name for name in config.variants if name not in VARIANTS]:
+        raise UserError(f"variants: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
+    available = Manifest.load(config.data).count(config.split)
+    if not config.few < config.many <= available:
         raise UserError(
-            f"few={config.few}, many={config.many}: must be few < many <= {there}, the videos of split {config.split!r}"
+            f"few={config.few}, many={config.many}: must be few < many <= {available}, "
+            f"the videos of split {config.split!r}"
         )
-    seconds: dict[str, list[float]] = {way: [] for way in config.ways}
+    seconds: dict[str, list[float]] = {name: [] for name in config.variants}
     for _ in range(config.rounds):
-        for way in config.ways:
+        for name in config.variants:
             short, long = (
-                time_rollout(config, VARIANTS[way], videos) for videos in (config.few, config.many)
+                time_rollout(config, VARIANTS[name], videos) for videos in (config.few, config.many)
             )
-            seconds[way].append((long - short) / (config.many - config.few))
-    middle = {way: statistics.median(values) for way, values in seconds.items()}
+            seconds[name].append((long - short) / (config.many - config.few))
     print(
-        f"{len(os.sched_getaffinity(0))} cores, {config.few} and {config.many} videos, median of {config.rounds} rounds\n"
+        f"{len(os.sched_getaffinity(0))} cores, {config.few} and {config.many} videos, "
+        f"median of {config.rounds} rounds\n"
     )
     print("| rollout | videos/s | ms a video | by round |\n|---|---|---|---|")
-    for way, value in middle.items():
-        print(
-            f"| {way} | {1 / value:.1f} | {1000 * value:.0f} | {', '.join(f'{1000 * s:.0f}' for s in seconds[way])} |"
-        )
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        rounds = ", ".join(f"{1000 * value:.0f}" for value in values)
+        print(f"| {name} | {1 / median:.1f} | {1000 * median:.0f} | {rounds} |")
     if config.out:
-        Path(config.out).write_text(
-            json.dumps({"few": config.few, "many": config.many, "seconds": seconds}, indent=1)
-        )
+        content = {"few": config.few, "many": config.many, "seconds": seconds}
+        write_json(Path(config.out), content)
 
 
-def time_rollout(config: BenchCounterfactual, way: tuple[str, ...], videos: int) -> float:
-    """Seconds of a rollout in a process of its own. Raises UserError with the last line of one that fails."""
+def time_rollout(config: BenchCounterfactual, variant: tuple[str, ...], videos: int) -> float:
+    """Seconds of a rollout in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [
+        began = time.perf_counter()
+        run_module(
+            "cjepa_dist.rollout",
             f"world_model={config.world_model}",
             f"data={config.data}",
             f"out={folder}/out",
             f"splits=[{config.split}]",
-        ]
-        command = [sys.executable, "-m", "cjepa_dist.rollout", *arguments, f"videos={videos}", *way]
-        began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(
-                f"{' '.join(way)}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-            )
+            f"videos={videos}",
+            *variant,
+        )
         return time.perf_counter() - began

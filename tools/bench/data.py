@@ -1,15 +1,18 @@
 """What reading costs: `python -m tools.bench data key=value ...`.
 
-    slots on disk ──┬── resident, streaming: order, gather, as stored, through training/data_loader.py; then float32, as a step gets them
-                    ├── per window: a Python dataset in a DataLoader, as the published code reads, in float32
-                    └── memcpy of a batch's bytes, as stored and as float32, out of an array too large for the caches
-    rounds in turn, processor time of all threads ──> ratios of each round ──> median
+    slots on disk ──┬── in memory, streaming: sampling, gathering, as stored, as training reads it;
+                    │   then float32, as a step gets it
+                    ├── per window: a Python dataset in a DataLoader, as the published code reads
+                    └── memcpy of a batch's bytes, from an array too large for the caches
+    rounds, alternately; processor time of all threads ──> ratios of each round ──> median
 
-    new processes: seconds from opening a split to its first batch, most memory      training, both ways: what a step waits for data
-    tools/bench/data_import.py: import beside a plain copy
+    new processes: seconds from opening a split to its first batch, memory
+    training, both ways: how long a step waits for data
+    data_import.py: import beside a plain copy
 
-Files are in the page cache, for all alike. Processor time, since each way but the streaming one is one thread's work, and other work on the
-machine harms it less; the DataLoader has no workers, whose messages would only add to it.
+Files are in the page cache for all of them. Processor time is used because other work on the
+machine affects it less, and each way but streaming is one thread's work. The DataLoader has no
+workers: their messages would only add to its cost.
 """
 
 from __future__ import annotations
@@ -18,8 +21,6 @@ import itertools
 import json
 import multiprocessing
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -34,40 +35,43 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cjepa_dist.config.fields import option
+from cjepa_dist.data.dataset import Batch
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import load_slots
 from cjepa_dist.data.streaming.windows import StreamingWindows
 from cjepa_dist.data.windows import InMemoryWindows, to_device
+from cjepa_dist.runtime.files import write_json
 from cjepa_dist.training.data_loader import PrefetchingLoader
 from tools.bench import data_import
-from tools.bench.random_data import write_random_slots
-from tools.bench.training import PROJECT
+from tools.bench.child_process import run_module
+from tools.bench.random_data import FRAMES, SLOT_DIM, SLOTS, write_random_slots
 
 WINDOW = {"history_frames": 3, "pred_frames": 1, "frameskip": 5}
 PER_WINDOW = "per window"
 MEMCPY, MEMCPY_FLOAT32 = "memcpy, as stored", "memcpy, float32"
-AS_FLOAT32 = ", then float32"  # behind the name of a kind
+AS_FLOAT32 = ", then float32"  # behind the name of a source
 WINDOW_SOURCES: dict[str, Callable[..., Any]] = {
     "in_memory": InMemoryWindows,
     "streaming": StreamingWindows,
 }
+CPU = torch.device("cpu")
 
 
 @dataclass
 class BenchData:
-    """Reading, beside what bounds it and what it replaces."""
+    """Cost of reading, beside its upper bound and what it replaces."""
 
     data: str = option("", "folder of slot shards (train and val); empty = noise, made for this")
     megabytes: int = option(1024, "noise to make", unit="MB of slots", least=16)
     shard_mb: int = option(
-        16, "its shards: small ones, so that blocks change while we look", unit="MiB", least=1
+        16, "its shards: small ones, so that blocks change while we measure", unit="MiB", least=1
     )
     batch: int = option(256, "windows a batch", least=1)
-    loader_batches: int = option(64, "batches of a round", least=1)
+    batches: int = option(64, "batches of a round", least=1)
     rounds: int = option(7, "rounds; medians are shown", least=1)
     steps: int = option(
         300,
-        "steps of configs/world_model/quickstart.yaml whose waiting is measured; 0 = none",
+        "steps of training whose waiting for data is measured; 0 = none",
         unit="steps",
         least=0,
     )
@@ -100,46 +104,35 @@ def main(config: BenchData) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = config.data or str(Path(folder) / "data")
         if not config.data:
-            write_random_slots(
-                Path(data),
-                config.megabytes * 1_000_000 // (128 * 7 * 128 * 2),
-                7,
-                128,
-                config.shard_mb,
-            )
-        found: dict[str, Any] = {"rates": measure_rates(config, data)}
+            videos = config.megabytes * 1_000_000 // (FRAMES * SLOTS * SLOT_DIM * 2)
+            write_random_slots(Path(data), videos, shard_mb=config.shard_mb)
+        found: dict[str, Any] = {"rates": measure_rates(config, data), "waits": {}, "import": []}
         found["opened"] = {
             kind: in_new_process(kind, data, config.batch) for kind in WINDOW_SOURCES
         }
-        found["waits"] = (
-            {
+        if config.steps:
+            found["waits"] = {
                 kind: measure_waiting(config, data, Path(folder) / kind, kind)
                 for kind in WINDOW_SOURCES
             }
-            if config.steps
-            else {}
-        )
-        found["import"] = imported(Path(folder), config.imports)
+        if config.imports:
+            found["import"] = data_import.markdown_rows(Path(folder), config.imports)
     print(markdown_table(config, found))
     if config.out:
-        Path(config.out).write_text(json.dumps({"config": asdict(config), **found}, indent=1))
+        write_json(Path(config.out), {"config": asdict(config), **found})
 
 
 def measure_rates(config: BenchData, data: str) -> dict[str, list[float]]:
-    """Windows a processor second of each way, a number a round; the rounds take turns."""
+    """{way of reading: windows a processor second, a number a round}; the ways alternate."""
     slots = load_slots(data, "train")
     ways: dict[str, Iterator[Any]] = {
         MEMCPY: memcpy_batches(config, slots, slots.itemsize),
         MEMCPY_FLOAT32: memcpy_batches(config, slots, 4),
     }
     for kind in WINDOW_SOURCES:
-        ways |= {
-            kind: loader_batches(config, kind, data),
-            kind + AS_FLOAT32: map(to_float32, loader_batches(config, kind, data)),
-        }
-    ways[PER_WINDOW] = per_window_batches(
-        config, slots[:1000]
-    )  # its arrays are float32, and copied
+        ways[kind] = loader_batches(config, kind, data)
+        ways[kind + AS_FLOAT32] = map(to_float32, loader_batches(config, kind, data))
+    ways[PER_WINDOW] = per_window_batches(config, slots[:1000])  # it holds a float32 copy
     found: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         next(way)
@@ -154,7 +147,7 @@ def measure_rates(config: BenchData, data: str) -> dict[str, list[float]]:
 
 
 def memcpy_batches(config: BenchData, slots: np.ndarray, width: int) -> Iterator[np.ndarray]:
-    """As many bytes as a batch has with `width` a number, from one place after the other to a new array."""
+    """Copies of as many bytes as a batch has with `width` bytes a number, from ever new places."""
     source = slots.reshape(-1).view(np.uint8)
     size, begin = config.batch * 4 * slots.shape[2] * slots.shape[3] * width, 0
     while True:
@@ -163,43 +156,53 @@ def memcpy_batches(config: BenchData, slots: np.ndarray, width: int) -> Iterator
 
 
 def loader_batches(config: BenchData, kind: str, data: str) -> Iterator[Any]:
-    """What a training step would be handed, without end."""
-    feed = PrefetchingLoader(
-        WINDOW_SOURCES[kind](data, "train", **WINDOW), seed=0, start=0, stop=0, global_batch_size=config.batch, accumulation=1, rank=0, world=1,
-        device=torch.device("cpu"),
-    )  # fmt: skip
-    return map(feed.read, itertools.count())
+    """The batches that a training step gets, without end."""
+    loader = PrefetchingLoader(
+        WINDOW_SOURCES[kind](data, "train", **WINDOW),
+        seed=0,
+        start=0,
+        stop=0,
+        global_batch_size=config.batch,
+        gradient_accumulation=1,
+        rank=0,
+        world_size=1,
+        device=CPU,
+    )
+    return map(loader.read, itertools.count())
 
 
-def to_float32(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    return [to_device(batch, torch.device("cpu")) for batch in batches]
+def to_float32(batches: list[Batch]) -> list[Batch]:
+    """As a step on this device does it."""
+    return [to_device(batch, CPU) for batch in batches]
 
 
 def per_window_batches(config: BenchData, slots: np.ndarray) -> Iterator[Any]:
+    """Batches of PyTorch's DataLoader, without end."""
     dataset = PerWindowDataset(slots)
     while True:
         yield from DataLoader(dataset, config.batch, shuffle=True, drop_last=True)
 
 
 def in_new_process(kind: str, data: str, batch: int) -> dict[str, float]:
+    """`measure_opening` in a process of its own, so that memory starts small."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure_opening, (kind, data, batch))
 
 
 def measure_opening(kind: str, data: str, batch: int) -> dict[str, float]:
-    """Seconds from opening a split to its first batch; MB by which memory grew at most, until then and over 400 batches.
+    """Seconds from opening a split to its first batch, and MB of memory over 400 batches.
 
-    Streaming in blocks of 512 MiB, as the default has them with default shards.
+    Streaming uses blocks of 512 MiB, the default with default shards.
     """
     process, most, done = psutil.Process(), 0, threading.Event()
     before = process.memory_info().rss
 
-    def look() -> None:
+    def watch_memory() -> None:
         nonlocal most
         while not done.wait(0.01):
             most = max(most, process.memory_info().rss)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=watch_memory, daemon=True).start()
     began = time.perf_counter()
     source = WINDOW_SOURCES[kind](
         data, "train", **WINDOW, **block_settings(data) if kind == "streaming" else {}
@@ -220,80 +223,69 @@ def block_settings(data: str) -> dict[str, int]:
 
 
 def measure_waiting(config: BenchData, data: str, run: Path, kind: str) -> dict[str, float]:
-    """Share of a training's time that steps wait for data, and seconds a step, after the first line of metrics."""
-    arguments = [
-        "configs/world_model/quickstart.yaml", f"data={data}", f"run={run}", "contact_share=0", f"loop.steps={config.steps}",
-        f"loop.log_every={max(1, config.steps // 12)}", "loop.eval_every=0", "loop.checkpoint_every=1000000", "val_windows=64",
+    """Share of a training's time that steps wait for data, and seconds a step.
+
+    The first line of metrics is left out.
+    """
+    run_module(
+        "cjepa_dist.train_world_model",
+        "configs/world_model/quickstart.yaml",
+        f"data={data}",
+        f"run={run}",
+        "contact_share=0",
+        f"loop.steps={config.steps}",
+        f"loop.log_every={max(1, config.steps // 12)}",
+        "loop.eval_every=0",
+        "loop.checkpoint_every=1000000",
+        "val_windows=64",
         f"reading.kind={kind}",
-    ]  # fmt: skip
-    command = [sys.executable, "-m", "cjepa_dist.train_world_model", *arguments]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(
-            f"exit code {done.returncode}: {' '.join(command[1:])}: {done.stderr[-500:]}"
-        )
+    )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"][1:]
     seconds = statistics.mean(line["data_seconds"] + line["step_seconds"] for line in lines)
-    return {
-        "share": statistics.mean(line["data_seconds"] for line in lines) / seconds,
-        "seconds": seconds,
-    }
-
-
-def imported(folder: Path, videos: int) -> list[str]:
-    return data_import.markdown_rows(folder, videos) if videos else []
+    waited = statistics.mean(line["data_seconds"] for line in lines)
+    return {"share": waited / seconds, "seconds": seconds}
 
 
 def markdown_table(config: BenchData, found: dict[str, Any]) -> str:
-    """Markdown."""
-    rates = found["rates"]
-    middle = {name: statistics.median(values) for name, values in rates.items()}
+    """The rates, the new processes, the speed targets, the import."""
+    rates, waits = found["rates"], found["waits"]
 
     def ratio(name: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(rates[name], rates[other]))
 
     lines = [
-        f"Windows of 4 frames, batches of {config.batch}; {config.rounds} rounds in turn, medians of rates and of each round's ratios.",
+        f"Windows of 4 frames, batches of {config.batch}; {config.rounds} rounds, alternately; "
+        "medians of rates and of each round's ratios.",
         "",
-        f"| what | windows a processor second | of {MEMCPY} | of {MEMCPY_FLOAT32} | times per window |",
+        f"| what | windows a processor second | of {MEMCPY} | of {MEMCPY_FLOAT32} "
+        "| times per window |",
         "|---|---|---|---|---|",
-        *(
-            f"| {name} | {middle[name]:,.0f} | {ratio(name, MEMCPY):.2f} | {ratio(name, MEMCPY_FLOAT32):.2f} | {ratio(name, PER_WINDOW):.1f} |"
-            for name in rates
-        ),
-        "",
-        "| new process | first batch | memory grew by |"
-        + (" a step waits | of |" if found["waits"] else ""),
-        "|---|---|---|" + ("---|---|" if found["waits"] else ""),
     ]
-    for kind, values in found["opened"].items():
-        line = f"| {kind} | {values['seconds']:.2f} s | {values['megabytes']:,.0f} MB |"
-        if waits := found["waits"].get(kind):
-            line += f" {waits['share']:.2%} | {1e3 * waits['seconds']:.1f} ms |"
-        lines.append(line)
-    met = {
-        f"resident at least half of {MEMCPY}: {ratio('resident', MEMCPY):.2f}": ratio(
-            "in_memory", MEMCPY
-        )
-        >= 0.5,
-        f"resident at least 20 times per window: {ratio('resident', PER_WINDOW):.1f}": ratio(
-            "in_memory", PER_WINDOW
-        )
-        >= 20,
-        f"first batch within 2 s: {found['opened']['streaming']['seconds']:.2f} s": found["opened"][
-            "streaming"
-        ]["seconds"]
-        <= 2,
-    }
-    if found["waits"]:
-        met[f"a streaming step waits at most 2 %: {found['waits']['streaming']['share']:.2%}"] = (
-            found["waits"]["streaming"]["share"] <= 0.02
+    for name, values in rates.items():
+        lines.append(
+            f"| {name} | {statistics.median(values):,.0f} | {ratio(name, MEMCPY):.2f} "
+            f"| {ratio(name, MEMCPY_FLOAT32):.2f} | {ratio(name, PER_WINDOW):.1f} |"
         )
     lines += [
         "",
-        *(f"- {text}: {'met' if good else 'NOT met'}" for text, good in met.items()),
-        "",
-        *found["import"],
+        "| new process | first batch | memory |" + (" a step waits | of |" if waits else ""),
+        "|---|---|---|" + ("---|---|" if waits else ""),
     ]
-    return "\n".join(lines)
+    for kind, opened in found["opened"].items():
+        line = f"| {kind} | {opened['seconds']:.2f} s | {opened['megabytes']:,.0f} MB |"
+        if kind in waits:
+            line += f" {waits[kind]['share']:.2%} | {1e3 * waits[kind]['seconds']:.1f} ms |"
+        lines.append(line)
+    copied, faster = ratio("in_memory", MEMCPY), ratio("in_memory", PER_WINDOW)
+    first = found["opened"]["streaming"]["seconds"]
+    targets = {
+        f"in_memory at least half of {MEMCPY}: {copied:.2f}": copied >= 0.5,
+        f"in_memory at least 20 times {PER_WINDOW}: {faster:.1f}": faster >= 20,
+        f"first batch within 2 s: {first:.2f} s": first <= 2,
+    }
+    if waits:
+        share = waits["streaming"]["share"]
+        targets[f"a streaming step waits at most 2 %: {share:.2%}"] = share <= 0.02
+    met = [f"- {text}: {'met' if good else 'NOT met'}" for text, good in targets.items()]
+    return "\n".join([*lines, "", *met, "", *found["import"]])

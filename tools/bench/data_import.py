@@ -1,9 +1,10 @@
-"""How fast slots are imported, beside reading, hashing, writing and fsyncing the same bytes plainly.
+"""How fast slots are imported, compared with plainly copying the same bytes.
 
     a pickle of random slots ──┬── data_prep.import_pickle in this process ──> MB/s of the pickle
                                └── plain copy: read 4 MiB, xxh3, write; fsync ──> MB/s
 
-Both run `rounds` times in turn, and the best of each counts; the pickle is in the page cache for both.
+Both run `rounds` times alternately, and the best of each counts. The pickle is in the page cache
+for both.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ import numpy as np
 import xxhash
 
 from data_prep.import_pickle import ImportPickle, main
-
-SHAPE = (128, 7, 128)  # of a CLEVRER video
+from tools.bench.random_data import FRAMES, SLOT_DIM, SLOTS
 
 
 def write_pickle(path: Path, videos: int, split: str = "train") -> None:
-    """A pickle {split: {"0_pixels.mp4": (128, 7, 128) float32}}, written video by video: it may be larger than memory."""
-    slots = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    """A pickle {split: {"0_pixels.mp4": (128, 7, 128) float32}}.
 
-    def value(thing: object) -> bytes:
-        return pickle.dumps(thing, protocol=3)[
-            2:-1
-        ]  # without protocol and end: a part of a program
+    Written video by video, so it may be larger than memory.
+    """
+    shape = (FRAMES, SLOTS, SLOT_DIM)
+    slots = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+    def value(content: object) -> bytes:
+        # Without the protocol and the end: a part of a pickle program.
+        return pickle.dumps(content, protocol=3)[2:-1]
 
     with open(path, "wb") as file:
         file.write(pickle.PROTO + b"\x03" + pickle.EMPTY_DICT + value(split) + pickle.EMPTY_DICT)
@@ -56,20 +59,20 @@ def plain_copy(source: Path, target: Path) -> str:
 def import_rate(
     folder: Path, *, videos: int = 2000, dtype: str = "float16", rounds: int = 3
 ) -> tuple[float, float]:
-    """(import, plain copy) in MB/s of a pickle of `videos` videos in `folder`, which is left as it was."""
+    """(import, plain copy) in MB/s of a pickle of `videos` videos; `folder` is left as it was."""
     source, out, copied = folder / "slots.pkl", folder / "imported", folder / "copied"
     write_pickle(source, videos)
     size = source.stat().st_size
 
-    def imported() -> None:
+    def import_slots() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             main(ImportPickle(source=str(source), out=str(out), dtype=dtype))
 
     best = [0.0, 0.0]
     try:
         for _ in range(rounds):
-            for place, work in enumerate((imported, lambda: plain_copy(source, copied))):
-                best[place] = max(best[place], 1e-6 * size / time_call(work))
+            for index, work in enumerate((import_slots, lambda: plain_copy(source, copied))):
+                best[index] = max(best[index], 1e-6 * size / time_call(work))
                 shutil.rmtree(out, ignore_errors=True)
                 copied.unlink(missing_ok=True)
     finally:
@@ -78,13 +81,17 @@ def import_rate(
 
 
 def time_call(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def markdown_rows(folder: Path, videos: int = 2000) -> list[str]:
-    """Rows of a Markdown table: import into each type beside the plain copy. `folder` needs room for twice the pickle (0.46 MB a video)."""
+    """A table: import into each type beside the plain copy.
+
+    `folder` needs space for twice the pickle (0.46 MB a video).
+    """
     rows = ["| import of a pickle | MB/s | plain copy, MB/s | ratio |", "|---|---|---|---|"]
     for dtype in ("float16", "bfloat16", "float32"):
         ours, plain = import_rate(folder, videos=videos, dtype=dtype)

@@ -1,13 +1,13 @@
-"""Training steps beside each other: measured in turns, and as one table.
+"""Compare variants of a training step: measured alternately, shown as one table.
 
-    rungs ──> round 1: A B C ..., round 2: A B C ..., ... ──> medians ──> table, aims
+    variants ─> round 1: A B C ..., round 2: A B C ..., ... ─> medians ─> table, speed targets
 
-The rungs take turns, so a busy machine harms all alike; the GEMM peak takes its turn too.
+Variants alternate, so that other work on the machine slows down all of them alike. A matrix product
+(GEMM) is one of them: its speed is the peak that steps are compared with.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,21 +21,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from cjepa_dist.config.fields import option
+from cjepa_dist.runtime.device import default_device
+from cjepa_dist.runtime.files import write_json
+
 Step = Callable[[], object]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
-class Measurement:
-    """What was measured of one rung; `ops` and `bytes` are unknown for compiled code."""
+class StepBenchmark:
+    """Options that the benchmarks of a training step have in common."""
 
-    name: str
-    samples_per_second: float
-    step_seconds: float
-    processor_seconds: float  # of all threads: hardly depends on what else the machine does
-    peak_share: float
-    gflop: float
-    ops: int | None
-    bytes: int | None
+    rounds: int = option(5, "times that every variant is measured; medians are shown", least=1)
+    warmup: int = option(2, "steps of each variant before", unit="steps", least=0)
+    gemm_size: int = option(2048, "side of the square matrices of the GEMM peak", least=1)
+    threads: int = option(0, "threads on the CPU; 0 = torch's default", least=0)
+    seed: int = option(0, "seed of data, weights, masks and dropout")
+    out: str = option("", "JSON file for the same numbers")
 
 
 @dataclass(frozen=True)
@@ -44,41 +47,51 @@ class Variant:
 
     step: Step
     samples: int
-    precision: str  # fp32 or bf16: of which GEMM peak its share is
-    compiled: bool = False
-    of: str = ""  # the rung that a compiled one is the compiled form of: its FLOP are counted there
+    precision: str  # fp32 or bf16: the GEMM peak that it is compared with
+    compiled_from: str = ""  # name of the eager variant, whose FLOP a compiled one has too
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How often each rung is measured, after how many steps, and the side of the GEMM peak's matrices."""
+@dataclass
+class Measurement:
+    """Medians of one variant; `ops` and `bytes` are unknown for compiled code."""
 
-    rounds: int
-    warmup: int
-    gemm: int
+    name: str
+    samples_per_second: float
+    step_seconds: float
+    processor_seconds: float  # of all threads; hardly depends on other work on the machine
+    peak_share: float
+    gflop: float
+    ops: int | None
+    bytes: int | None
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Medians: rows in the order of the rungs, the GEMM peak in GFLOP/s by precision, the share of its threads' time that it had."""
+    """All variants in their order, and how the GEMM ran.
+
+    `peak` is GFLOP/s by precision, `gemm_cpu_share` the part of its threads' time that it got.
+    """
 
     rows: list[Measurement]
     peak: dict[str, float]
-    held: float
+    gemm_cpu_share: float
 
 
 @dataclass(frozen=True)
 class SpeedTarget:
-    """`rung` compared with `base`: times a speed ("at least"), or times a step's duration ("at most")."""
+    """`variant` compared with `base`: how many times as fast at least, or as slow at most."""
 
-    rung: str
+    variant: str
     base: str
     value: float
     direction: str = "at least"
 
 
 class OpCounter(TorchDispatchMode):
-    """Counts ATen operations that are not views, and the bytes of their tensors, in and out: an upper bound, since caches are not seen."""
+    """Counts ATen operations that are not views, and the bytes of their inputs and outputs.
+
+    The bytes are an upper bound of memory traffic, since caches are not seen.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,77 +99,104 @@ class OpCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view and func.overloadpacket not in (
-            torch.ops.aten._unsafe_view,
-            torch.ops.aten.detach,
-        ):
+        views = (torch.ops.aten._unsafe_view, torch.ops.aten.detach)
+        if not func.is_view and func.overloadpacket not in views:
             self.ops += 1
             self.bytes += sum(
-                t.numel() * t.element_size()
-                for t in tree_leaves((args, kwargs, out))
-                if isinstance(t, Tensor)
+                leaf.numel() * leaf.element_size()
+                for leaf in tree_leaves((args, kwargs, out))
+                if isinstance(leaf, Tensor)
             )
         return out
 
 
-def measure(rungs: dict[str, Variant], turns: Timing, device: torch.device) -> Measurements:
-    """All rungs, each `turns.rounds` times in turn."""
+def run_benchmark(
+    config: StepBenchmark,
+    build_variants: Callable[[torch.device], dict[str, Variant]],
+    title: str,
+    unit: str,
+    targets: Sequence[SpeedTarget],
+) -> None:
+    """Measure all variants, print the table, write the JSON file."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = default_device()
+    measured = measure(
+        build_variants(device),
+        rounds=config.rounds,
+        warmup=config.warmup,
+        gemm_size=config.gemm_size,
+        device=device,
+    )
+    print(markdown_table(measured, title, unit, targets, config.rounds, device))
+    if config.out:
+        content = {
+            "config": asdict(config),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "gemm_gflops": measured.peak,
+            "gemm_cpu_share": measured.gemm_cpu_share,
+            "rows": [asdict(row) for row in measured.rows],
+        }
+        write_json(Path(config.out), content)
 
-    def clock(step: Step) -> tuple[float, float]:
-        synchronize(device)
-        wall, processor = time.perf_counter(), time.process_time()
-        step()
-        synchronize(device)
-        return time.perf_counter() - wall, time.process_time() - processor
 
-    used = {
-        rung.precision for rung in rungs.values()
-    }  # a product in bf16 takes 14 times as long where the device has none
+def measure(
+    variants: dict[str, Variant], *, rounds: int, warmup: int, gemm_size: int, device: torch.device
+) -> Measurements:
+    """All variants, each `rounds` times, alternately."""
+    # A product in bf16 takes 14 times as long where the device has none: only what is needed.
+    precisions = {variant.precision for variant in variants.values()}
     gemm = {
-        name: gemm_step(turns.gemm, dtype, device)
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
-        if name in used
+        name: gemm_step(gemm_size, dtype, device)
+        for name, dtype in DTYPES.items()
+        if name in precisions
     }
-    counted = {name: count_ops(rung.step) for name, rung in rungs.items() if not rung.compiled}
-    steps = gemm | {name: rung.step for name, rung in rungs.items()}
+    counted = {name: count_ops(v.step) for name, v in variants.items() if not v.compiled_from}
+    steps = gemm | {name: variant.step for name, variant in variants.items()}
     for step in steps.values():
-        for _ in range(turns.warmup):
+        for _ in range(warmup):
             step()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for _ in range(turns.rounds):
+    for _ in range(rounds):
         for name, step in steps.items():
-            times[name].append(clock(step))
+            times[name].append(time_step(step, device))
     wall, processor = (
         {name: statistics.median(pair[i] for pair in pairs) for name, pairs in times.items()}
         for i in (0, 1)
     )
-    peak = {name: 2e-9 * turns.gemm**3 / wall[name] for name in gemm}
+    peak = {name: 2e-9 * gemm_size**3 / wall[name] for name in gemm}
     rows = []
-    for name, rung in rungs.items():
-        flop, ops, size = counted[name] if not rung.compiled else (counted[rung.of][0], None, None)
-        share = 1e-9 * flop / wall[name] / peak[rung.precision]
+    for name, variant in variants.items():
+        flop, ops, size = counted[variant.compiled_from or name]
         rows.append(
             Measurement(
-                name,
-                rung.samples / wall[name],
-                wall[name],
-                processor[name],
-                share,
-                1e-9 * flop,
-                ops,
-                size,
+                name=name,
+                samples_per_second=variant.samples / wall[name],
+                step_seconds=wall[name],
+                processor_seconds=processor[name],
+                peak_share=1e-9 * flop / wall[name] / peak[variant.precision],
+                gflop=1e-9 * flop,
+                ops=None if variant.compiled_from else ops,
+                bytes=None if variant.compiled_from else size,
             )
         )
-    held = (
-        sum(processor[name] for name in gemm)
-        / sum(wall[name] for name in gemm)
-        / torch.get_num_threads()
-    )
-    return Measurements(rows, peak, held)
+    used = sum(processor[name] for name in gemm) / sum(wall[name] for name in gemm)
+    return Measurements(rows, peak, used / torch.get_num_threads())
 
 
-def gemm_step(side: int, dtype: torch.dtype, device: torch.device) -> Step:
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+def time_step(step: Step, device: torch.device) -> tuple[float, float]:
+    """Seconds of one call: on the wall, and of all threads' processor time."""
+    synchronize(device)
+    wall, processor = time.perf_counter(), time.process_time()
+    step()
+    synchronize(device)
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def gemm_step(size: int, dtype: torch.dtype, device: torch.device) -> Step:
+    """A product of two square matrices."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def multiply() -> None:
         a @ b
@@ -165,86 +205,81 @@ def gemm_step(side: int, dtype: torch.dtype, device: torch.device) -> Step:
 
 
 def count_ops(step: Step) -> tuple[int, int, int]:
-    """FLOP of the matrix products of a step, its operations that are not views, their bytes. Modes see nothing of compiled code."""
-    with FlopCounterMode(display=False) as flop, OpCounter() as traffic:
+    """FLOP of a step's matrix products, and its operations that are not views with their bytes.
+
+    Only of eager code: dispatch modes do not see inside compiled code.
+    """
+    with FlopCounterMode(display=False) as flop, OpCounter() as counter:
         step()
-    return flop.get_total_flops(), traffic.ops, traffic.bytes
+    return flop.get_total_flops(), counter.ops, counter.bytes
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for the device's queue, if it has one."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def markdown_table(
     measured: Measurements,
-    what: str,
+    title: str,
     unit: str,
-    aims: Sequence[SpeedTarget],
+    targets: Sequence[SpeedTarget],
     rounds: int,
     device: torch.device,
 ) -> str:
-    """Markdown: a row a rung, then the aims and what was reached."""
-    where = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
+    """A row a variant, then the speed targets and what was reached."""
+    threads = f"CPU, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name() if device.type == "cuda" else threads
     peaks = ", ".join(f"{peak:.0f} GFLOP/s {name}" for name, peak in measured.peak.items())
     lines = [
-        f"{what}, {where}, medians of {rounds} rounds. GEMM peak: {peaks}.",
+        f"{title}, {where}, medians of {rounds} rounds. GEMM peak: {peaks}.",
         "",
-        f"| step | {unit}/s | step, ms | processor, ms | of GEMM peak | GFLOP | ATen ops, no views | GB in and out of them, at most |",
+        f"| step | {unit}/s | step, ms | processor, ms | of GEMM peak | GFLOP "
+        "| ATen ops, no views | GB in and out of them, at most |",
         "|---|---|---|---|---|---|---|---|",
+        *map(table_row, measured.rows),
+        "",
     ]
-    for r in measured.rows:
-        ops, size = (
-            ("-", "-")
-            if r.ops is None or r.bytes is None
-            else (f"{r.ops:,}", f"{r.bytes * 1e-9:.3g}")
-        )
-        lines.append(
-            f"| {r.name} | {r.samples_per_second:.4g} | {1e3 * r.step_seconds:.4g} | {1e3 * r.processor_seconds:.4g} "
-            f"| {r.peak_share:.0%} | {r.gflop:.4g} | {ops} | {size} |"
-        )
-    by_name = {row.name: row for row in measured.rows}
-    lines.append("")
-    busy = device.type == "cpu" and measured.held < 0.8
+    busy = device.type == "cpu" and measured.gemm_cpu_share < 0.8
     if busy:
         lines.append(
-            f"Busy machine: the GEMM had {measured.held:.0%} of its threads' time. Trust the processor times and their ratios only.\n"
+            f"Busy machine: the GEMM got {measured.gemm_cpu_share:.0%} of its threads' time. "
+            "Trust only the processor times and their ratios.\n"
         )
-    for aim in aims:
-        a, b = by_name[aim.rung], by_name[aim.base]
-        wall = a.samples_per_second / b.samples_per_second
-        processor = (
-            wall * (a.step_seconds / a.processor_seconds) / (b.step_seconds / b.processor_seconds)
-        )
-        words = "times as fast as"
-        if aim.direction == "at most":
-            wall, processor, words = 1 / wall, 1 / processor, "times the step of"
-        found = processor if busy else wall
-        met = (
-            "met"
-            if (found >= aim.value if aim.direction == "at least" else found <= aim.value)
-            else "NOT met"
-        )
-        lines.append(
-            f"- {aim.rung}: {wall:.2f} {words} {aim.base} ({processor:.2f} by processor time); aim: {aim.direction} {aim.value}, {met}"
-        )
+    rows = {row.name: row for row in measured.rows}
+    lines += [target_line(target, rows, busy) for target in targets]
     return "\n".join(lines)
 
 
-def save_json(measured: Measurements, config: Any, device: torch.device) -> None:
-    """The same numbers as JSON, where `config.out` names a file."""
-    if config.out:
-        content = {
-            "config": asdict(config),
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "gemm_gflops": measured.peak,
-        }
-        rows = [asdict(row) for row in measured.rows]
-        Path(config.out).write_text(
-            json.dumps({**content, "held": measured.held, "rows": rows}, indent=1)
-        )
+def table_row(row: Measurement) -> str:
+    """One variant's row of the table."""
+    cells = (
+        row.name,
+        f"{row.samples_per_second:.4g}",
+        f"{1e3 * row.step_seconds:.4g}",
+        f"{1e3 * row.processor_seconds:.4g}",
+        f"{row.peak_share:.0%}",
+        f"{row.gflop:.4g}",
+        "-" if row.ops is None else f"{row.ops:,}",
+        "-" if row.bytes is None else f"{row.bytes * 1e-9:.3g}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def target_line(target: SpeedTarget, rows: dict[str, Measurement], busy: bool) -> str:
+    """Whether a target is met: by processor time on a `busy` machine, else by wall time."""
+    a, b = rows[target.variant], rows[target.base]
+    wall = a.samples_per_second / b.samples_per_second
+    used = (a.step_seconds / a.processor_seconds) / (b.step_seconds / b.processor_seconds)
+    processor, words = wall * used, "times as fast as"
+    if target.direction == "at most":
+        wall, processor, words = 1 / wall, 1 / processor, "times the step of"
+    ratio = processor if busy else wall
+    at_least = target.direction == "at least"
+    met = ratio >= target.value if at_least else ratio <= target.value
+    return (
+        f"- {target.variant}: {wall:.2f} {words} {target.base} "
+        f"({processor:.2f} by processor time); target: {target.direction} {target.value}, "
+        + ("met" if met else "NOT met")
+    )

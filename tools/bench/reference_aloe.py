@@ -1,9 +1,10 @@
 """ALOE's training step as one would write it from its description: what ours is measured against.
 
-    questions ──> [CLS] + 175 slots + 32 words ──> nn.TransformerEncoder ──> [CLS] ──> answer    one forward for descriptive questions,
-    choices   ──> the same, the video's slots once more for each choice      ──> choice          one for all (question, choice) rows
+    questions ──> [CLS] + 175 slots + 32 words ──> nn.TransformerEncoder ──> [CLS] ──> answer
+    choices   ──> the same, with the video's slots again for each choice     [CLS] ──> choice
 
-float32, torch's own layers and Adam. Parameters have the released names, so `Aloe.to_reference()` loads into it.
+One forward for descriptive questions, one for all (question, choice) rows. float32, torch's own
+layers and Adam. Parameters have the released names, so `Aloe.to_reference()` loads into it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cjepa_dist.clevrer.vocabulary import ANSWER_IDS, MAX_CHOICE_WORDS, MAX_QUESTION_WORDS, WORD_IDS
 from cjepa_dist.config.schema import AloeConfig
-from cjepa_dist.models.aloe import ANSWERS, CHOICE_WORDS, QUESTION_WORDS, WORDS
 
 
 class ReferenceAloe(nn.Module):
@@ -23,7 +24,7 @@ class ReferenceAloe(nn.Module):
         super().__init__()
         width, slots = config.width, config.frames * config.slots
         self.CLS = nn.Parameter(torch.zeros(1, 1, width))
-        self.q_embedding = nn.Embedding(WORDS, config.word_dim)
+        self.q_embedding = nn.Embedding(len(WORD_IDS), config.word_dim)
         self.q_in_proj = nn.Linear(config.word_dim + 4, width)
         self.vision_in_proj = nn.Linear(config.slot_dim + 2, width)
         layer = nn.TransformerEncoderLayer(
@@ -39,10 +40,12 @@ class ReferenceAloe(nn.Module):
             layer, config.depth, enable_nested_tensor=False
         )
         self.transformer_encoder.pos_embedding = nn.Parameter(
-            torch.zeros(1, 1 + slots + QUESTION_WORDS + CHOICE_WORDS, width)
+            torch.zeros(1, 1 + slots + MAX_QUESTION_WORDS + MAX_CHOICE_WORDS, width)
         )
         self.cls_answer_mlp = nn.Sequential(
-            nn.Linear(width, config.head_dim), nn.ReLU(), nn.Linear(config.head_dim, ANSWERS)
+            nn.Linear(width, config.head_dim),
+            nn.ReLU(),
+            nn.Linear(config.head_dim, len(ANSWER_IDS)),
         )
         self.mc_answer_mlp = nn.Sequential(
             nn.Linear(width, config.head_dim), nn.ReLU(), nn.Linear(config.head_dim, 1)
@@ -79,15 +82,15 @@ class ReferenceAloe(nn.Module):
         """Logits (R,), one forward for each question joined with a choice."""
         role = torch.cat(
             [
-                self.mc_question_token.expand(QUESTION_WORDS, 2),
-                self.mc_choice_token.expand(CHOICE_WORDS, 2),
+                self.mc_question_token.expand(MAX_QUESTION_WORDS, 2),
+                self.mc_choice_token.expand(MAX_CHOICE_WORDS, 2),
             ]
         )
         return self.mc_answer_mlp(self.encode(slots, tokens, padding, role))[:, 0]
 
 
 class ReferenceAloeStep:
-    """One step of training after another on a batch as of QuestionSource: forward, loss, backward, update."""
+    """Forward, loss, backward and update, again and again on one batch of questions."""
 
     def __init__(self, config: AloeConfig, batch: dict[str, Tensor]) -> None:
         slots, choice = (

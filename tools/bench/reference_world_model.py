@@ -1,10 +1,12 @@
-"""The published training step as one would write it from its description, faults of speed included: what ours is measured against.
+"""The published training step as one would write it from its description, inefficiencies included.
 
     history ──> tokens ──> [nn.MultiheadAttention with averaged weights + MLP] x depth ──> z
-    loss = masked history + future (+ 0.2 invariance + 0.1 sufficiency: four more forwards, Python loops over slots, values read back)
+    loss = masked history + future
+           (+ 0.2 invariance + 0.1 sufficiency: four more forwards, Python loops over slots, syncs)
 
-float32, attention unfused with its weights stored and averaged over heads, dropout as published, AdamW parameter by parameter.
-Parameters have the released names, so `SlotPredictor.to_reference()` loads into it.
+What ours is measured against. float32, unfused attention that stores its weights and averages them
+over heads, dropout as published, AdamW parameter by parameter. Parameters have the released names,
+so `SlotPredictor.to_reference()` loads into it.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ class ReferencePredictor(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def forward(self, history: Tensor, masked: list[int]) -> tuple[Tensor, Tensor]:
-        """history (B, T_h, S, D), hidden slots -> z (B, T_h + T_p, S, D), the last layer's weights averaged over heads (B, N, N)."""
+        """history (B, T_h, S, D), hidden slots -> z (B, T_h + T_p, S, D), attention (B, N, N).
+
+        The attention is the last layer's, averaged over heads.
+        """
         query = self.mask_token[:, None] + self.id_projector(history[:, :1])
         tokens = torch.cat([history, query.expand(-1, self.pred_frames, -1, -1)], dim=1)
         for slot in masked:
@@ -66,12 +71,12 @@ class ReferencePredictor(nn.Module):
 
 
 def masked_slots(slots: int, count: int) -> list[int]:
-    """The released code's hidden set: drawn anew from one seed in every step, so always the same."""
+    """The released code's hidden slots: each step draws them from one seed, so always the same."""
     return np.random.RandomState(42).permutation(slots)[:count].tolist()
 
 
 def prediction_loss(model: ReferencePredictor, x: Tensor, masked: list[int]) -> Tensor:
-    """Mean squared error over the masked slots' history + over all future slots, for x (B, T, S, D)."""
+    """Mean squared error of the masked slots' history + of all future slots, for x (B, T, S, D)."""
     frames = model.history_frames
     z, _ = model(x[:, :frames], masked)
     return F.mse_loss(z[:, :frames, masked], x[:, :frames, masked]) + F.mse_loss(
@@ -82,7 +87,10 @@ def prediction_loss(model: ReferencePredictor, x: Tensor, masked: list[int]) -> 
 def causal_loss(
     model: ReferencePredictor, x: Tensor, masked: list[int], i: int, k: int
 ) -> tuple[Tensor, Tensor]:
-    """Invariance to hiding slot i, and sufficiency of slot k's neighbours, each with passes of its own and its loops over slots."""
+    """Invariance to hiding slot i, and sufficiency of slot k's neighbours.
+
+    Each with its own passes and loops over slots.
+    """
     frames, slots = model.history_frames, x.shape[2]
     history, zero = x[:, :frames], x.new_zeros(())
     with torch.no_grad():
@@ -111,7 +119,7 @@ def causal_loss(
 
 
 class ReferenceStep:
-    """One step of training after another on x (B, T, S, D): forward, loss, backward, update."""
+    """Forward, loss, backward and update, again and again on x (B, T, S, D)."""
 
     def __init__(self, config: PredictorConfig, x: Tensor, *, masked: int, causal: bool) -> None:
         self.model, self.x, self.causal = ReferencePredictor(config).to(x.device), x, causal

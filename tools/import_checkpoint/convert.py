@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cjepa_dist.clevrer.vocabulary import MAX_TEXT_WORDS
 from cjepa_dist.config.schema import (
     AloeConfig,
     LoopConfig,
@@ -82,7 +83,7 @@ def convert_aloe(
     if position.ndim != 3:
         shape = tuple(position.shape)
         raise UserError(f"{config.source}: {name} is {shape}, not (1, tokens, width)")
-    tokens = position.shape[1] - 1 - aloe.QUESTION_WORDS - aloe.CHOICE_WORDS
+    tokens = position.shape[1] - 1 - MAX_TEXT_WORDS
     width = position.shape[2]
     frames, slots = split_tokens(config, tokens, manifest)
     train_config = TrainAloe(

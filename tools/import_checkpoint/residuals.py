@@ -10,6 +10,7 @@ import torch
 from cjepa_dist.config.schema import TrainWorldModel
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.windows import InMemoryWindows, to_device
+from cjepa_dist.tasks.base import StepContext
 from cjepa_dist.tasks.world_model import WorldModelTask
 from tools.import_checkpoint.schema import ImportCheckpoint
 
@@ -52,14 +53,13 @@ def measure_residuals(task: WorldModelTask, source: InMemoryWindows, windows: in
     Returns the number of windows.
     """
     ids = np.linspace(0, len(source) - 1, min(windows, len(source))).astype(np.int64)
-    history = task.config.predictor.history_frames
+    device, slots = task.sigma2.device, source.shape[1]
     for _ in range(2):  # the median needs the variance, which the first pass measures
-        total = torch.zeros(())
+        total = torch.zeros((), device=device)
         for part in np.array_split(ids, math.ceil(len(ids) / BATCH_SIZE)):
-            batch = to_device(source.get_batch(part, part), torch.device("cpu"))
-            x, hidden = batch["slots"], torch.zeros(len(part), source.shape[1], dtype=torch.bool)
-            total = total + task.statistics(
-                task.predictor(x[:, :history], hidden), x, batch["present"]
-            )
-        task.update(total)
+            batch = to_device(source.get_batch(part, np.arange(len(part))), device)
+            none_hidden = torch.zeros(len(part), slots, dtype=torch.bool, device=device)
+            statistics = task(batch, StepContext(masks=none_hidden)).statistics
+            total = total + statistics
+        task.update_statistics(total)
     return len(ids)
