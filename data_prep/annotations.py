@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cjepa_dist.data.format.tar import to_json
+from cjepa_dist.data.format.tar import json_bytes
 from cjepa_dist.errors import UserError
 
-CHUNK = 1 << 22  # characters of JSON read at once
-SPACE = re.compile(r"\s*")
+CHUNK_CHARACTERS = 1 << 22  # characters of JSON read at once
+WHITESPACE = re.compile(r"\s*")
 
 
-class Joining:
+class SceneMetadata:
     """Questions (a JSON file or a folder of them) and annotations (a folder of annotation_NNNNN.json at any depth); "" = none given.
 
     `files` are all that were found. UserError naming the file for what is none of CLEVRER's, or is there twice.
@@ -52,8 +52,8 @@ class Joining:
             if given:
                 without, unused = have - given, given - have
                 lines.append(
-                    f"{name}: {len(have & given)} videos have some, {len(without)} have none{some(without)}; "
-                    f"{len(unused)} scenes with some have no video{some(unused)}"
+                    f"{name}: {len(have & given)} videos have some, {len(without)} have none{abbreviate(without)}; "
+                    f"{len(unused)} scenes with some have no video{abbreviate(unused)}"
                 )
         return "\n".join(lines)
 
@@ -80,7 +80,7 @@ def read_questions(files: list[Path]) -> dict[int, bytes]:
     """{scene index: its entry, packed}."""
     scenes: dict[int, bytes] = {}
     for file in files:
-        for entry in entries(file):
+        for entry in iterate_entries(file):
             if (
                 not isinstance(entry, dict)
                 or not isinstance(entry.get("scene_index"), int)
@@ -94,22 +94,22 @@ def read_questions(files: list[Path]) -> dict[int, bytes]:
                 raise UserError(
                     f"{file}: the questions of scene {entry['scene_index']} are there twice"
                 )
-            scenes[entry["scene_index"]] = zlib.compress(to_json(entry), 1)
+            scenes[entry["scene_index"]] = zlib.compress(json_bytes(entry), 1)
     return scenes
 
 
-def entries(path: Path) -> Iterator[Any]:
+def iterate_entries(path: Path) -> Iterator[Any]:
     """The elements of a JSON file's list, one at a time; of a file that is no list, what it holds. UserError if it is no JSON."""
     try:
         with open(path, encoding="utf-8") as file:
-            text, at, first = file.read(CHUNK), 0, True
+            text, at, first = file.read(CHUNK_CHARACTERS), 0, True
             if not text.lstrip().startswith("["):
                 yield json.loads(text + file.read())
                 return
             at = text.index("[") + 1
             while True:
                 try:
-                    start = SPACE.match(text, at).end()  # type: ignore[union-attr]
+                    start = WHITESPACE.match(text, at).end()  # type: ignore[union-attr]
                     if text[start : start + 1] == "]":
                         json.loads(
                             "0" + text[start + 1 :] + file.read()
@@ -118,10 +118,10 @@ def entries(path: Path) -> Iterator[Any]:
                     if not first:
                         if text[start : start + 1] != ",":
                             raise json.JSONDecodeError("Expecting ',' delimiter", text, start)
-                        start = SPACE.match(text, start + 1).end()  # type: ignore[union-attr]
+                        start = WHITESPACE.match(text, start + 1).end()  # type: ignore[union-attr]
                     entry, at = json.JSONDecoder().raw_decode(text, start)
                 except json.JSONDecodeError:
-                    if not (more := file.read(CHUNK)):
+                    if not (more := file.read(CHUNK_CHARACTERS)):
                         raise
                     text, at = text[at:] + more, 0
                     continue
@@ -142,7 +142,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is no JSON: {error}") from error
 
 
-def some(scenes: Iterable[int], count: int = 5) -> str:
+def abbreviate(scenes: Iterable[int], count: int = 5) -> str:
     ordered = sorted(scenes)
     text = ", ".join([*map(str, ordered[:count]), *(["..."] if len(ordered) > count else [])])
     return f" ({text})" if text else ""

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.errors import UserError
 
-SAFETENSORS = {
+SAFETENSORS_DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
@@ -34,7 +34,7 @@ SAFETENSORS = {
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredArray:
     """An array in a file. `read(None)` gives it, `read(i)` its i-th row; bfloat16 comes as float32."""
 
     shape: tuple[int, ...]
@@ -42,23 +42,25 @@ class Stored:
     read: Callable[[int | None], np.ndarray]
 
 
-def contents(path: Path) -> dict[str, Stored]:
+def open_arrays(path: Path) -> dict[str, StoredArray]:
     """The arrays of a file by their names within it ("" in a .npy). UserError, naming the file, for one that is damaged or unknown."""
-    with errors_named(path):
-        found = KINDS[path.suffix.lower()](path)
+    with as_user_error(path):
+        found = FORMATS[path.suffix.lower()](path)
         return {
-            name: Stored(a.shape, a.dtype, partial(guarded, path, a.read))
+            name: StoredArray(a.shape, a.dtype, partial(read_guarded, path, a.read))
             for name, a in found.items()
         }
 
 
-def guarded(path: Path, read: Callable[[int | None], np.ndarray], row: int | None) -> np.ndarray:
-    with errors_named(path):
+def read_guarded(
+    path: Path, read: Callable[[int | None], np.ndarray], row: int | None
+) -> np.ndarray:
+    with as_user_error(path):
         return read(row)
 
 
 @contextlib.contextmanager
-def errors_named(path: Path) -> Iterator[None]:
+def as_user_error(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
@@ -67,26 +69,26 @@ def errors_named(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def mapped(
+def memory_mapped(
     path: Path,
     dtype: np.dtype,
     shape: tuple[int, ...],
     offset: int,
     order: Any = "C",
     bfloat16: bool = False,
-) -> Stored:
+) -> StoredArray:
     if offset + math.prod(shape) * dtype.itemsize > path.stat().st_size:
         raise ValueError("it ends early")
 
     def read(row: int | None) -> np.ndarray:
         array = np.memmap(path, dtype, "r", offset, shape, order)
         content = np.array(array if row is None else array[row])
-        return widen(content) if bfloat16 else content
+        return to_float32(content) if bfloat16 else content
 
-    return Stored(shape, "bfloat16" if bfloat16 else str(dtype), read)
+    return StoredArray(shape, "bfloat16" if bfloat16 else str(dtype), read)
 
 
-def npy_layout(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, Fortran order, dtype) of a .npy; the file then stands at its data."""
     version = np.lib.format.read_magic(file)
     read = (
@@ -100,19 +102,19 @@ def npy_layout(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran, dtype
 
 
-def of_npy(path: Path) -> dict[str, Stored]:
+def open_npy(path: Path) -> dict[str, StoredArray]:
     with open(path, "rb") as file:
-        shape, fortran, dtype = npy_layout(file)
-        return {"": mapped(path, dtype, shape, file.tell(), "F" if fortran else "C")}
+        shape, fortran, dtype = read_npy_header(file)
+        return {"": memory_mapped(path, dtype, shape, file.tell(), "F" if fortran else "C")}
 
 
-def of_npz(path: Path) -> dict[str, Stored]:
+def open_npz(path: Path) -> dict[str, StoredArray]:
     found = {}
     archive = zipfile.ZipFile(path)  # open as long as one of its arrays may be read
     with open(path, "rb") as file:
         for info in archive.infolist():
             with archive.open(info) as member:
-                shape, fortran, dtype = npy_layout(member)
+                shape, fortran, dtype = read_npy_header(member)
                 start = member.tell()
             order = "F" if fortran else "C"
             name = info.filename.removesuffix(".npy")
@@ -122,7 +124,9 @@ def of_npz(path: Path) -> dict[str, Stored]:
                 skip = (
                     30 + int.from_bytes(names[:2], "little") + int.from_bytes(names[2:], "little")
                 )
-                found[name] = mapped(path, dtype, shape, info.header_offset + skip + start, order)
+                found[name] = memory_mapped(
+                    path, dtype, shape, info.header_offset + skip + start, order
+                )
             else:
 
                 def read(
@@ -140,11 +144,11 @@ def of_npz(path: Path) -> dict[str, Stored]:
                         shape, order=order
                     )
 
-                found[name] = Stored(shape, str(dtype), read)
+                found[name] = StoredArray(shape, str(dtype), read)
     return found
 
 
-def of_safetensors(path: Path) -> dict[str, Stored]:
+def open_safetensors(path: Path) -> dict[str, StoredArray]:
     """The format is a length (8 bytes), JSON {name: {dtype, shape, data_offsets}}, memory: so no tensor library is needed to map it."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -155,17 +159,17 @@ def of_safetensors(path: Path) -> dict[str, Stored]:
     found = {}
     for name, entry in header.items():
         dtype, shape, start = (
-            np.dtype(SAFETENSORS[entry["dtype"]]),
+            np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]),
             tuple(entry["shape"]),
             8 + length + entry["data_offsets"][0],
         )
         if entry["data_offsets"][1] - entry["data_offsets"][0] != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"tensor {name} has another length than its shape says")
-        found[name] = mapped(path, dtype, shape, start, bfloat16=entry["dtype"] == "BF16")
+        found[name] = memory_mapped(path, dtype, shape, start, bfloat16=entry["dtype"] == "BF16")
     return found
 
 
-def of_hdf5(path: Path) -> dict[str, Stored]:
+def open_hdf5(path: Path) -> dict[str, StoredArray]:
     try:
         import h5py
     except ImportError:
@@ -173,11 +177,11 @@ def of_hdf5(path: Path) -> dict[str, Stored]:
             f"{path}: reading HDF5 needs h5py, which is not installed; pip install h5py"
         ) from None
     file = h5py.File(path, "r")  # open as long as one of its arrays may be read
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredArray] = {}
 
     def visit(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset):
-            found[name] = Stored(
+            found[name] = StoredArray(
                 node.shape, str(node.dtype), lambda row: node[()] if row is None else node[row]
             )
 
@@ -185,10 +189,10 @@ def of_hdf5(path: Path) -> dict[str, Stored]:
     return found
 
 
-KINDS: dict[str, Callable[[Path], dict[str, Stored]]] = {
-    ".npy": of_npy,
-    ".npz": of_npz,
-    ".safetensors": of_safetensors,
-    ".h5": of_hdf5,
-    ".hdf5": of_hdf5,
+FORMATS: dict[str, Callable[[Path], dict[str, StoredArray]]] = {
+    ".npy": open_npy,
+    ".npz": open_npz,
+    ".safetensors": open_safetensors,
+    ".h5": open_hdf5,
+    ".hdf5": open_hdf5,
 }

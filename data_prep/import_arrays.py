@@ -19,12 +19,12 @@ from omegaconf import MISSING
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
-from data_prep.array_files import KINDS, Stored, contents
-from data_prep.importer import KEY, Catalogue, Import, write
+from data_prep.array_files import FORMATS, StoredArray, open_arrays
+from data_prep.importer import KEY_PATTERN, Catalogue, ImportOptions, import_videos
 
 
 @dataclass
-class ImportArrays(Import):
+class ImportArrays(ImportOptions):
     """Turn a folder of arrays of slots (.npy, .npz, .safetensors, .h5), one file a video or one a split, into slot shards.
 
     Keys are like 0_pixels or video_00000. A run that was stopped goes on from its last whole shard.
@@ -36,18 +36,18 @@ class ImportArrays(Import):
 def main(config: ImportArrays) -> None:
     """Write the data set. UserError for a folder without arrays, and for arrays that are not videos of slots."""
     folder = Path(config.source)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
     if not files:
-        raise UserError(f"source={folder}: there is no {', '.join(KINDS)} in it")
-    write(config, catalogue(folder, files), files, "data_prep.import_arrays")
+        raise UserError(f"source={folder}: there is no {', '.join(FORMATS)} in it")
+    import_videos(config, build_catalogue(folder, files), files, "data_prep.import_arrays")
 
 
-def catalogue(folder: Path, files: list[Path]) -> Catalogue:
+def build_catalogue(folder: Path, files: list[Path]) -> Catalogue:
     """The videos of all files."""
     found = Catalogue(str(folder))
     for path in files:
-        arrays = contents(path)
-        if KEY.fullmatch(path.stem):
+        arrays = open_arrays(path)
+        if KEY_PATTERN.fullmatch(path.stem):
             if path.parent == folder:
                 raise UserError(
                     f"{path} is of no split: one file a video belongs into {folder}/train/, {folder}/val/, ..."
@@ -56,7 +56,7 @@ def catalogue(folder: Path, files: list[Path]) -> Catalogue:
                 raise UserError(
                     f"{path} holds {len(arrays)} arrays, none of them named slots: {', '.join(sorted(arrays)[:3])}"
                 )
-            add(
+            add_video(
                 found,
                 path.parent.name,
                 path.stem,
@@ -64,21 +64,21 @@ def catalogue(folder: Path, files: list[Path]) -> Catalogue:
             )
         elif len(arrays) == 1 and len(next(iter(arrays.values())).shape) == 4:
             rows = next(iter(arrays.values()))
-            keys = keys_of(path.with_suffix(".txt"), rows.shape[0])
+            keys = read_keys(path.with_suffix(".txt"), rows.shape[0])
             for row, key in enumerate(keys):
                 found.add(path.stem, key, rows.shape[1:], rows.dtype, partial(rows.read, row))
         else:
             for name, array in arrays.items():
                 group, _, key = name.rpartition("/")
-                add(found, group.rpartition("/")[2] or path.stem, key, array)
+                add_video(found, group.rpartition("/")[2] or path.stem, key, array)
     return found
 
 
-def add(found: Catalogue, split: str, key: str, array: Stored) -> None:
+def add_video(found: Catalogue, split: str, key: str, array: StoredArray) -> None:
     found.add(split, key, array.shape, array.dtype, partial(array.read, None))
 
 
-def keys_of(path: Path, count: int) -> list[str]:
+def read_keys(path: Path, count: int) -> list[str]:
     """The keys of the rows of one array of all videos."""
     try:
         keys = path.read_text().split()

@@ -18,13 +18,13 @@ from omegaconf import MISSING
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
-from data_prep.importer import Catalogue, Import, write
+from data_prep.importer import Catalogue, ImportOptions, import_videos
 from data_prep.pickle import reader
-from data_prep.pickle.lazy_arrays import Array, Tensor
+from data_prep.pickle.lazy_arrays import LazyArray, LazyTensor
 
 
 @dataclass
-class ImportPickle(Import):
+class ImportPickle(ImportOptions):
     """Turn a pickle of slots, {split: {"0_pixels.mp4": array (frames, slots, slot_dim)}}, into slot shards.
 
     A run that was stopped goes on from its last whole shard.
@@ -35,36 +35,36 @@ class ImportPickle(Import):
 
 def main(config: ImportPickle) -> None:
     """Write the data set. UserError for a pickle that holds anything else, or needs code to be run."""
-    with reader.opened(config.source) as content:
-        write(
+    with reader.open_pickle(config.source) as content:
+        import_videos(
             config,
-            catalogue(config.source, content),
+            build_catalogue(config.source, content),
             [Path(config.source)],
             "data_prep.import_pickle",
         )
 
 
-def catalogue(path: str, content: Any) -> Catalogue:
+def build_catalogue(path: str, content: Any) -> Catalogue:
     """The videos of {split: {key: array}}."""
     if not isinstance(content, dict) or not all(
         isinstance(videos, dict) for videos in content.values()
     ):
         raise UserError(
-            f'{path} must hold {{split: {{"0_pixels.mp4": array}}}}; its content is {describe(content)}'
+            f'{path} must hold {{split: {{"0_pixels.mp4": array}}}}; its content is {describe_type(content)}'
         )
     found = Catalogue(path)
     for split, videos in content.items():
         for key, slots in videos.items():
-            if not isinstance(slots, (Array, Tensor)):
+            if not isinstance(slots, (LazyArray, LazyTensor)):
                 raise UserError(
-                    f"{path}: {split}/{key} must be a float array (frames, slots, slot_dim); it is {describe(slots)}"
+                    f"{path}: {split}/{key} must be a float array (frames, slots, slot_dim); it is {describe_type(slots)}"
                 )
-            dtype = str(slots.dtype) if isinstance(slots, Array) else ""
-            found.add(str(split), key, slots.shape, dtype, partial(reader.array, path, slots))
+            dtype = str(slots.dtype) if isinstance(slots, LazyArray) else ""
+            found.add(str(split), key, slots.shape, dtype, partial(reader.read_array, path, slots))
     return found
 
 
-def describe(thing: Any) -> str:
+def describe_type(thing: Any) -> str:
     return (
         f"a dict with keys {[*map(str, thing)][:3]}"
         if isinstance(thing, dict)

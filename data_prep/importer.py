@@ -18,21 +18,21 @@ from omegaconf import MISSING
 
 from cjepa_dist.config.fields import option
 from cjepa_dist.data.format.dtypes import DTYPES
-from cjepa_dist.data.format.manifest import NAME, Manifest
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.statistics import merge_shard_statistics
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
-from data_prep.annotations import Joining
-from data_prep.parts import part_option, share, with_part
+from data_prep.annotations import SceneMetadata
+from data_prep.partition import part_option, record_part, select_part
 from data_prep.progress import Progress
 
-SPLITS = {"validation": "val", "valid": "val"}  # other names of a split; unlisted ones stay
-KEY = re.compile(r"(?:.*/)?(?:video_)?(\d+)(?:_pixels)?(?:\.mp4)?")
+SPLIT_NAMES = {"validation": "val", "valid": "val"}  # other names of a split; unlisted ones stay
+KEY_PATTERN = re.compile(r"(?:.*/)?(?:video_)?(\d+)(?:_pixels)?(?:\.mp4)?")
 
 
 @dataclass
-class Import:
+class ImportOptions:
     """Options of every importer."""
 
     source: str = option(MISSING, "what to import")
@@ -51,7 +51,7 @@ class Import:
 
 
 @dataclass
-class Video:
+class SourceVideo:
     """A video to import: `read()` gives its slots (T, S, D), `place` names it to a person."""
 
     split: str
@@ -69,14 +69,14 @@ class Catalogue:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.splits: dict[str, dict[int, Video]] = {}
+        self.splits: dict[str, dict[int, SourceVideo]] = {}
         self.where: dict[int, str] = {}
 
     def add(
         self, split: str, key: Any, shape: Sequence[int], dtype: str, read: Callable[[], np.ndarray]
     ) -> None:
         """`dtype` "" is not known before it is read."""
-        match = KEY.fullmatch(key) if isinstance(key, str) else None
+        match = KEY_PATTERN.fullmatch(key) if isinstance(key, str) else None
         if match is None:
             raise UserError(
                 f"{self.source}: key {key!r} of split {split!r} names no scene; keys are like 0_pixels.mp4 or video_00000.mp4"
@@ -91,17 +91,19 @@ class Catalogue:
             twice = f"scene {scene} is there twice, as {self.where[scene]} and as {place}"
             raise UserError(f"{self.source}: {twice}; a scene belongs to one split")
         self.where[scene] = place
-        name = SPLITS.get(split, split)
-        self.splits.setdefault(name, {})[scene] = Video(name, scene, place, read)
+        name = SPLIT_NAMES.get(split, split)
+        self.splits.setdefault(name, {})[scene] = SourceVideo(name, scene, place, read)
 
-    def videos(self) -> list[Video]:
+    def videos(self) -> list[SourceVideo]:
         """In order of split and scene. UserError if there is none."""
         if not self.where:
             raise UserError(f"{self.source} holds no videos")
         return [video for videos in self.splits.values() for _, video in sorted(videos.items())]
 
 
-def write(config: Import, catalogue: Catalogue, files: list[Path], made_by: str) -> None:
+def import_videos(
+    config: ImportOptions, catalogue: Catalogue, files: list[Path], made_by: str
+) -> None:
     """Import the videos (or this part of them) and print what was joined and what the conversion lost. `files` is what they come from."""
     began, videos = time.monotonic(), catalogue.videos()
     source = {
@@ -109,7 +111,7 @@ def write(config: Import, catalogue: Catalogue, files: list[Path], made_by: str)
         "file": Path(config.source).name,
         "questions": Path(config.questions).name,
     }
-    source = with_part(
+    source = record_part(
         {
             **source,
             "annotations": Path(config.annotations).name,
@@ -117,11 +119,11 @@ def write(config: Import, catalogue: Catalogue, files: list[Path], made_by: str)
         },
         config.part,
     )
-    if (Path(config.out) / NAME).exists() and Manifest.load(config.out).source == source:
+    if (Path(config.out) / MANIFEST_NAME).exists() and Manifest.load(config.out).source == source:
         print(f"{config.out} already holds this import")
         return
-    joining = Joining(config.questions, config.annotations)
-    chosen = share(videos, config.part)
+    joining = SceneMetadata(config.questions, config.annotations)
+    chosen = select_part(videos, config.part)
     resume = fingerprint([*files, *joining.files])
     with DatasetWriter(
         config.out,
@@ -131,7 +133,9 @@ def write(config: Import, catalogue: Catalogue, files: list[Path], made_by: str)
         shard_mb=config.shard_mb,
         resume=resume,
     ) as writer:
-        todo = [video for video in chosen if video.key not in writer.split(video.split).known]
+        todo = [
+            video for video in chosen if video.key not in writer.split(video.split).written_keys
+        ]
         if len(todo) < len(chosen):
             print(f"goes on after {len(chosen) - len(todo)} videos in whole shards")
         progress = Progress(len(todo))

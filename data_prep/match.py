@@ -18,14 +18,14 @@ from omegaconf import MISSING
 
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
-from cjepa_dist.data.format.dtypes import widen
-from cjepa_dist.data.format.manifest import NAME, Manifest
-from cjepa_dist.data.format.reader import ANNOTATION, SLOTS, read_split
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.dtypes import to_float32
+from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest
+from cjepa_dist.data.format.reader import read_split
+from cjepa_dist.data.format.sample import ANNOTATION, SLOTS, Sample
 from cjepa_dist.data.format.writer import DatasetWriter
-from data_prep.matching import UNEXPLAINED, Probe, Scene, fit
-from data_prep.presence import Presence
+from data_prep.presence import PresenceDetector
 from data_prep.progress import Progress
+from data_prep.slot_matching import MAX_UNEXPLAINED, AnnotatedScene, ObjectProbe, fit_probe
 
 
 @dataclass
@@ -59,11 +59,11 @@ def main(config: Match) -> None:
         if name not in ("data", "out", "shard_mb")
     }
     source = {"made_by": "data_prep.match", **settings, "of": manifest.source}
-    if (Path(config.out) / NAME).exists() and Manifest.load(config.out).source == source:
+    if (Path(config.out) / MANIFEST_NAME).exists() and Manifest.load(config.out).source == source:
         print(f"{config.out} already holds these matches")
         return
-    presence, probe = learn(config, manifest)
-    tally = Tally()
+    presence, probe = fit_on_videos(config, manifest)
+    tally = MatchCounts()
     with DatasetWriter(
         config.out,
         encoder=manifest.encoder,
@@ -75,17 +75,17 @@ def main(config: Match) -> None:
     ) as writer:
         for split in config.splits or manifest.splits:
             count = min(config.videos or manifest.count(split), manifest.count(split))
-            known, progress = writer.split(split).known, Progress(count)
+            known, progress = writer.split(split).written_keys, Progress(count)
             for sample in read_split(config.data, split, videos=count):
                 if sample.key not in known:
-                    match = matched(sample, presence, probe)
+                    match = match_video(sample, presence, probe)
                     tally.add(sample, match)
                     writer.split(split).add(dataclasses.replace(sample, match=match))
                 progress.add()
     print(f"{config.out}: {tally.report()}")
 
 
-def learn(config: Match, manifest: Manifest) -> tuple[Presence, Probe | None]:
+def fit_on_videos(config: Match, manifest: Manifest) -> tuple[PresenceDetector, ObjectProbe | None]:
     """What blanks look like, and how a slot shows its object; no probe without annotations."""
     split = "train" if "train" in manifest.splits else next(iter(manifest.splits))
     frames = np.arange(0, manifest.frames, config.every)
@@ -96,17 +96,17 @@ def learn(config: Match, manifest: Manifest) -> tuple[Presence, Probe | None]:
         (SLOTS, ANNOTATION),
         videos=min(config.fit_videos, manifest.count(split)),
     ):
-        slots.append(widen(sample.slots)[frames])  # type: ignore[arg-type]
-        if (scene := Scene.of(sample.annotation or {})) is not None:
+        slots.append(to_float32(sample.slots)[frames])  # type: ignore[arg-type]
+        if (scene := AnnotatedScene.of(sample.annotation or {})) is not None:
             known.append((slots[-1][frames < len(scene.seen)], scene.at(frames)))
-    presence = Presence(np.stack(slots))
+    presence = PresenceDetector(np.stack(slots))
     print(
         f"presence: {len(presence.blanks)} vectors of slots without an object, from {len(slots)} videos of {split}"
     )
     if not known:
         print("no annotations: slots are not matched with objects")
         return presence, None
-    probe, rounds = fit(known)
+    probe, rounds = fit_probe(known)
     explained = 1 - probe.variance / probe.spread
     print(
         f"probe: fitted on {len(known)} videos in {rounds} rounds; it explains {100 * explained[:2].mean():.1f} % of the position's "
@@ -115,15 +115,17 @@ def learn(config: Match, manifest: Manifest) -> tuple[Presence, Probe | None]:
     return presence, probe
 
 
-def matched(sample: Sample, presence: Presence, probe: Probe | None) -> dict[str, np.ndarray]:
+def match_video(
+    sample: Sample, presence: PresenceDetector, probe: ObjectProbe | None
+) -> dict[str, np.ndarray]:
     """`slot_object` (S,) int8, `present` (T, S) bool, `position` (T, S, 2) float32; from the annotation as far as it goes, then as read."""
-    slots = widen(sample.slots)  # type: ignore[arg-type]
+    slots = to_float32(sample.slots)  # type: ignore[arg-type]
     slot_object, present = np.full(slots.shape[1], -1, np.int8), presence.of(slots)
     position = np.zeros((*slots.shape[:2], 2), np.float32)
-    scene = Scene.of(sample.annotation or {})
+    scene = AnnotatedScene.of(sample.annotation or {})
     if probe is not None and scene is not None:
         shown = min(len(slots), len(scene.seen))
-        slot = probe.assign(slots[:shown], scene.at(np.arange(shown)), UNEXPLAINED)
+        slot = probe.assign(slots[:shown], scene.at(np.arange(shown)), MAX_UNEXPLAINED)
         slot_object[slot[slot >= 0]] = scene.identity[slot >= 0]
         present[:, slot_object < 0] = False
         for k in np.flatnonzero(slot >= 0):
@@ -133,7 +135,7 @@ def matched(sample: Sample, presence: Presence, probe: Probe | None) -> dict[str
     return {"slot_object": slot_object, "present": present, "position": position}
 
 
-class Tally:
+class MatchCounts:
     """What was matched and, where there is truth, how much of it is right."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.data.format import journal
-from cjepa_dist.data.format.manifest import NAME, Manifest, partial
+from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest, partial_folder
 from cjepa_dist.data.format.statistics import set_statistics
 from cjepa_dist.data.format.writer import publish
 from cjepa_dist.errors import UserError
@@ -36,21 +36,21 @@ class Merge:
 
 def main(config: Merge) -> int:
     """Link the shards, write the manifest; the parts stay as they are. UserError for gaps, overlaps, parts of other data sets."""
-    parts = in_order(find(config.parts))
-    merged = combine(parts)
+    parts = sort_parts(find_parts(config.parts))
+    merged = merge_manifests(parts)
     out = Path(config.out).absolute()
-    if (out / NAME).exists() and dataclasses.asdict(Manifest.load(out)) == dataclasses.asdict(
-        merged
-    ):
+    if (out / MANIFEST_NAME).exists() and dataclasses.asdict(
+        Manifest.load(out)
+    ) == dataclasses.asdict(merged):
         print(f"{out} already holds these parts")
         return 0
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already holds something; choose another folder, or remove it first")
-    folder = partial(out)
+    folder = partial_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = journal.acquire(folder)
+    lock = journal.lock_folder(folder)
     try:
-        journal.clear(folder, set())
+        journal.remove_files_except(folder, set())
         for split, entries in merged.splits.items():
             (folder / split).mkdir()
             sources = [
@@ -59,7 +59,7 @@ def main(config: Merge) -> int:
                 for entry in manifest.splits.get(split, [])
             ]
             for entry, source in zip(entries, sources, strict=True):
-                link(source, folder / split / entry.name, entry.bytes, entry.xxh3)
+                link_shard(source, folder / split / entry.name, entry.bytes, entry.xxh3)
             fsync_path(folder / split)
         publish(merged, folder, out)
     finally:
@@ -72,7 +72,7 @@ def main(config: Merge) -> int:
     return 0
 
 
-def find(parts: Any) -> list[Path]:
+def find_parts(parts: Any) -> list[Path]:
     """Folders of the parts: those named, or those in a folder. UserError for none, and for one that is not finished."""
     if isinstance(parts, (list, tuple)):
         return [Path(str(part)) for part in parts]
@@ -88,7 +88,7 @@ def find(parts: Any) -> list[Path]:
     return found
 
 
-def in_order(folders: list[Path]) -> list[tuple[Path, Manifest]]:
+def sort_parts(folders: list[Path]) -> list[tuple[Path, Manifest]]:
     """Parts 0 .. n-1 with their manifests. UserError unless each of n is there once, made with the same settings and of the same shape."""
     found: dict[int, tuple[Path, Manifest]] = {}
     expected: Any = None
@@ -104,7 +104,7 @@ def in_order(folders: list[Path]) -> list[tuple[Path, Manifest]]:
             )
         about = (
             n,
-            common(manifest),
+            shared_source(manifest),
             manifest.encoder,
             manifest.shape,
             manifest.dtype,
@@ -124,14 +124,14 @@ def in_order(folders: list[Path]) -> list[tuple[Path, Manifest]]:
     return [found[i] for i in range(expected[0])]
 
 
-def common(manifest: Manifest) -> dict[str, Any]:
+def shared_source(manifest: Manifest) -> dict[str, Any]:
     return {name: value for name, value in manifest.source.items() if name != "part"}
 
 
-def combine(parts: list[tuple[Path, Manifest]]) -> Manifest:
+def merge_manifests(parts: list[tuple[Path, Manifest]]) -> Manifest:
     """The manifest of all parts: their shards in order, renumbered, mean and spread put together. UserError for a key in two parts."""
     first = parts[0][1]
-    merged = dataclasses.replace(first, source=common(first), splits={})
+    merged = dataclasses.replace(first, source=shared_source(first), splits={})
     where: dict[str, Path] = {}
     for folder, manifest in parts:
         for split, entries in manifest.splits.items():
@@ -146,7 +146,7 @@ def combine(parts: list[tuple[Path, Manifest]]) -> Manifest:
     return merged
 
 
-def link(source: Path, target: Path, size: int, xxh3: str) -> None:
+def link_shard(source: Path, target: Path, size: int, xxh3: str) -> None:
     """A second name for a shard, or a copy on another file system. UserError if the shard is not there whole."""
     try:
         if source.stat().st_size != size:

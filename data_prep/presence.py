@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-SHARED = 0.2  # part of the videos that must have a vector for it to be a blank
-RADIUS = 0.1  # of the slots' variance: closer than this to a blank is that blank
+MIN_VIDEO_SHARE = 0.2  # part of the videos that must have a vector for it to be a blank
+MAX_DISTANCE = 0.1  # of the slots' variance: closer than this to a blank is that blank
 
 
-class Presence:
+class PresenceDetector:
     """`blanks` (P, D): what slots without an object look like; `variance`: mean variance of a slot's numbers."""
 
     def __init__(self, videos: np.ndarray) -> None:
@@ -26,10 +26,10 @@ class Presence:
         vectors = videos.mean(1)[video, slot]
         found: list[np.ndarray] = []
         while len(vectors):
-            near = distances(vectors, vectors) < RADIUS * self.variance
+            near = mean_squared_distances(vectors, vectors) < MAX_DISTANCE * self.variance
             shared = [len(np.unique(video[row])) for row in near]
             best = int(np.argmax(shared))
-            if shared[best] < SHARED * len(videos):
+            if shared[best] < MIN_VIDEO_SHARE * len(videos):
                 break
             found.append(vectors[near[best]].mean(0))
             vectors, video = vectors[~near[best]], video[~near[best]]
@@ -40,9 +40,9 @@ class Presence:
         if not len(self.blanks):
             return np.ones(slots.shape[:2], bool)
         nearest = np.min([((slots - blank) ** 2).mean(-1) for blank in self.blanks], axis=0)
-        return nearest > RADIUS * self.variance
+        return nearest > MAX_DISTANCE * self.variance
 
 
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def mean_squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Mean squared differences (N, M) of vectors (N, D), (M, D)."""
     return np.maximum(0.0, (a**2).mean(1)[:, None] + (b**2).mean(1) - 2 * (a @ b.T) / a.shape[1])

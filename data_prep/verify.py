@@ -20,10 +20,10 @@ from omegaconf import MISSING
 
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
-from cjepa_dist.data.format.manifest import NAME, Manifest, ShardEntry
+from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from cjepa_dist.data.format.reader import ShardReader
 from cjepa_dist.data.format.statistics import RunningStatistics, set_statistics, slot_statistics
-from cjepa_dist.data.format.verify import Fault, verify_folder
+from cjepa_dist.data.format.verify import Fault, verify_dataset
 from cjepa_dist.errors import UserError
 
 
@@ -41,7 +41,7 @@ class Verify:
 def main(config: Verify) -> int:
     """Print the faults, and one line of what is there; 1 if there are faults that stay."""
     folder = Path(config.data).absolute()
-    faults = verify_folder(folder, config.processes or len(os.sched_getaffinity(0)))
+    faults = verify_dataset(folder, config.processes or len(os.sched_getaffinity(0)))
     for fault in faults:
         print(fault.text)
     manifest = Manifest.load(folder)
@@ -70,7 +70,7 @@ def repair(folder: Path, faults: list[Fault]) -> str:
     for split, entries in manifest.splits.items():
         good = [entry for entry in entries if folder / split / entry.name not in bad]
         if good:
-            splits[split] = [with_moments(folder, split, entry, manifest) for entry in good]
+            splits[split] = [with_statistics(folder, split, entry, manifest) for entry in good]
         if dropped := {
             entry.name: entry.keys for entry in entries if folder / split / entry.name in bad
         }:
@@ -79,9 +79,9 @@ def repair(folder: Path, faults: list[Fault]) -> str:
         raise UserError(
             f"{folder}: no shard is whole, so nothing was changed; restore the data set or make it again"
         )
-    aside = unused(folder.with_name(f"{folder.name}.bad"))
+    aside = unused_path(folder.with_name(f"{folder.name}.bad"))
     aside.mkdir()
-    shutil.copy2(folder / NAME, aside / NAME)
+    shutil.copy2(folder / MANIFEST_NAME, aside / MANIFEST_NAME)
     (aside / "lost.json").write_text(json.dumps(lost, indent=1))
     counts = {split: sum(map(len, shards.values())) for split, shards in lost.items()}
     before = manifest.source.get("lost", {})
@@ -98,34 +98,34 @@ def repair(folder: Path, faults: list[Fault]) -> str:
         if (folder / split).is_dir():
             (folder / split).rmdir()
     told = [
-        f"{counts[split]} of {manifest.count(split)} samples of {split}{names(shards)}"
+        f"{counts[split]} of {manifest.count(split)} samples of {split}{abbreviate_keys(shards)}"
         for split, shards in lost.items()
     ]
     where = f"{sum(map(len, lost.values()))} shards moved to {aside}"
     return f"{where}; lost: {'; '.join(told) or 'no sample'}; lost.json there names all keys"
 
 
-def unused(path: Path) -> Path:
+def unused_path(path: Path) -> Path:
     """`path`, or the first of path1, path2, ... that does not exist."""
     return next(
         p for i in itertools.count() if not (p := path.with_name(f"{path.name}{i or ''}")).exists()
     )
 
 
-def with_moments(folder: Path, split: str, entry: ShardEntry, manifest: Manifest) -> ShardEntry:
+def with_statistics(folder: Path, split: str, entry: ShardEntry, manifest: Manifest) -> ShardEntry:
     """A shard's entry with its moments, which data sets of older versions lack."""
     if entry.mean:
         return entry
     moments = RunningStatistics()
     with ShardReader(folder, split, entry) as shard:
         for key in entry.keys:
-            moments.merge(slot_statistics(shard.slots(key, manifest)))
+            moments.merge(slot_statistics(shard.read_slots(key, manifest)))
     return dataclasses.replace(
         entry, mean=moments.mean.tolist(), squares=moments.squares.tolist(), lost=[0.0, 0.0]
     )
 
 
-def names(shards: dict[str, list[str]], count: int = 5) -> str:
+def abbreviate_keys(shards: dict[str, list[str]], count: int = 5) -> str:
     keys = [key for named in shards.values() for key in named]
     return f" ({', '.join(keys[:count])}{', ...' if len(keys) > count else ''})"
 

@@ -1,7 +1,8 @@
-"""What the questions of a video ask for: their programs, and the objects that they remove.
+"""Reads the questions of a video: their programs, and the objects that they remove.
 
-questions.json ──program──> tokens (parsed from the sentence where the file has none, as real validation questions)
-               └─removed_objects(.., objects(annotation))──> ids of the objects without which a video is asked about
+question or choice ──program_of──> tokens; parsed from the sentence where the file has no program
+                                   (the real validation questions have none)
+all questions ──removed_objects──> ids of the objects that counterfactual questions remove
 """
 
 from __future__ import annotations
@@ -9,31 +10,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cjepa_dist.clevrer.language import described, parse
+from cjepa_dist.clevrer.parser import matching_objects, parse
 from cjepa_dist.clevrer.scene import SceneObject
 from cjepa_dist.errors import UserError
 
 
-def objects(annotation: dict[str, Any]) -> list[SceneObject]:
-    """The objects of an annotation JSON in the order of their ids. Raises UserError where it lists none."""
-    listed = annotation.get("object_property")
-    if not listed:
+def scene_objects(annotation: dict[str, Any]) -> list[SceneObject]:
+    """The objects of an annotation, sorted by id. Raises UserError if it lists none."""
+    properties = annotation.get("object_property")
+    if not properties:
         raise UserError(
-            f"the annotation of scene {annotation.get('scene_index')} lists no objects (object_property)"
+            f"the annotation of scene {annotation.get('scene_index')}"
+            " lists no objects (object_property)"
         )
-    found = [SceneObject(o["object_id"], o["color"], o["material"], o["shape"]) for o in listed]
+    found = [SceneObject(o["object_id"], o["color"], o["material"], o["shape"]) for o in properties]
     return sorted(found, key=lambda o: o.object_id)
 
 
-def program(asked: dict[str, Any]) -> list[str]:
-    """The program of a question or of a choice, from its sentence where it has none. Raises UserError for an unknown sentence."""
-    if found := asked.get("program"):
+def program_of(entry: dict[str, Any]) -> list[str]:
+    """The program of a question or a choice, parsed from its sentence if it has none.
+
+    Raises UserError for an unknown sentence.
+    """
+    if found := entry.get("program"):
         return list(found)
-    return parse(asked["choice"] if "choice" in asked else asked["question"])[1]
+    return parse(entry["choice"] if "choice" in entry else entry["question"])[1]
+
+
+def question_kind(question: dict[str, Any]) -> str:
+    """What a descriptive question asks: count, exist, query_color, ...
+
+    That is its subtype, else the last step of its program, else its first two words.
+    """
+    program = question.get("program") or []
+    return str(
+        question.get("question_subtype")
+        or (program[-1] if program else " ".join(question["question"].split()[:2]))
+    )
 
 
 def removed_objects(questions: dict[str, Any], objects: Sequence[SceneObject]) -> list[int]:
-    """Ids of the objects that the counterfactual questions of a video remove, each once, in the order of the questions.
+    """Ids of the objects that counterfactual questions remove, each once, in question order.
 
     Raises UserError if a description does not fit exactly one of `objects`.
     """
@@ -41,12 +58,13 @@ def removed_objects(questions: dict[str, Any], objects: Sequence[SceneObject]) -
     for question in questions["questions"]:
         if question["question_type"] != "counterfactual":
             continue
-        tokens = program(question)
-        found = described(tokens[: tokens.index("get_counterfact")], objects)
+        tokens = program_of(question)
+        found = matching_objects(tokens[: tokens.index("get_counterfact")], objects)
         if len(found) != 1:
             raise UserError(
-                f"question {question['question_id']} of scene {questions.get('scene_index')}: {question['question']!r} removes an object "
-                f"that {len(found)} of the {len(objects)} objects fit"
+                f"question {question['question_id']} of scene {questions.get('scene_index')}:"
+                f" {question['question']!r} removes an object that {len(found)} of the"
+                f" {len(objects)} objects fit"
             )
         removed += [o for o in found if o not in removed]
     return removed

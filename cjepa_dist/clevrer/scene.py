@@ -1,4 +1,7 @@
-"""What a simulated world is made of and what happened in it: plain data that physics, slots, truth and questions share."""
+"""CLEVRER's sizes and attributes, and the plain data of a scene: its objects and its history.
+
+The simulator, the questions and the evaluation share these types. CLEVRER's sizes stand only here.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FRAMES = 180  # simulated; events from SHOWN on are "unseen"
-SHOWN = 128  # frames of the video
-TRUTH_FRAMES = 160  # frames for which slots and truth are kept
+VIDEO_FRAMES = 128  # frames of the video, which a model observes
+GROUND_TRUTH_FRAMES = 160  # frames with slots and ground truth: the video and 32 future frames
+SIMULATED_FRAMES = 180  # frames of the simulation; events after the video are "unseen"
 
 SHAPES = ("sphere", "cylinder", "cube")
 MATERIALS = ("metal", "rubber")
 COLORS = ("gray", "red", "blue", "green", "brown", "cyan", "purple", "yellow")
+ATTRIBUTES = {"color": COLORS, "material": MATERIALS, "shape": SHAPES}
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object; the triple (color, material, shape) is unique in its scene. `object_id` counts from 0."""
+    """One object. Its color, material and shape together are unique in its scene.
+
+    `object_id` counts from 0.
+    """
 
     object_id: int
     color: str
@@ -27,7 +34,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Collision:
-    """A contact episode of the objects a < b; `frame` is the first frame at or after the touch."""
+    """A collision of the objects a < b; `frame` is the first frame at or after the contact."""
 
     frame: int
     a: int
@@ -36,17 +43,17 @@ class Collision:
 
 @dataclass
 class History:
-    """What happened in one world, factual or counterfactual, in all FRAMES frames. n counts ALL objects of the scene: row i is object i.
+    """What happened in one world, factual or counterfactual, in T = SIMULATED_FRAMES frames.
 
-    In a counterfactual world the removed object is never present, has no event, and `objects` does not list it.
+    n is the number of ALL objects of the scene: column i is object i. In a counterfactual world the
+    removed object is never present, has no event, and is not in `objects`.
     """
 
     objects: list[SceneObject]
     collisions: list[Collision]  # sorted by frame
-    entries: dict[
-        int, int
-    ]  # object id -> frame at which it becomes visible (absent: visible at frame 0, or never)
-    exits: dict[int, int]  # object id -> frame at which it stops being visible
-    present: np.ndarray  # (FRAMES, n) bool: in view
-    position: np.ndarray  # (FRAMES, n, 2) world units
-    velocity: np.ndarray  # (FRAMES, n, 2) world units a video frame
+    # Object id -> frame at which it comes into view. Absent: in view at frame 0, or never.
+    entries: dict[int, int]
+    exits: dict[int, int]  # object id -> first frame at which it is out of view again
+    present: np.ndarray  # (T, n) bool: in view
+    position: np.ndarray  # (T, n, 2) world units
+    velocity: np.ndarray  # (T, n, 2) world units per video frame

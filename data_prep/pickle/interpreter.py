@@ -17,10 +17,11 @@ from collections.abc import Callable
 from io import BufferedReader, BytesIO
 from typing import Any, BinaryIO
 
-from cjepa_dist.data.format.tar import Extent, Part
-from data_prep.pickle.lazy_arrays import Allowed, Array, Dtype, Stretch
+from cjepa_dist.data.format.tar import Extent, MemberFile
+from data_prep.pickle.allowed_globals import AllowedGlobal
+from data_prep.pickle.lazy_arrays import DtypeStub, FileSpan, LazyArray
 
-LONG = 4096  # bytes from which content is left in the file
+LAZY_BYTES = 4096  # bytes from which content is left in the file
 MARK = object()
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
@@ -35,7 +36,7 @@ SIZED = {  # width of the length, what follows it
 }
 
 
-class Source:
+class PickleSource:
     """Where a pickle is read from: a part of an open file, or memory (then nothing can be left in it)."""
 
     def __init__(
@@ -48,25 +49,30 @@ class Source:
         )
         part = Extent(offset, length)
         self.file: BinaryIO = (
-            BytesIO(memory) if descriptor is None else BufferedReader(Part(descriptor, part), LONG)
+            BytesIO(memory)
+            if descriptor is None
+            else BufferedReader(MemberFile(descriptor, part), LAZY_BYTES)
         )
 
-    def take(self, length: int, kind: str) -> Stretch:
+    def take(self, length: int, kind: str) -> FileSpan:
         """The next `length` bytes. EOFError if there are fewer."""
         at = self.file.tell()
         if length > self.length - at:
             raise EOFError(f"it ends {length - (self.length - at)} bytes early")
-        if self.descriptor is None or length < LONG:
-            return Stretch(-1, 0, length, kind, self.file.read(length))
+        if self.descriptor is None or length < LAZY_BYTES:
+            return FileSpan(-1, 0, length, kind, self.file.read(length))
         self.file.seek(length, os.SEEK_CUR)
-        return Stretch(self.descriptor, self.offset + at, length, kind)
+        return FileSpan(self.descriptor, self.offset + at, length, kind)
 
 
-class Machine:
+class Interpreter:
     """Reads one pickle from `source`. `find(module, name)` gives what a global stands for, `persistent(id)` what a persistent id does."""
 
     def __init__(
-        self, source: Source, find: Callable[[str, str], Any], persistent: Callable[[Any], Any]
+        self,
+        source: PickleSource,
+        find: Callable[[str, str], Any],
+        persistent: Callable[[Any], Any],
     ) -> None:
         self.source, self.find, self.persistent = source, find, persistent
         self.stack: list[Any] = []
@@ -109,19 +115,19 @@ class Machine:
         self.stack.append(value)
 
     def extend(self, items: list[Any]) -> None:
-        target(self.stack[-1], list).extend(items)
+        expect_type(self.stack[-1], list).extend(items)
 
     def update(self, items: list[Any]) -> None:
-        target(self.stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+        expect_type(self.stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
 
     def call(self, name: Any, arguments: Any) -> None:
-        if not isinstance(name, Allowed) or not isinstance(arguments, tuple):
+        if not isinstance(name, AllowedGlobal) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("a call of what cannot be called")
         self.push(name.make(*arguments))
 
     def build(self, thing: Any, state: Any) -> None:
         """Sets the state of an array or a dtype; nothing else has one."""
-        if not isinstance(thing, (Array, Dtype)):
+        if not isinstance(thing, (LazyArray, DtypeStub)):
             raise pickle.UnpicklingError(
                 f"the pickle changes {getattr(thing, 'name', type(thing).__name__)}"
             )
@@ -138,27 +144,27 @@ class Machine:
         return self.source.file.readline().rstrip(b"\n")
 
     def named(self, module: Any, name: Any) -> None:
-        self.push(self.find(target(module, str), target(name, str)))
+        self.push(self.find(expect_type(module, str), expect_type(name, str)))
 
 
-def target(thing: Any, kind: type) -> Any:
+def expect_type(thing: Any, kind: type) -> Any:
     if not isinstance(thing, kind):
         raise pickle.UnpicklingError(f"a {type(thing).__name__} where a {kind.__name__} must be")
     return thing
 
 
-def unquoted(line: bytes) -> str:
+def unquote(line: bytes) -> str:
     """Python 2's repr of a byte string, as latin1 text."""
     return codecs.escape_decode(line[1:-1])[0].decode("latin1")  # type: ignore[attr-defined]
 
 
-def pairs(items: list[Any]) -> dict[Any, Any]:
+def pairs_to_dict(items: list[Any]) -> dict[Any, Any]:
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
-Handler = Callable[[Machine, Any], Any]
+Handler = Callable[[Interpreter, Any], Any]
 HANDLERS: dict[str, Handler] = {
-    "PROTO": lambda m, protocol: target(protocol, int),
+    "PROTO": lambda m, protocol: expect_type(protocol, int),
     "FRAME": lambda m, length: None,  # a hint for reading ahead
     "MARK": lambda m, _: m.push(MARK),
     "POP": lambda m, _: m.pop(1),
@@ -173,13 +179,13 @@ HANDLERS: dict[str, Handler] = {
     "TUPLE1": lambda m, _: m.push(tuple(m.pop(1))),
     "TUPLE2": lambda m, _: m.push(tuple(m.pop(2))),
     "TUPLE3": lambda m, _: m.push(tuple(m.pop(3))),
-    "DICT": lambda m, _: m.push(pairs(m.items())),
+    "DICT": lambda m, _: m.push(pairs_to_dict(m.items())),
     "FROZENSET": lambda m, _: m.push(frozenset(m.items())),
     "APPEND": lambda m, _: m.extend(m.pop(1)),
     "APPENDS": lambda m, _: m.extend(m.items()),
     "SETITEM": lambda m, _: m.update(m.pop(2)),
     "SETITEMS": lambda m, _: m.update(m.items()),
-    "ADDITEMS": lambda m, _: (lambda items: target(m.top(), set).update(items))(m.items()),
+    "ADDITEMS": lambda m, _: (lambda items: expect_type(m.top(), set).update(items))(m.items()),
     "PUT": lambda m, place: m.remember(place),
     "BINPUT": lambda m, place: m.remember(place),
     "LONG_BINPUT": lambda m, place: m.remember(place),
@@ -195,22 +201,22 @@ HANDLERS: dict[str, Handler] = {
 }
 
 
-Action = Callable[[Machine], Any]
+Action = Callable[[Interpreter], Any]
 
 
-def value(constant: Any) -> Action:
+def push_constant(constant: Any) -> Action:
     return lambda m: m.stack.append(constant)
 
 
-def read_by(reader: Callable[[Any], Any]) -> Action:
+def push_read(reader: Callable[[Any], Any]) -> Action:
     return lambda m: m.stack.append(reader(m.source.file))
 
 
-def handled(handler: Handler, reader: Callable[[Any], Any] | None) -> Action:
+def call_handler(handler: Handler, reader: Callable[[Any], Any] | None) -> Action:
     return lambda m: handler(m, reader(m.source.file) if reader else None)
 
 
-def sized(width: int, kind: str) -> Action:
+def push_sized(width: int, kind: str) -> Action:
     return lambda m: m.sized(width, kind)
 
 
@@ -218,18 +224,18 @@ def actions() -> dict[bytes, Action]:
     """What each opcode does, by its code."""
     found: dict[bytes, Action] = {
         pickle.GLOBAL: lambda m: m.named(m.line().decode(), m.line().decode()),
-        pickle.STRING: lambda m: m.push(unquoted(m.line())),
+        pickle.STRING: lambda m: m.push(unquote(m.line())),
     }
     for op in pickletools.opcodes:
         code, reader = op.code.encode("latin1"), op.arg.reader if op.arg else None
         if op.name in SIZED:
-            found[code] = sized(*SIZED[op.name])
+            found[code] = push_sized(*SIZED[op.name])
         elif op.name in CONSTANTS:
-            found[code] = value(CONSTANTS[op.name])
+            found[code] = push_constant(CONSTANTS[op.name])
         elif op.name in (*NUMBERS, *TEXTS) and reader:
-            found[code] = read_by(reader)
+            found[code] = push_read(reader)
         elif op.name in HANDLERS:
-            found[code] = handled(HANDLERS[op.name], reader)
+            found[code] = call_handler(HANDLERS[op.name], reader)
     return found
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.errors import UserError
 
-STORAGES = {
+STORAGE_DTYPES = {
     "DoubleStorage": "f8",
     "FloatStorage": "f4",
     "HalfStorage": "f2",
@@ -35,7 +35,7 @@ STORAGES = {
 
 
 @dataclass(frozen=True)
-class Stretch:
+class FileSpan:
     """`length` bytes of an open file at `offset`, or in `memory`.
 
     `kind`: bytes; text (UTF-8); string (Python 2's, bytes or latin1 text); latin1 (bytes that were written as text, in UTF-8).
@@ -69,15 +69,7 @@ class Stretch:
         return text.encode("latin1") if self.kind == "latin1" else text
 
 
-@dataclass(frozen=True)
-class Allowed:
-    """What a pickle gets for an allowed name: the machine calls `make`, and nothing else can be done with it."""
-
-    name: str
-    make: Callable[..., Any]
-
-
-class Dtype:
+class DtypeStub:
     """Stands for numpy.dtype: plain numbers and text only."""
 
     __slots__ = ("value",)
@@ -100,7 +92,7 @@ class Dtype:
         self.value = self.value.newbyteorder(order)
 
 
-class Array:
+class LazyArray:
     """Stands for a numpy array."""
 
     __slots__ = ("content", "dtype", "order", "shape")
@@ -114,16 +106,16 @@ class Array:
             raise UserError("the pickle holds an array of objects; only numbers and text are read")
         self.fill(content, dtype, shape, "F" if fortran else "C")
 
-    def fill(self, content: Any, dtype: Any, shape: Any, order: str) -> Array:
+    def fill(self, content: Any, dtype: Any, shape: Any, order: str) -> LazyArray:
         content = (
             content.encode("latin1") if isinstance(content, str) else content
         )  # Python 2 wrote bytes as text
         if isinstance(content, (bytes, bytearray)):
-            content = Stretch(-1, 0, len(content), "bytes", bytes(content))
+            content = FileSpan(-1, 0, len(content), "bytes", bytes(content))
         if (
-            not isinstance(content, Stretch)
+            not isinstance(content, FileSpan)
             or content.kind == "text"
-            or not isinstance(dtype, Dtype)
+            or not isinstance(dtype, DtypeStub)
         ):
             raise pickle.UnpicklingError("an array that is not made of bytes and a dtype")
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -150,18 +142,18 @@ class Array:
 
 
 @dataclass(frozen=True)
-class StorageType:
+class StorageTypeStub:
     """Stands for torch.FloatStorage and its kin: a name for an element type, not to be called."""
 
     dtype: str
 
 
-class Storage:
+class LazyStorage:
     """The flat memory of torch tensors; in the old layout it is filled after the tensors have been named."""
 
     __slots__ = ("content", "dtype")
 
-    def __init__(self, dtype: str, content: Stretch | None = None) -> None:
+    def __init__(self, dtype: str, content: FileSpan | None = None) -> None:
         self.dtype, self.content = dtype, content
 
     @property
@@ -178,18 +170,18 @@ class Storage:
                 f"a tensor that reaches element {stop - 1} of {self.content.length // size}"
             )
         flat = np.frombuffer(self.content.raw(start * size, (stop - start) * size), self.element)
-        return widen(flat) if self.dtype == "bfloat16" else flat
+        return to_float32(flat) if self.dtype == "bfloat16" else flat
 
     def settle(self) -> np.ndarray:
         return self.read(0, self.content.length // self.element.itemsize if self.content else 0)
 
 
-class LateStorage(Storage):
+class NestedStorage(LazyStorage):
     """A storage within bytes that were written as text: opened at each reading, since what it holds has no place in the file."""
 
     __slots__ = ("parse", "text")
 
-    def __init__(self, text: Stretch, parse: Callable[[Any], Storage]) -> None:
+    def __init__(self, text: FileSpan, parse: Callable[[Any], LazyStorage]) -> None:
         self.text, self.parse = text, parse
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -199,7 +191,7 @@ class LateStorage(Storage):
         return self.parse(self.text.settle()).settle()
 
 
-class Tensor:
+class LazyTensor:
     """Stands for a torch tensor: a storage, an offset, sizes and strides, all in elements."""
 
     __slots__ = ("offset", "shape", "storage", "strides")
@@ -207,7 +199,7 @@ class Tensor:
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> None:
         numbers = (offset, *shape, *strides)
         if (
-            not isinstance(storage, Storage)
+            not isinstance(storage, LazyStorage)
             or len(shape) != len(strides)
             or not all(isinstance(n, int) and n >= 0 for n in numbers)
         ):
@@ -234,47 +226,3 @@ class Tensor:
         )  # which refuses a reach past the end: as_strided itself would read there
         steps = [step * flat.itemsize for step in self.strides]
         return np.lib.stride_tricks.as_strided(flat, self.shape, steps)
-
-
-def reconstruct(kind: Any, *_: Any) -> Array:
-    if not isinstance(kind, Allowed) or kind.name != "numpy.ndarray":
-        raise UserError(
-            f"the pickle makes an array of class {getattr(kind, 'name', kind)!r}; only numpy.ndarray is read"
-        )
-    return Array()
-
-
-def scalar(dtype: Any, content: Any) -> Any:
-    return Array().fill(content, dtype, (1,), "C").settle()[0]
-
-
-def encode(text: Any, encoding: Any = "utf-8") -> bytes | Stretch:
-    long = isinstance(text, Stretch) and text.kind == "text"
-    if not (long or isinstance(text, str)) or encoding != "latin1":
-        raise UserError(
-            f"the pickle calls _codecs.encode with encoding {encoding!r}; only latin1 is read"
-        )
-    return (
-        Stretch(text.descriptor, text.offset, text.length, "latin1")
-        if long
-        else text.encode("latin1")
-    )
-
-
-def plain(kind: type) -> Callable[..., Any]:
-    """A container made from at most one container: `bytearray(10 ** 12)` and the like would take memory for nothing."""
-
-    def make(*arguments: Any) -> Any:
-        if len(arguments) == 1 and isinstance(arguments[0], Stretch) and kind in (bytes, bytearray):
-            return arguments[0]
-        if len(arguments) > 1 or any(
-            not isinstance(a, (list, tuple, bytes, bytearray)) for a in arguments
-        ):
-            raise pickle.UnpicklingError(f"{kind.__name__} of {arguments!r:.80}")
-        return kind(*arguments)
-
-    return make
-
-
-def refused(*_: Any) -> Any:
-    raise pickle.UnpicklingError("a class that is only to be named is called")

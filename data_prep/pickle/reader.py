@@ -24,22 +24,24 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.errors import UserError
-from data_prep.pickle.interpreter import Machine, Source
+from data_prep.pickle.allowed_globals import (
+    AllowedGlobal,
+    checked_container,
+    encode_latin1,
+    make_scalar,
+    new_array,
+    refuse_call,
+)
+from data_prep.pickle.interpreter import Interpreter, PickleSource
 from data_prep.pickle.lazy_arrays import (
-    STORAGES,
-    Allowed,
-    Array,
-    Dtype,
-    LateStorage,
-    Storage,
-    StorageType,
-    Stretch,
-    Tensor,
-    encode,
-    plain,
-    reconstruct,
-    refused,
-    scalar,
+    STORAGE_DTYPES,
+    DtypeStub,
+    FileSpan,
+    LazyArray,
+    LazyStorage,
+    LazyTensor,
+    NestedStorage,
+    StorageTypeStub,
 )
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -47,38 +49,40 @@ TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a torch.save file of the
 
 
 @contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[Any]:
+def open_pickle(path: str | Path) -> Iterator[Any]:
     """The content of a pickle or torch.save file, with placeholders that `array` reads until the block ends.
 
     UserError if it is missing, damaged, or needs anything but arrays and containers.
     """
-    with errors_named(path):
+    with as_user_error(path):
         descriptor = os.open(path, os.O_RDONLY)
     try:
-        with errors_named(path):
+        with as_user_error(path):
             if os.pread(descriptor, len(ZIP_MAGIC), 0) == ZIP_MAGIC:
                 content = read_archive(descriptor, str(path))
             else:
-                content = read(Source(descriptor, 0, os.fstat(descriptor).st_size), str(path))
+                content = read_pickle(
+                    PickleSource(descriptor, 0, os.fstat(descriptor).st_size), str(path)
+                )
         yield content
     finally:
         os.close(descriptor)
 
 
-def array(path: str | Path, placeholder: Array | Tensor) -> np.ndarray:
+def read_array(path: str | Path, placeholder: LazyArray | LazyTensor) -> np.ndarray:
     """The array that a placeholder of `opened(path)` stands for. UserError as there."""
-    with errors_named(path):
+    with as_user_error(path):
         return placeholder.settle()
 
 
 def load(path: str | Path) -> Any:
     """The content of a pickle or torch.save file with all of its arrays, in memory. UserError as `opened`."""
-    with opened(path) as content, errors_named(path):
-        return settle(content, {})
+    with open_pickle(path) as content, as_user_error(path):
+        return materialize(content, {})
 
 
 @contextlib.contextmanager
-def errors_named(path: str | Path) -> Iterator[None]:
+def as_user_error(path: str | Path) -> Iterator[None]:
     """Whatever a damaged pickle fails with is an error of the user's, naming the file; nothing of it has been run."""
     try:
         yield
@@ -95,51 +99,59 @@ def errors_named(path: str | Path) -> Iterator[None]:
 
 
 @cache
-def allowed() -> dict[tuple[str, str], Any]:
+def allowed_table() -> dict[tuple[str, str], Any]:
     table: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): Allowed("numpy.ndarray", refused),
-        ("numpy", "dtype"): Allowed("numpy.dtype", Dtype),
-        ("_codecs", "encode"): Allowed("_codecs.encode", encode),
-        ("collections", "OrderedDict"): Allowed("collections.OrderedDict", plain(OrderedDict)),
-        ("torch._utils", "_rebuild_tensor_v2"): Allowed("torch._utils._rebuild_tensor_v2", Tensor),
-        ("torch._utils", "_rebuild_parameter"): Allowed(
+        ("numpy", "ndarray"): AllowedGlobal("numpy.ndarray", refuse_call),
+        ("numpy", "dtype"): AllowedGlobal("numpy.dtype", DtypeStub),
+        ("_codecs", "encode"): AllowedGlobal("_codecs.encode", encode_latin1),
+        ("collections", "OrderedDict"): AllowedGlobal(
+            "collections.OrderedDict", checked_container(OrderedDict)
+        ),
+        ("torch._utils", "_rebuild_tensor_v2"): AllowedGlobal(
+            "torch._utils._rebuild_tensor_v2", LazyTensor
+        ),
+        ("torch._utils", "_rebuild_parameter"): AllowedGlobal(
             "torch._utils._rebuild_parameter", lambda data, *_: data
         ),
-        ("torch.storage", "_load_from_bytes"): Allowed(
+        ("torch.storage", "_load_from_bytes"): AllowedGlobal(
             "torch.storage._load_from_bytes", storage_from_bytes
         ),
     }
     for package in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
-        table[f"{package}.multiarray", "_reconstruct"] = Allowed("numpy._reconstruct", reconstruct)
-        table[f"{package}.multiarray", "scalar"] = Allowed("numpy.scalar", scalar)
-        table[f"{package}.numeric", "_frombuffer"] = Allowed(
-            "numpy._frombuffer", lambda b, d, s, o: Array().fill(b, d, s, o)
+        table[f"{package}.multiarray", "_reconstruct"] = AllowedGlobal(
+            "numpy._reconstruct", new_array
+        )
+        table[f"{package}.multiarray", "scalar"] = AllowedGlobal("numpy.scalar", make_scalar)
+        table[f"{package}.numeric", "_frombuffer"] = AllowedGlobal(
+            "numpy._frombuffer", lambda b, d, s, o: LazyArray().fill(b, d, s, o)
         )
     for module in ("builtins", "__builtin__"):  # Python 3 and Python 2
         for kind in (set, frozenset, bytes, bytearray):
-            table[module, kind.__name__] = Allowed(kind.__name__, plain(kind))
-    for name, dtype in STORAGES.items():
-        table["torch", name] = StorageType(dtype)
+            table[module, kind.__name__] = AllowedGlobal(kind.__name__, checked_container(kind))
+    for name, dtype in STORAGE_DTYPES.items():
+        table["torch", name] = StorageTypeStub(dtype)
     return table
 
 
-def program(
-    source: Source, origin: str, storage: Callable[[StorageType, str], Storage] | None = None
+def run_pickle(
+    source: PickleSource,
+    origin: str,
+    storage: Callable[[StorageTypeStub, str], LazyStorage] | None = None,
 ) -> Any:
     """Run one pickle. `storage` gives the memory for a tensor's key; without it there are none."""
 
     def find(module: str, name: str) -> Any:
-        if (module, name) not in allowed():
+        if (module, name) not in allowed_table():
             reads = "only arrays, tensors, containers, text and numbers are read; nothing was run"
             raise UserError(f"{origin} needs {module}.{name}: {reads}")
-        return allowed()[module, name]
+        return allowed_table()[module, name]
 
-    def persistent(identifier: Any) -> Storage:
+    def persistent(identifier: Any) -> LazyStorage:
         if (
             storage is None
             or not isinstance(identifier, tuple)
             or len(identifier) < 5
-            or not isinstance(identifier[1], StorageType)
+            or not isinstance(identifier[1], StorageTypeStub)
         ):
             raise UserError(
                 f"{origin} refers to something outside of it ({identifier!r:.80}); only torch.save files may, to tensors"
@@ -150,11 +162,11 @@ def program(
             )
         return storage(identifier[1], str(identifier[2]))
 
-    return Machine(source, find, persistent).load()
+    return Interpreter(source, find, persistent).load()
 
 
-def read(source: Source, origin: str) -> Any:
-    content = program(source, origin)
+def read_pickle(source: PickleSource, origin: str) -> Any:
+    content = run_pickle(source, origin)
     return (
         read_legacy(source, origin)
         if isinstance(content, int) and content == TORCH_MAGIC
@@ -162,32 +174,32 @@ def read(source: Source, origin: str) -> Any:
     )
 
 
-def read_legacy(source: Source, origin: str) -> Any:
+def read_legacy(source: PickleSource, origin: str) -> Any:
     """torch.save before 1.6, and torch storages in plain pickles: version, system, content, keys, then each storage: count, memory."""
-    storages: dict[str, Storage] = {}
-    program(source, origin)
-    system = program(source, origin)
+    storages: dict[str, LazyStorage] = {}
+    run_pickle(source, origin)
+    system = run_pickle(source, origin)
     if not system["little_endian"]:
         raise UserError(f"{origin} was written on a big-endian machine; save it again on another")
-    content = program(
-        source, origin, lambda kind, key: storages.setdefault(key, Storage(kind.dtype))
+    content = run_pickle(
+        source, origin, lambda kind, key: storages.setdefault(key, LazyStorage(kind.dtype))
     )
-    for key in program(source, origin):
+    for key in run_pickle(source, origin):
         count = int.from_bytes(source.file.read(8), "little")
         storages[key].content = source.take(count * storages[key].element.itemsize, "bytes")
     return content
 
 
-def storage_from_bytes(content: Any) -> Storage:
+def storage_from_bytes(content: Any) -> LazyStorage:
     """torch.storage._load_from_bytes: a torch.save file, of the old layout, within the pickle."""
-    if isinstance(content, Stretch) and content.kind == "latin1":
-        return LateStorage(content, storage_from_bytes)
-    if isinstance(content, Stretch):
-        source = Source(content.descriptor, content.offset, content.length)
+    if isinstance(content, FileSpan) and content.kind == "latin1":
+        return NestedStorage(content, storage_from_bytes)
+    if isinstance(content, FileSpan):
+        source = PickleSource(content.descriptor, content.offset, content.length)
     else:
-        source = Source(None, memory=content)
-    storage = read(source, "the pickle")
-    if not isinstance(storage, Storage):
+        source = PickleSource(None, memory=content)
+    storage = read_pickle(source, "the pickle")
+    if not isinstance(storage, LazyStorage):
         raise pickle.UnpicklingError(
             "torch.storage._load_from_bytes of something that is no storage"
         )
@@ -205,25 +217,26 @@ def read_archive(descriptor: int, origin: str) -> Any:
             raise UserError(f"{origin} is a zip, but not one of torch.save")
         if (
             f"{root}byteorder" in names
-            and bytes(member(archive.getinfo(f"{root}byteorder"), descriptor).raw()) != b"little"
+            and bytes(zip_member(archive.getinfo(f"{root}byteorder"), descriptor).raw())
+            != b"little"
         ):
             raise UserError(
                 f"{origin} was written on a big-endian machine; save it again on another"
             )
-        storages: dict[str, Storage] = {}
+        storages: dict[str, LazyStorage] = {}
 
-        def storage(kind: StorageType, key: str) -> Storage:
+        def storage(kind: StorageTypeStub, key: str) -> LazyStorage:
             if key not in storages:
-                storages[key] = Storage(
-                    kind.dtype, member(archive.getinfo(f"{root}data/{key}"), descriptor)
+                storages[key] = LazyStorage(
+                    kind.dtype, zip_member(archive.getinfo(f"{root}data/{key}"), descriptor)
                 )
             return storages[key]
 
-        place = member(archive.getinfo(f"{root}data.pkl"), descriptor)
-        return program(Source(descriptor, place.offset, place.length), origin, storage)
+        place = zip_member(archive.getinfo(f"{root}data.pkl"), descriptor)
+        return run_pickle(PickleSource(descriptor, place.offset, place.length), origin, storage)
 
 
-def member(info: zipfile.ZipInfo, descriptor: int) -> Stretch:
+def zip_member(info: zipfile.ZipInfo, descriptor: int) -> FileSpan:
     """Where the bytes of a zip's member are. torch stores them as they are; UserError for one that somebody has compressed."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise UserError(
@@ -240,12 +253,12 @@ def member(info: zipfile.ZipInfo, descriptor: int) -> Stretch:
     )
     if start + info.file_size > os.fstat(descriptor).st_size:
         raise EOFError(f"it ends within {info.filename}")
-    return Stretch(descriptor, start, info.file_size)
+    return FileSpan(descriptor, start, info.file_size)
 
 
-def settle(content: Any, seen: dict[int, Any]) -> Any:
+def materialize(content: Any, seen: dict[int, Any]) -> Any:
     """The content with arrays in the places of their placeholders; dicts and lists are changed in place."""
-    if isinstance(content, (Array, Tensor, Storage, Stretch)):
+    if isinstance(content, (LazyArray, LazyTensor, LazyStorage, FileSpan)):
         if id(content) not in seen:
             seen[id(content)] = (
                 content.settle(),
@@ -254,12 +267,12 @@ def settle(content: Any, seen: dict[int, Any]) -> Any:
         return seen[id(content)][0]
     if isinstance(content, dict):
         for key in content:
-            content[key] = settle(content[key], seen)
+            content[key] = materialize(content[key], seen)
     elif isinstance(content, list):
-        content[:] = [settle(item, seen) for item in content]
+        content[:] = [materialize(item, seen) for item in content]
     elif isinstance(content, tuple):
-        return tuple(settle(item, seen) for item in content)
-    elif isinstance(content, (Allowed, Dtype, StorageType)):
+        return tuple(materialize(item, seen) for item in content)
+    elif isinstance(content, (AllowedGlobal, DtypeStub, StorageTypeStub)):
         raise UserError(
             "the pickle holds a class or a function; only arrays, tensors, containers, text and numbers are read"
         )

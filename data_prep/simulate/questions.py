@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from cjepa_dist.clevrer.language import Namer
-from cjepa_dist.clevrer.programs import World
+from cjepa_dist.clevrer.descriptions import Describer
+from cjepa_dist.clevrer.events import VideoEvents
 from cjepa_dist.clevrer.scene import History
-from data_prep.simulate.descriptive import descriptive
-from data_prep.simulate.multiple_choice import counterfactual as ask_counterfactual
-from data_prep.simulate.multiple_choice import explanatory, predictive
+from data_prep.simulate.descriptive import descriptive_questions
+from data_prep.simulate.multiple_choice import counterfactual_questions as ask_counterfactual
+from data_prep.simulate.multiple_choice import explanatory_questions, predictive_questions
 
 
 def make_questions(
@@ -30,15 +30,16 @@ def make_questions(
 ) -> dict[str, Any]:
     """CLEVRER's questions JSON of one video.
 
-    `counterfactual(object_id)` is called once for each object at most. Source: spec/clevrer.md (forms, frequencies, semantics).
+    `counterfactual(object_id)` is called once for each object at most. Source: spec/clevrer.md
+    (forms, frequencies, semantics).
     """
     random = Random(int(rng.integers(1 << 62)))
-    world = World(history, counterfactual)
-    namer = Namer(history.objects, random)
-    questions = descriptive(world, namer, random)
-    questions += explanatory(world, namer, random)
-    questions += predictive(world, namer, random)
-    questions += ask_counterfactual(world, namer, random)
+    video = VideoEvents(history, counterfactual)
+    describer = Describer(history.objects, random)
+    questions = descriptive_questions(video, describer, random)
+    questions += explanatory_questions(video, describer, random)
+    questions += predictive_questions(video, describer, random)
+    questions += ask_counterfactual(video, describer, random)
     return {
         "scene_index": scene_index,
         "video_filename": f"video_{scene_index:05d}.mp4",

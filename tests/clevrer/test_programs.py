@@ -7,20 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cjepa_dist.clevrer.language import (
-    FORMS,
+from cjepa_dist.clevrer.descriptions import Describer, noun_phrase
+from cjepa_dist.clevrer.events import MOVING_SPEED, VideoEvents
+from cjepa_dist.clevrer.parser import matching_objects, parse
+from cjepa_dist.clevrer.programs import LITERALS, OPERATORS, check_program, run_programs
+from cjepa_dist.clevrer.scene import ATTRIBUTES, SIMULATED_FRAMES, Collision, History, SceneObject
+from cjepa_dist.clevrer.templates import (
+    TEMPLATES,
     Filler,
-    Namer,
-    at_event,
-    described,
-    fill,
-    parse,
-    phrase,
-    plain,
+    event_filler,
+    fill_template,
+    fixed_filler,
 )
-from cjepa_dist.clevrer.programs import ATTRIBUTES, MOVING_SPEED, OPERATORS, WORDS, World, check
-from cjepa_dist.clevrer.scene import FRAMES, Collision, History, SceneObject
-from cjepa_dist.clevrer.vocabulary import CHOICE_WORDS, QUESTION_WORDS, encode
+from cjepa_dist.clevrer.vocabulary import MAX_CHOICE_WORDS, MAX_QUESTION_WORDS, encode_text
 from cjepa_dist.errors import UserError
 
 OBJECTS = [
@@ -33,10 +32,10 @@ OBJECTS = [
 
 def history(collisions=((20, 0, 1), (60, 1, 2), (140, 2, 3)), removed=None):
     """Object 1 enters at 10 and hits 2 after 0 has hit it; 3 exits at 100 and is back in view at 120; 2 moves from frame 60 on."""
-    present = np.ones((FRAMES, 4), bool)
+    present = np.ones((SIMULATED_FRAMES, 4), bool)
     present[:10, 1] = False
     present[100:120, 3] = False
-    velocity = np.zeros((FRAMES, 4, 2))
+    velocity = np.zeros((SIMULATED_FRAMES, 4, 2))
     velocity[:20, 0, 0] = 10 * MOVING_SPEED
     velocity[20:, 1, 1] = -10 * MOVING_SPEED
     velocity[60:, 2, 0] = 2 * MOVING_SPEED
@@ -49,14 +48,14 @@ def history(collisions=((20, 0, 1), (60, 1, 2), (140, 2, 3)), removed=None):
         entries={1: 10},
         exits={3: 100},
         present=present,
-        position=np.zeros((FRAMES, 4, 2)),
+        position=np.zeros((SIMULATED_FRAMES, 4, 2)),
         velocity=velocity,
     )
 
 
 def answer(sentence, choice=None, counterfactual=None):
-    world = World(history(), counterfactual)
-    return world.run(*([parse(choice)[1]] if choice else []), parse(sentence)[1])
+    world = VideoEvents(history(), counterfactual)
+    return run_programs(world, *([parse(choice)[1]] if choice else []), parse(sentence)[1])
 
 
 # --- real questions --------------------------------------------------------------------------------------------------
@@ -80,8 +79,8 @@ def test_real_programs_type_check_and_follow_from_their_sentences(shared):
         for choice in question["choices"]:
             form, program = parse(choice["choice"])
             assert form.kind == "choice" and program == choice["program"]
-            assert check(program) in (("object",), ("event",))
-            assert check([*program, *question["program"]]) == ("answer",)
+            assert check_program(program) in (("object",), ("event",))
+            assert check_program([*program, *question["program"]]) == ("answer",)
 
 
 def test_real_test_questions_are_understood(shared):
@@ -94,9 +93,11 @@ def test_real_test_questions_are_understood(shared):
         if form.kind == "descriptive":
             asked = program[-1] if form.subtype == "query" else form.subtype
             assert asked == question["question_subtype"]
-            assert check(program) == (("number",) if form.subtype == "count" else ("answer",))
+            assert check_program(program) == (
+                ("number",) if form.subtype == "count" else ("answer",)
+            )
         for choice in question.get("choices", []):
-            assert check([*parse(choice["choice"])[1], *program]) == ("answer",)
+            assert check_program([*parse(choice["choice"])[1], *program]) == ("answer",)
     assert len(families) >= 10
 
 
@@ -121,20 +122,20 @@ def test_real_sentence_of_no_form():
 )
 def test_bad_program(program, message):
     with pytest.raises(UserError, match=message):
-        check(program.split())
+        check_program(program.split())
 
 
-@given(st.lists(st.sampled_from([*OPERATORS, *WORDS, "nonsense"]), max_size=8))
+@given(st.lists(st.sampled_from([*OPERATORS, *LITERALS, "nonsense"]), max_size=8))
 def test_any_tokens_give_an_answer_or_a_user_error(program):
-    world = World(history(), lambda removed: history(removed=removed))
+    world = VideoEvents(history(), lambda removed: history(removed=removed))
     try:
-        kinds = check(program)
+        kinds = check_program(program)
     except UserError:
         with pytest.raises(UserError):
-            world.run(program)
+            run_programs(world, program)
         return
     try:
-        result = world.run(program)
+        result = run_programs(world, program)
     except UserError:
         return
     assert len(kinds) == 1 and isinstance(result, str)
@@ -248,9 +249,9 @@ def test_descriptions_that_do_not_fit():
 def test_what_is_out_of_view_is_not_told():
     world = history()
     world.present[60, 2] = False
-    assert World(world).run(parse("How many collisions happen?")[1]) == "1"
+    assert run_programs(VideoEvents(world), parse("How many collisions happen?")[1]) == "1"
     world.present[:128, 3] = False  # never shown: no object for questions
-    assert World(world).run(parse("How many objects are stationary?")[1]) == "0"
+    assert run_programs(VideoEvents(world), parse("How many objects are stationary?")[1]) == "0"
 
 
 # --- language --------------------------------------------------------------------------------------------------------
@@ -262,38 +263,38 @@ descriptions = st.tuples(
 
 @given(st.data())
 def test_every_form_reads_back(data):
-    form = data.draw(st.sampled_from(FORMS))
+    form = data.draw(st.sampled_from(TEMPLATES))
     draw = data.draw
-    item = phrase(*draw(descriptions))
-    event = at_event(
-        "TIME", "when", phrase(*draw(descriptions)), draw(st.sampled_from(["enters", "exits"]))
+    item = noun_phrase(*draw(descriptions))
+    event = event_filler(
+        "TIME", "when", noun_phrase(*draw(descriptions)), draw(st.sampled_from(["enters", "exits"]))
     )
-    order = at_event(
-        "ORD", draw(st.sampled_from(["before", "after"])), phrase(*draw(descriptions)), "exits"
+    order = event_filler(
+        "ORD", draw(st.sampled_from(["before", "after"])), noun_phrase(*draw(descriptions)), "exits"
     )
     queried = draw(descriptions)
     blanks = {
         "X": item,
-        "Y": phrase(*draw(descriptions)),
-        "D": phrase("", *queried[1:]),
-        "OBJS": phrase(*draw(descriptions), plural=True),
+        "Y": noun_phrase(*draw(descriptions)),
+        "D": noun_phrase("", *queried[1:]),
+        "OBJS": noun_phrase(*draw(descriptions), plural=True),
         "TIME": draw(
             st.sampled_from(
                 [event, Filler("", "null"), Filler(" when the video ends", "end get_frame")]
             )
         ),
         "ORD": draw(st.sampled_from([order, Filler("", "events")])),
-        "A": plain("A", "color"),
-        "STATE": plain("STATE", draw(st.sampled_from(["moving", "stationary"]))),
-        "DO": plain("DO", "exit"),
-        "DOES": plain("DOES", "enters"),
-        "ORDER": plain("ORDER", draw(st.sampled_from(["first", "second", "last"]))),
-        "NOT": plain("NOT", draw(st.sampled_from(["", "not "]))),
+        "A": fixed_filler("A", "color"),
+        "STATE": fixed_filler("STATE", draw(st.sampled_from(["moving", "stationary"]))),
+        "DO": fixed_filler("DO", "exit"),
+        "DOES": fixed_filler("DOES", "enters"),
+        "ORDER": fixed_filler("ORDER", draw(st.sampled_from(["first", "second", "last"]))),
+        "NOT": fixed_filler("NOT", draw(st.sampled_from(["", "not "]))),
     }
-    text, program = fill(form, blanks)
+    text, program = fill_template(form, blanks)
     found, read = parse(text)
     assert (found.kind, read) == (form.kind, program)
-    encode(text, CHOICE_WORDS if form.kind == "choice" else QUESTION_WORDS)
+    encode_text(text, MAX_CHOICE_WORDS if form.kind == "choice" else MAX_QUESTION_WORDS)
 
 
 @given(
@@ -302,14 +303,14 @@ def test_every_form_reads_back(data):
 )
 def test_descriptions_are_definite(triples, random):
     objects = [SceneObject(i, *triple) for i, triple in enumerate(sorted(triples))]
-    namer = Namer(objects, random)
+    namer = Describer(objects, random)
     for item in objects:
         filler = namer(item.object_id)
-        assert described(filler.program.split(), objects) == [item.object_id]
+        assert matching_objects(filler.program.split(), objects) == [item.object_id]
         assert set(filler.text.split()) <= {item.color, item.material, item.shape, "object"}
 
 
 def test_twins_cannot_be_named():
     twins = [SceneObject(0, "red", "metal", "cube"), SceneObject(1, "red", "metal", "cube")]
     with pytest.raises(UserError, match="another object"):
-        Namer(twins, None)
+        Describer(twins, None)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import load_slots, read_split
-from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.errors import UserError
 from data_prep.import_arrays import ImportArrays, main
 from data_prep.merge import Merge
@@ -104,7 +104,7 @@ def test_every_layout(tmp_path, layout):
     LAYOUTS[layout](tmp_path / "in")
     out = run(tmp_path, dtype="float32")
     manifest = Manifest.load(out)
-    assert verify_folder(out) == [] and sorted(manifest.splits) == ["train", "val"]
+    assert verify_dataset(out) == [] and sorted(manifest.splits) == ["train", "val"]
     assert manifest.keys("train") == ["video_00000", "video_00002", "video_00011"]
     assert np.array_equal(load_slots(out, "train"), np.stack([video(0), video(2), video(11)]))
     assert np.array_equal(load_slots(out, "val"), np.stack([video(10000), video(10001)]))
@@ -116,7 +116,7 @@ def test_bfloat16_and_float16_tensors_come_through_exactly(tmp_path):
     save_file(made, tmp_path / "in" / "train.safetensors")
     out = run(tmp_path, dtype="bfloat16")
     assert np.array_equal(
-        widen(load_slots(out, "train")), torch.stack(list(made.values())).float().numpy()
+        to_float32(load_slots(out, "train")), torch.stack(list(made.values())).float().numpy()
     )
 
 

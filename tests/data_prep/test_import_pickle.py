@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import load_slots, read_split
-from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.errors import UserError
 from data_prep.import_pickle import ImportPickle, main
 from data_prep.pickle import reader
@@ -317,7 +317,7 @@ def test_both_public_layouts(tmp_path, layout, capsys):
         load_slots(out, "train"), np.stack([video(0), video(2), video(11)]).astype(np.float16)
     )
     assert next(read_split(out, "val")).annotation == {"scene_index": 10000}
-    assert verify_folder(out) == []
+    assert verify_dataset(out) == []
     printed = capsys.readouterr().out
     assert (
         "train 3, val 1, test 1 videos" in printed

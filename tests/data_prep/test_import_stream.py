@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa_dist.data.format.dtypes import narrow, widen
+from cjepa_dist.data.format.dtypes import to_float32, to_storage_dtype
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import load_slots, read_split
 from cjepa_dist.data.format.split_writer import OpenShard
-from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.questions import InMemoryQuestions
 from cjepa_dist.data.windows import InMemoryWindows
@@ -100,20 +100,20 @@ def test_a_pickle_larger_than_the_memory_it_may_have(tmp_path, kind):
 
 
 def test_reading_a_table_of_contents_reads_no_array(source):
-    with reader.opened(source) as content:
+    with reader.open_pickle(source) as content:
         arrays = list(content["train"].values())
         assert len(arrays) == VIDEOS and all(
             a.shape == (128, 7, 128) and a.content.memory is None for a in arrays
         )
-        assert reader.array(source, arrays[5])[0, 0, 0] == np.float32(0.005)
+        assert reader.read_array(source, arrays[5])[0, 0, 0] == np.float32(0.005)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
     write_pickle(tmp_path / "x.pkl", 2)
-    with reader.opened(tmp_path / "x.pkl") as content:
+    with reader.open_pickle(tmp_path / "x.pkl") as content:
         os.truncate(tmp_path / "x.pkl", 500_000)
         with pytest.raises(UserError, match=r"x\.pkl is not a readable pickle .* ends early"):
-            reader.array(tmp_path / "x.pkl", content["train"]["1_pixels.mp4"])
+            reader.read_array(tmp_path / "x.pkl", content["train"]["1_pixels.mp4"])
 
 
 def test_questions_are_read_entry_by_entry(tmp_path, monkeypatch):
@@ -121,10 +121,10 @@ def test_questions_are_read_entry_by_entry(tmp_path, monkeypatch):
         {"scene_index": i, "video_filename": "ä" * (i % 7), "questions": [{"question": "?" * i}]}
         for i in range(60)
     ]
-    monkeypatch.setattr(annotations, "CHUNK", 37)
+    monkeypatch.setattr(annotations, "CHUNK_CHARACTERS", 37)
     for indent in (None, 1):
         (tmp_path / "q.json").write_text(json.dumps(made, indent=indent, ensure_ascii=False) + "\n")
-        joined = annotations.Joining(str(tmp_path / "q.json"), "")
+        joined = annotations.SceneMetadata(str(tmp_path / "q.json"), "")
         assert [joined.questions(i) for i in range(60)] == made and joined.questions(60) is None
     for spoiled in (
         json.dumps(made)[:-1],
@@ -133,7 +133,7 @@ def test_questions_are_read_entry_by_entry(tmp_path, monkeypatch):
     ):
         (tmp_path / "q.json").write_text(spoiled)
         with pytest.raises(UserError, match=r"q\.json is no JSON"):
-            annotations.Joining(str(tmp_path / "q.json"), "")
+            annotations.SceneMetadata(str(tmp_path / "q.json"), "")
 
 
 # --- stops
@@ -173,7 +173,7 @@ def test_a_killed_import_leaves_whole_shards_and_goes_on(source, whole, tmp_path
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 9, VIDEOS - 1])
 def test_an_interrupt_anywhere(source, whole, tmp_path, monkeypatch, stop, capsys):
-    read, calls = reader.array, []
+    read, calls = reader.read_array, []
 
     def array(path, placeholder):
         calls.append(placeholder)
@@ -181,7 +181,7 @@ def test_an_interrupt_anywhere(source, whole, tmp_path, monkeypatch, stop, capsy
             raise KeyboardInterrupt
         return read(path, placeholder)
 
-    monkeypatch.setattr(reader, "array", array)
+    monkeypatch.setattr(reader, "read_array", array)
     config = ImportPickle(source=str(source), out=str(tmp_path / "out"), shard_mb=1)
     with pytest.raises(KeyboardInterrupt):
         main(config)
@@ -266,7 +266,7 @@ def test_another_source_does_not_go_on_from_what_is_there(tmp_path, monkeypatch)
     main(config)
     assert (
         np.array_equal(load_slots(tmp_path / "out", "train")[:, 0, 0, 1], np.arange(5))
-        and verify_folder(tmp_path / "out") == []
+        and verify_dataset(tmp_path / "out") == []
     )
 
 
@@ -289,12 +289,12 @@ def test_types_on_disk(tmp_path, dtype, frames, capsys):
     assert (
         manifest.dtype == dtype
         and manifest.frames == frames
-        and verify_folder(tmp_path / "out") == []
+        and verify_dataset(tmp_path / "out") == []
     )
     rounded = (
         torch.from_numpy(np.stack(list(exact.values()))).to(getattr(torch, dtype)).float().numpy()
     )
-    assert np.array_equal(widen(stored), rounded)
+    assert np.array_equal(to_float32(stored), rounded)
     np.testing.assert_allclose(
         manifest.mean, rounded.astype(np.float64).mean((0, 1, 2)), rtol=1e-12
     )
@@ -307,7 +307,7 @@ def test_types_on_disk(tmp_path, dtype, frames, capsys):
     windows = InMemoryWindows(
         tmp_path / "out", "train", history_frames=2, pred_frames=1, frameskip=5
     )
-    batch = windows.gather(np.array([7]), np.array([0]))
+    batch = windows.get_batch(np.array([7]), np.array([0]))
     assert batch["slots"].dtype == getattr(torch, dtype) and np.array_equal(
         batch["slots"][0].float().numpy(), rounded[0, 7:18:5]
     )
@@ -317,13 +317,13 @@ def test_questions_are_asked_of_bfloat16_too(small_data, tmp_path):
     with DatasetWriter(tmp_path / "out", encoder="test", source={}, dtype="bfloat16") as writer:
         for sample in read_split(small_data, "val"):
             writer.split("val").add(
-                dataclasses.replace(sample, slots=widen(sample.slots), truth=None)
+                dataclasses.replace(sample, slots=to_float32(sample.slots), truth=None)
             )
     exact, rounded = (
         InMemoryQuestions(folder, "val", frames=25, stride=5, eval_start=3)
         for folder in (small_data, tmp_path / "out")
     )
-    a, b = (source.gather(np.arange(40), np.arange(40)) for source in (exact, rounded))
+    a, b = (source.get_batch(np.arange(40), np.arange(40)) for source in (exact, rounded))
     assert torch.equal(a["slots"].bfloat16(), b["slots"])
     assert torch.equal(a["tokens"], b["tokens"])
 
@@ -339,15 +339,15 @@ def test_narrow_rounds_to_nearest_even_and_keeps_what_is_stored():
         values[::2],
         values.astype(np.float16),
     ):
-        assert np.array_equal(narrow(given, "float16"), given.astype(np.float16))
-    bits = narrow(values, "bfloat16")
+        assert np.array_equal(to_storage_dtype(given, "float16"), given.astype(np.float16))
+    bits = to_storage_dtype(values, "bfloat16")
     assert (
         bits.dtype == np.uint16
-        and narrow(bits, "bfloat16") is not None
-        and np.array_equal(narrow(widen(bits), "bfloat16"), bits)
+        and to_storage_dtype(bits, "bfloat16") is not None
+        and np.array_equal(to_storage_dtype(to_float32(bits), "bfloat16"), bits)
     )
-    assert np.array_equal(widen(bits), torch.from_numpy(values).bfloat16().float().numpy())
-    assert np.abs(widen(bits) / values - 1).max() <= 2.0**-8
+    assert np.array_equal(to_float32(bits), torch.from_numpy(values).bfloat16().float().numpy())
+    assert np.abs(to_float32(bits) / values - 1).max() <= 2.0**-8
 
 
 def test_imported_parts_merge_to_the_whole(tmp_path):

@@ -5,19 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cjepa_dist.clevrer.questions import objects, removed_objects
-from cjepa_dist.data.counterfactual_worlds import removed_slots
+from cjepa_dist.clevrer.questions import removed_objects, scene_objects
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
-from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.data.format.writer import DatasetWriter
-from cjepa_dist.data.labels import load_presence
+from cjepa_dist.data.ground_truth import load_presence
 from cjepa_dist.data.questions import InMemoryQuestions
+from cjepa_dist.data.removed_slots import removed_slots
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from data_prep.match import Match, main
 from data_prep.simulate.__main__ import main as simulate
-from data_prep.simulate.video import Simulate
+from data_prep.simulate.settings import Simulate
 
 NOTHING = {"questions": "none", "influence": "none", "counterfactuals": "none", "workers": 1}
 
@@ -41,7 +41,7 @@ def rewritten(world, out, change):
 
 def run(data, out, **options):
     main(Match(data=str(data), out=str(out), **options))
-    assert verify_folder(out) == []
+    assert verify_dataset(out) == []
     return {
         sample.key: sample.match
         for split in Manifest.load(out).splits
@@ -76,10 +76,10 @@ def test_windows_know_presence_from_matches(world, tmp_path):
     run(bare, tmp_path / "out")
     options = {"history_frames": 2, "pred_frames": 1, "frameskip": 5}
     ids = np.arange(0, 4000, 37)
-    expected = InMemoryWindows(world, "train", **options).gather(ids, ids)["present"]
+    expected = InMemoryWindows(world, "train", **options).get_batch(ids, ids)["present"]
     assert expected.any() and not expected.all()
     assert (
-        InMemoryWindows(tmp_path / "out", "train", **options).gather(ids, ids)["present"]
+        InMemoryWindows(tmp_path / "out", "train", **options).get_batch(ids, ids)["present"]
         == expected
     ).all()
 
@@ -96,7 +96,7 @@ def test_presence_that_ends_before_rolled_out_slots_is_not_used(world, tmp_path)
     assert load_presence(rolled, "train") is None
     assert (
         InMemoryWindows(rolled, "train", history_frames=2, pred_frames=1, frameskip=5)
-        .gather(np.array([140]), np.array([0]))["present"]
+        .get_batch(np.array([140]), np.array([0]))["present"]
         .all()
     )
 
@@ -221,11 +221,13 @@ def test_counterfactual_questions_on_matched_slots(tmp_path):
     for video, sample in enumerate(true):
         asked = [q for q in sample.questions["questions"] if q["question_type"] == "counterfactual"]
         removed = [
-            removed_objects({"questions": [q]}, objects(sample.annotation))[0] for q in asked
+            removed_objects({"questions": [q]}, scene_objects(sample.annotation))[0] for q in asked
         ]
-        out = source.left_out[(source.video == video) & (source.type == "counterfactual")]
+        out = source.lacks_world[(source.video == video) & (source.type == "counterfactual")]
         assert out.tolist() == [o not in found[sample.key]["slot_object"] for o in removed]
         of_lost += [left for left, o in zip(out, removed) if o == lost.get(video)]
     assert (
-        len(of_lost) >= 8 and np.mean(of_lost) > 0.7 and len(source.worlds) > source.left_out.sum()
+        len(of_lost) >= 8
+        and np.mean(of_lost) > 0.7
+        and len(source.worlds) > source.lacks_world.sum()
     )

@@ -9,13 +9,13 @@ import pytest
 
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import ShardReader
-from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.errors import UserError
 from data_prep.merge import Merge
 from data_prep.merge import main as merge
-from data_prep.parts import share
+from data_prep.partition import select_part
 from data_prep.simulate.__main__ import main as simulate
-from data_prep.simulate.video import Simulate
+from data_prep.simulate.settings import Simulate
 
 SIZES = {
     "train": 5,
@@ -60,7 +60,7 @@ def contents(folder):
 def test_merged_parts_are_the_whole(made, parts, tmp_path, capsys):
     out = tmp_path / "out"
     assert merge(Merge(out=str(out), parts=str(parts))) == 0
-    assert contents(out) == contents(made / "whole") and verify_folder(out) == []
+    assert contents(out) == contents(made / "whole") and verify_dataset(out) == []
     merged, whole = Manifest.load(out), Manifest.load(made / "whole")
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(merged.std, whole.std, rtol=1e-12)
@@ -76,7 +76,7 @@ def test_merged_parts_are_the_whole(made, parts, tmp_path, capsys):
     merge(Merge(out=str(out), parts=[str(parts / str(i)) for i in (2, 0, 1)]))
     assert "already holds these parts" in capsys.readouterr().out
     shutil.rmtree(parts)
-    assert verify_folder(out) == []
+    assert verify_dataset(out) == []
     assert (
         simulate(Simulate(out=str(out), **SIZES)) == 0
         and "already holds this data set" in capsys.readouterr().out
@@ -134,11 +134,11 @@ def test_a_whole_data_set_is_no_part(made, tmp_path):
 
 def test_shares():
     for length in (8, 9, 17):
-        assert [x for i in range(8) for x in share(list(range(length)), f"{i}/8")] == list(
+        assert [x for i in range(8) for x in select_part(list(range(length)), f"{i}/8")] == list(
             range(length)
         )
     for bad in ("8/8", "1", "-1/2", "a/b"):
         with pytest.raises(UserError, match="i/n with 0 <= i < n"):
-            share([0], bad)
+            select_part([0], bad)
     with pytest.raises(UserError, match="only 1 videos"):
-        share([0], "0/2")
+        select_part([0], "0/2")

@@ -15,8 +15,8 @@ import webdataset
 
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import ShardReader, load_slots
-from cjepa_dist.data.format.split_writer import Sample
-from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.sample import Sample
+from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import file_checksum
@@ -216,7 +216,7 @@ def test_each_fault_is_named_and_repaired(many, capsys, harm, message, lost):
         if lost
         else "lost: no sample" in told
     )
-    assert verify_folder(many) == [] and Manifest.load(many).keys("train") == [
+    assert verify_dataset(many) == [] and Manifest.load(many).keys("train") == [
         f"video_{scene:05d}" for scene in kept
     ]
     slots = load_slots(many, "train").astype(np.float64)
@@ -263,13 +263,13 @@ def test_a_lost_split_an_older_data_set_and_several_processes(many, capsys):
     dataclasses.replace(manifest, splits={"train": older, "val": manifest.splits["val"]}).save(many)
     flip(many / "val" / "000000.tar")
     flip(many / "train" / "000003.tar")
-    assert [f.text for f in verify_folder(many, processes=2)] == [
-        f.text for f in verify_folder(many)
+    assert [f.text for f in verify_dataset(many, processes=2)] == [
+        f.text for f in verify_dataset(many)
     ]
     assert main(Verify(data=str(many), repair=True, processes=2)) == 0
     assert "lost: 3 of 12 samples of train" in capsys.readouterr().out
     repaired = Manifest.load(many)
-    assert [*repaired.splits] == ["train"] and verify_folder(many) == []
+    assert [*repaired.splits] == ["train"] and verify_dataset(many) == []
     slots = load_slots(many, "train").astype(np.float64)
     np.testing.assert_allclose(repaired.std, slots.std((0, 1, 2)), rtol=1e-12)
 

@@ -19,14 +19,14 @@ from cjepa_dist.clevrer.scene import COLORS, MATERIALS, SHAPES
 from cjepa_dist.errors import UserError
 
 ATTRIBUTES = (("color", COLORS), ("material", MATERIALS), ("shape", SHAPES))
-TARGETS = 2 + sum(len(values) for _, values in ATTRIBUTES)
-ROUNDS = 30  # a handful are enough
+TARGET_DIM = 2 + sum(len(values) for _, values in ATTRIBUTES)
+MAX_ROUNDS = 30  # a handful are enough
 RIDGE = 1e-3
-UNEXPLAINED = 0.5  # part of the targets' spread
+MAX_UNEXPLAINED = 0.5  # part of the targets' spread
 
 
 @dataclass
-class Scene:
+class AnnotatedScene:
     """What an annotation says: `identity` (K,) object ids, `targets` (F, K, TARGETS) float32, `seen` (F, K) bool: in view."""
 
     identity: np.ndarray
@@ -34,7 +34,7 @@ class Scene:
     seen: np.ndarray
 
     @classmethod
-    def of(cls, annotation: dict[str, Any]) -> Scene | None:
+    def of(cls, annotation: dict[str, Any]) -> AnnotatedScene | None:
         """From CLEVRER's JSON; None if it has no objects or no trajectory."""
         objects, frames = (
             annotation.get("object_property") or [],
@@ -50,7 +50,7 @@ class Scene:
             )
             for o in objects
         ]
-        targets = np.zeros((len(frames), len(objects), TARGETS), np.float32)
+        targets = np.zeros((len(frames), len(objects), TARGET_DIM), np.float32)
         targets[:, :, 2:] = one_hot
         seen = np.zeros(targets.shape[:2], bool)
         for f, frame in enumerate(frames):
@@ -59,14 +59,14 @@ class Scene:
                 seen[f, place[o["object_id"]]] = o["inside_camera_view"]
         return cls(identity, targets, seen)
 
-    def at(self, frames: np.ndarray) -> Scene:
+    def at(self, frames: np.ndarray) -> AnnotatedScene:
         """The scene at some frames; those that it has not are left out."""
         frames = frames[frames < len(self.seen)]
-        return Scene(self.identity, self.targets[frames], self.seen[frames])
+        return AnnotatedScene(self.identity, self.targets[frames], self.seen[frames])
 
 
 @dataclass
-class Probe:
+class ObjectProbe:
     """`weight` (D + 1, TARGETS); `variance` (TARGETS,) of what it leaves of the targets; `spread` (TARGETS,): their own."""
 
     weight: np.ndarray
@@ -77,7 +77,7 @@ class Probe:
         """(..., D) -> (..., TARGETS)."""
         return slots @ self.weight[:-1] + self.weight[-1]
 
-    def assign(self, slots: np.ndarray, scene: Scene, unexplained: float) -> np.ndarray:
+    def assign(self, slots: np.ndarray, scene: AnnotatedScene, unexplained: float) -> np.ndarray:
         """Slots (F, S, D) at the scene's frames -> slot of each object (K,), -1 for none.
 
         An object that leaves more than `unexplained` of the targets' spread (another object's slot: about 2) has no slot. Errors are the
@@ -100,14 +100,14 @@ class Probe:
         return slot
 
 
-def fit(videos: list[tuple[np.ndarray, Scene]]) -> tuple[Probe, int]:
+def fit_probe(videos: list[tuple[np.ndarray, AnnotatedScene]]) -> tuple[ObjectProbe, int]:
     """The probe of videos (slots (F, S, D) float32, what is there at the same frames), and the rounds it took.
 
     First every object has a slot; when that has settled, objects that no slot explains are left out.
     """
-    probe, before, rounds = start(videos), None, 0
-    for unexplained in (np.inf, UNEXPLAINED):
-        for _ in range(ROUNDS):
+    probe, before, rounds = initial_probe(videos), None, 0
+    for unexplained in (np.inf, MAX_UNEXPLAINED):
+        for _ in range(MAX_ROUNDS):
             rounds += 1
             found = [probe.assign(slots, scene, unexplained) for slots, scene in videos]
             chosen = np.concatenate(found)
@@ -124,14 +124,14 @@ def fit(videos: list[tuple[np.ndarray, Scene]]) -> tuple[Probe, int]:
                     "no slot reads as an object of the annotations: are they of the same scenes as the slots?"
                 )
             inputs = np.concatenate([slots[scene.seen[:, k], s] for slots, scene, k, s in pairs])
-            probe = regress(
+            probe = ridge_regression(
                 inputs,
                 np.concatenate([scene.targets[scene.seen[:, k], k] for _, scene, k, _ in pairs]),
             )
     return probe, rounds
 
 
-def start(videos: list[tuple[np.ndarray, Scene]]) -> Probe:
+def initial_probe(videos: list[tuple[np.ndarray, AnnotatedScene]]) -> ObjectProbe:
     """The probe for the mean of a scene's objects, stretched to the spread of single ones."""
     inputs, means, single = [], [], []
     for slots, scene in videos:
@@ -143,7 +143,7 @@ def start(videos: list[tuple[np.ndarray, Scene]]) -> Probe:
         means.append(np.repeat(mean, slots.shape[1], axis=0))
         single.append(scene.targets[scene.seen])
     x, own = np.concatenate(inputs), np.concatenate(single)
-    probe = regress(x, np.concatenate(means))
+    probe = ridge_regression(x, np.concatenate(means))
     read = probe.read(x)
     stretch = own.std(0) / np.maximum(read.std(0), 1e-9)
     probe.weight *= stretch
@@ -152,7 +152,7 @@ def start(videos: list[tuple[np.ndarray, Scene]]) -> Probe:
     return probe
 
 
-def regress(x: np.ndarray, y: np.ndarray) -> Probe:
+def ridge_regression(x: np.ndarray, y: np.ndarray) -> ObjectProbe:
     """Ridge regression with an intercept, in float64."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     centre, mean = x.mean(0), y.mean(0)
@@ -162,4 +162,6 @@ def regress(x: np.ndarray, y: np.ndarray) -> Probe:
     weight = np.linalg.solve(gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), x.T @ y)
     variance = np.maximum(((y - x @ weight) ** 2).mean(0), 1e-6)
     whole = np.concatenate([weight, (mean - centre @ weight)[None]])
-    return Probe(whole.astype(np.float32), variance.astype(np.float32), spread.astype(np.float32))
+    return ObjectProbe(
+        whole.astype(np.float32), variance.astype(np.float32), spread.astype(np.float32)
+    )

@@ -22,7 +22,7 @@ def part_option() -> Any:
     )
 
 
-def share(items: list[Item], part: str) -> list[Item]:
+def select_part(items: list[Item], part: str) -> list[Item]:
     """The run of `items` that is part "i/n"; all of them for "". UserError for anything else, and for a part without an item."""
     if not part:
         return items
@@ -37,6 +37,6 @@ def share(items: list[Item], part: str) -> list[Item]:
     return items[i * len(items) // n : (i + 1) * len(items) // n]
 
 
-def with_part(source: dict[str, Any], part: str) -> dict[str, Any]:
+def record_part(source: dict[str, Any], part: str) -> dict[str, Any]:
     """A manifest's `source` that says which part it is."""
     return {**source, "part": part} if part else source

@@ -1,0 +1,67 @@
+"""The few functions that a pickle may call, each with its arguments checked."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cjepa_dist.errors import UserError
+from data_prep.pickle.lazy_arrays import FileSpan, LazyArray
+
+
+@dataclass(frozen=True)
+class AllowedGlobal:
+    """What a pickle gets for an allowed name: the machine calls `make`, and nothing else can be done with it."""
+
+    name: str
+    make: Callable[..., Any]
+
+
+def new_array(kind: Any, *_: Any) -> LazyArray:
+    if not isinstance(kind, AllowedGlobal) or kind.name != "numpy.ndarray":
+        raise UserError(
+            f"the pickle makes an array of class {getattr(kind, 'name', kind)!r}; only numpy.ndarray is read"
+        )
+    return LazyArray()
+
+
+def make_scalar(dtype: Any, content: Any) -> Any:
+    return LazyArray().fill(content, dtype, (1,), "C").settle()[0]
+
+
+def encode_latin1(text: Any, encoding: Any = "utf-8") -> bytes | FileSpan:
+    long = isinstance(text, FileSpan) and text.kind == "text"
+    if not (long or isinstance(text, str)) or encoding != "latin1":
+        raise UserError(
+            f"the pickle calls _codecs.encode with encoding {encoding!r}; only latin1 is read"
+        )
+    return (
+        FileSpan(text.descriptor, text.offset, text.length, "latin1")
+        if long
+        else text.encode("latin1")
+    )
+
+
+def checked_container(kind: type) -> Callable[..., Any]:
+    """A container made from at most one container: `bytearray(10 ** 12)` and the like would take memory for nothing."""
+
+    def make(*arguments: Any) -> Any:
+        if (
+            len(arguments) == 1
+            and isinstance(arguments[0], FileSpan)
+            and kind in (bytes, bytearray)
+        ):
+            return arguments[0]
+        if len(arguments) > 1 or any(
+            not isinstance(a, (list, tuple, bytes, bytearray)) for a in arguments
+        ):
+            raise pickle.UnpicklingError(f"{kind.__name__} of {arguments!r:.80}")
+        return kind(*arguments)
+
+    return make
+
+
+def refuse_call(*_: Any) -> Any:
+    raise pickle.UnpicklingError("a class that is only to be named is called")
