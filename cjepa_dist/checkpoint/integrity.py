@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what was written; without torch, so that tools that only look start fast."""
+"""Whether a checkpoint is intact. Without torch, so that tools that only look start fast."""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     if not path.is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.yaml")
     content = merge.read_yaml(path)
-    kind = schema.TrainAloe if "aloe" in content else schema.TrainWorldModel
-    return merge.build(kind, content)
+    if "aloe" in content:
+        return merge.build(schema.TrainAloe, content)
+    return merge.build(schema.TrainWorldModel, content)
 
 
 def load_task(run_dir: str | Path) -> tuple[Task, Any, int]:

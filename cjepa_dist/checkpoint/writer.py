@@ -146,7 +146,7 @@ class CheckpointWriter:
         def publish() -> None:
             if is_main():
                 write_weights_and_meta(temporary, content["weights"], {**meta, "step": step})
-                fault_injection.inject_in_checkpoint(step)
+                fault_injection.inject_before_rename(step)
                 shutil.rmtree(final, ignore_errors=True)
                 temporary.rename(final)
                 fsync_path(self.folder)
@@ -157,7 +157,7 @@ class CheckpointWriter:
                 self.run_on_all_ranks(action)
         except (Exception, CheckpointException) as error:
             message = None
-            fault_injection.inject_failed_checkpoint(step)
+            fault_injection.inject_after_failed_checkpoint(step)
             if is_main():
                 shutil.rmtree(temporary, ignore_errors=True)
                 message = disk_full_message(self.folder, content, error)

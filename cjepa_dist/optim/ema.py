@@ -1,7 +1,9 @@
-"""A running mean of the weights (`optimizer.ema_decay`): what validations, checkpoints' model.safetensors and all that measures read.
+"""Exponential moving average (EMA) of the weights, `optimizer.ema_decay`.
 
-The decay grows from 1/10 to `optimizer.ema_decay` as (1 + step) / (10 + step), so that a short run's mean forgets the initial weights: a function
-of the step, like everything else. Elementwise, so each process keeps the mean of those numbers that its engine lets it hold.
+Validations, model.safetensors and all evaluations use the mean instead of the weights. The decay
+grows from 1/10 to `optimizer.ema_decay` as (1 + step) / (10 + step), so that even the mean of a
+short run forgets the initial weights; it is a function of the step, so nothing has to be restored.
+The mean is elementwise: each process keeps that of the part of the weights it holds.
 """
 
 from __future__ import annotations
@@ -16,22 +18,25 @@ from cjepa_dist.runtime.collectives import local_part
 
 
 class WeightEma:
-    """`mean` {name: tensor} of the tensors `live` {name: tensor}, both laid out as the engine has it (full, DTensor, or a flat part)."""
+    """`mean` {name: tensor} of `weights` {name: tensor}.
 
-    def __init__(self, live: dict[str, Tensor], decay: float) -> None:
-        self.live, self.decay = live, decay
-        self.mean = {name: value.detach().clone() for name, value in live.items()}
+    Both are laid out as the engine has it: full, as a DTensor, or as a flat part.
+    """
 
-    def pairs(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What this process holds of the means and of the weights, in one order."""
+    def __init__(self, weights: dict[str, Tensor], decay: float) -> None:
+        self.weights, self.decay = weights, decay
+        self.mean = {name: value.detach().clone() for name, value in weights.items()}
+
+    def local_parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """This process's parts of the means and of the weights, in the same order."""
         return [local_part(value) for value in self.mean.values()], [
-            local_part(value.detach()) for value in self.live.values()
+            local_part(value.detach()) for value in self.weights.values()
         ]
 
     @torch.no_grad()
     def update(self, step: int | Tensor) -> None:
-        """After the update of `step` (counted from 0), a number or () on the device."""
-        means, weights = self.pairs()
+        """After the optimizer's step number `step`, counted from 0: an int, or () on the device."""
+        means, weights = self.local_parts()
         if isinstance(step, Tensor):
             keep = ((1 + step) / (10 + step)).clamp(max=self.decay)
             torch._foreach_mul_(means, keep)
@@ -42,14 +47,14 @@ class WeightEma:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange means and weights, bit for bit."""
-        means, weights = self.pairs()
+        means, weights = self.local_parts()
         kept = [value.clone() for value in weights]
         torch._foreach_copy_(weights, means)
         torch._foreach_copy_(means, kept)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The means in the place of the weights inside the block."""
+        """Inside the block the weights are replaced by their means."""
         self.swap()
         try:
             yield

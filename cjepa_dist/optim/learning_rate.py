@@ -8,15 +8,15 @@ from cjepa_dist.config.schema import OptimizerConfig
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Linear warm-up from final * lr, then constant or cosine down to final * lr."""
+    """Linear warm-up from min_lr_ratio * lr; then constant, or a cosine down to it again."""
     warmup = config.warmup_ratio * steps
     if step < warmup:
-        share = config.min_lr_ratio + (1 - config.min_lr_ratio) * (step + 1) / warmup
+        factor = config.min_lr_ratio + (1 - config.min_lr_ratio) * (step + 1) / warmup
     elif config.schedule == "cosine":
         progress = (step - warmup) / max(1.0, steps - warmup)
-        share = config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (
+        factor = config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (
             1 + math.cos(math.pi * progress)
         )
     else:
-        share = 1.0
-    return config.lr * min(share, 1.0)
+        factor = 1.0
+    return config.lr * min(factor, 1.0)

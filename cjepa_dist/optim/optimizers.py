@@ -1,4 +1,4 @@
-"""Update rules, and the learning rate as a function of the step: no scheduler objects, nothing to restore."""
+"""Optimizers: Adam, AdamW and Muon."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from cjepa_dist.runtime.device import native_precision
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two with `muon`: Muon on the hidden matrices, AdamW on embeddings, vectors and heads.
+    """One optimizer; or two with `muon`: Muon for the matrices, AdamW for embeddings and vectors.
 
-    Muon is scaled so that its updates have AdamW's size (`match_rms_adamw`), hence one learning rate serves both.
+    Muon's updates are scaled to the size of AdamW's (`match_rms_adamw`), so that both can use the
+    same learning rate.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     parameters = [p for _, p in named]
@@ -38,9 +39,10 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
 
 
 class Muon(torch.optim.Muon):
-    """torch's, bit for bit where the device has bfloat16; elsewhere its Newton-Schulz steps are in float32.
+    """torch's Muon, but with Newton-Schulz steps in float32 where the device lacks bfloat16.
 
-    On a CPU with AVX2 alone torch's own take three quarters of a small model's step, 0.34 s of 0.46. State as torch's.
+    Elsewhere it is equal to torch's bit for bit; so is its state. On a CPU with AVX2 alone,
+    torch's own takes three quarters of a small model's step, 0.34 s of 0.46.
     """
 
     @torch.no_grad()
@@ -70,12 +72,15 @@ class Muon(torch.optim.Muon):
 def orthogonalize(
     x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """The matrix (n, m) with its singular values brought near 1, by Newton-Schulz iterations (Jordan et al. 2024, Muon)."""
+    """The matrix (n, m) with its singular values moved close to 1.
+
+    By Newton-Schulz iterations (Jordan et al. 2024, Muon).
+    """
     a, b, c = coefficients
-    turned = x.size(0) > x.size(1)
-    x = x.T if turned else x
+    transposed = x.size(0) > x.size(1)
+    x = x.T if transposed else x
     x = x / x.norm().clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if turned else x
+    return x.T if transposed else x

@@ -1,10 +1,12 @@
-"""Steps whose loss or gradient is not finite: they change nothing, the same on all ranks, and are counted and written down.
+"""Steps with a non-finite loss or gradient change nothing, the same on all ranks.
 
-    loss ──spread──> backward ──DDP──> gradient norm: not finite on every rank as soon as one rank's loss or gradient is not
-    guarded(norm is finite, update, ...)     weights, optimizer and statistics move, or stay as they are bit for bit
-    Skips.read(), when metrics are read      RUN/skipped.jsonl, and the count against loop.max_skipped_steps
+    loss ──propagate_nonfinite──> backward ──all-reduce of gradients──> gradient norm: not finite
+    on every rank as soon as one rank's loss or gradient is not
+    update_if_finite(finite, update, ...)   weights, optimizer and statistics change, or stay as
+                                            they are bit for bit
 
-Nothing here asks a GPU for a value before metrics are read.
+Nothing here asks a GPU for a value. skipped_steps.py counts and logs the steps later, when the
+metrics are read.
 """
 
 from __future__ import annotations
@@ -17,21 +19,25 @@ from torch import Tensor, nn
 
 from cjepa_dist.runtime.collectives import local_part
 
+# Integer types by element size in bytes.
 INT_DTYPE_BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def propagate_nonfinite(loss: Tensor) -> Tensor:
-    """The loss; where it is not finite, NaN with a gradient of NaN (a mean square that overflows has a finite one)."""
+    """The loss; where it is not finite, NaN with a gradient of NaN.
+
+    A mean square that overflows has finite gradients, so the loss alone would not be enough.
+    """
     return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
 
 def count_steps_on_device(optimizers: list[torch.optim.Optimizer]) -> None:
-    """On a GPU, let the optimizers count their steps there, so that `guarded` can take a count back without a sync."""
+    """On a GPU, let the optimizers keep their step counts there, so that they can be reverted
+    without waiting for the GPU."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            if (
-                group["params"][0].is_cuda and "capturable" in group and not group["fused"]
-            ):  # fused ones do already
+            on_gpu = group["params"][0].is_cuda
+            if on_gpu and "capturable" in group and not group["fused"]:  # fused ones do already
                 group["capturable"] = True
                 for parameter in group["params"]:
                     state = optimizer.state.get(parameter, {})
@@ -40,53 +46,56 @@ def count_steps_on_device(optimizers: list[torch.optim.Optimizer]) -> None:
 
 
 def update_if_finite(
-    good: Tensor,
+    finite: Tensor,
     update: Callable[[], None],
     task: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     others: Iterable[Tensor] = (),
 ) -> None:
-    """`update` if `good` () bool, else nothing. A CPU asks; on a GPU it is done and taken back, since to ask would drain its queue.
+    """Call `update` if `finite` () bool, else change nothing.
 
-    `others`: what it changes beside the weights, buffers and optimizer state.
+    On a CPU the value is read first. On a GPU that would drain the queue of launches, so the
+    update is made, and reverted where it was not finite. `others` are tensors that `update`
+    changes beside the weights, buffers and optimizer state.
     """
-    if good.is_cpu:
-        if good:
+    if finite.is_cpu:
+        if finite:
             update()
     else:
-        update_then_revert(good, update, task, optimizers, list(others))
+        update_then_revert(finite, update, task, optimizers, list(others))
 
 
 @torch.no_grad()
 def update_then_revert(
-    good: Tensor,
+    finite: Tensor,
     update: Callable[[], None],
     task: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     others: Iterable[Tensor] = (),
 ) -> None:
-    """Run `update`, then put back what it changed unless `good`. Costs a second copy of weights and optimizer state while it runs.
+    """Call `update`, then restore what it changed unless `finite`.
 
-    Selects bits as integers, since NaN times 0 is NaN; in four launches for all tensors.
+    Needs a second copy of weights and optimizer state while it runs. It selects bits as integers,
+    since NaN times 0 is NaN, in four launches for all tensors.
     """
     before = list(integer_views(task, optimizers, others))
     kept = [tensor.clone() for tensor in before]
     update()
-    torch._foreach_mul_(
-        list(integer_views(task, optimizers, others)), good.int()
-    )  # state made by this very step becomes 0, as it begins
-    torch._foreach_mul_(kept, good.logical_not().int())
+    # Optimizer state that this very step created becomes 0, its initial value.
+    torch._foreach_mul_(list(integer_views(task, optimizers, others)), finite.int())
+    torch._foreach_mul_(kept, finite.logical_not().int())
     torch._foreach_add_(before, kept)
 
 
 def integer_views(
     task: nn.Module, optimizers: list[torch.optim.Optimizer], others: Iterable[Tensor] = ()
 ) -> Iterator[Tensor]:
-    """Weights, buffers, optimizer state and `others`, what this process holds of them, as integers of the same size."""
+    """This process's part of weights, buffers, optimizer state and `others`, as integers of the
+    same size; they share memory."""
     states = (
         value for part in optimizers for state in part.state.values() for value in state.values()
     )
     for tensor in (*task.parameters(), *task.buffers(), *others, *states):
         if isinstance(tensor, Tensor):
-            held = local_part(tensor.detach())
-            yield held.view(INT_DTYPE_BY_SIZE[held.element_size()])
+            part = local_part(tensor.detach())
+            yield part.view(INT_DTYPE_BY_SIZE[part.element_size()])

@@ -1,4 +1,7 @@
-"""Replicas that should be equal, compared at run time (`loop.replica_check_every`): one checksum a process, one all_gather, one wait."""
+"""Compares replicas of the weights at run time (`loop.replica_check_every`).
+
+One checksum per process, one all_gather, one wait for the device.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from cjepa_dist.runtime.collectives import world_size
 
 @torch.no_grad()
 def tensor_checksum(tensors: Iterable[Tensor]) -> Tensor:
-    """() int64, of the bits of `tensors`: each tensor's bits summed as integers, the sums weighted by odd numbers, all modulo 2^64.
+    """() int64 of the bits of `tensors`; any single change alters it. Stays on the device.
 
-    Any single change shows. Stays on the device; reads every number once.
+    The bits of each tensor are summed as integers, the sums weighted by odd numbers, all modulo
+    2^64.
     """
     sums = torch.stack(
         [
@@ -35,21 +39,25 @@ def tensor_checksum(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def compare_replicas(tensors: list[Tensor], step: int) -> None:
-    """All ranks call it. Raises UserError, on all of them, naming the ranks whose `tensors` are not those of most ranks."""
+    """Raises UserError where ranks hold different `tensors`, and names the ranks in the minority.
+
+    All ranks call it, and all raise.
+    """
     if world_size() == 1 or not tensors:
         return
     mine = tensor_checksum(tensors)
-    found = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(found, mine)
-    sums = torch.stack(found).tolist()
-    (usual, count), *_ = Counter(sums).most_common()
-    if wrong := [rank for rank, value in enumerate(sums) if value != usual]:
+    gathered = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(gathered, mine)
+    checksums = torch.stack(gathered).tolist()
+    (usual, count), *_ = Counter(checksums).most_common()
+    if wrong := [rank for rank, value in enumerate(checksums) if value != usual]:
         which = (
             f"ranks {', '.join(map(str, wrong))} differ from the others"
-            if 2 * count > len(sums)
+            if 2 * count > len(checksums)
             else "there is no majority"
         )
         raise UserError(
-            f"the replicas of the weights differ after step {step} (loop.replica_check_every): checksums by rank {sums}, {which}; "
-            "a memory fault or different software: leave these machines out; the same command goes on from the last checkpoint"
+            f"the replicas of the weights differ after step {step} (loop.replica_check_every): "
+            f"checksums by rank {checksums}, {which}; a memory fault or different software: leave "
+            "these machines out; the same command goes on from the last checkpoint"
         )

@@ -1,19 +1,19 @@
-"""What the processes of a run say to each other."""
+"""Communication between the processes of a run, where no engine does it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
-
-if TYPE_CHECKING:
-    pass
 from torch.distributed.tensor import DTensor
 
 
 def all_reduce(values: torch.Tensor) -> torch.Tensor:
-    """Sum over all processes, without gradient; the tensor itself on one process, and where it is a meta tensor, which has no values."""
+    """Sum over all processes, without gradient.
+
+    Returns the tensor itself on one process, and a meta tensor as it is, since it has no values.
+    """
     values = values.detach()
     if (
         dist.is_available()
@@ -27,19 +27,20 @@ def all_reduce(values: torch.Tensor) -> torch.Tensor:
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor that may be sharded; shares its memory."""
+    """This process's part of a tensor that may be sharded; shares its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The full tensor of one that may be sharded: then all ranks must call it."""
+    """The full tensor of one that may be sharded; all ranks must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def first_error(mine: str | None, group: dist.ProcessGroup | None = None) -> str | None:
-    """The message of the first rank that has one. All ranks call it, so that they fail together instead of waiting for one that did.
+    """The error message of the first rank that has one, else None; all ranks call it.
 
-    `group`: of all ranks, for a thread that must not use the default one.
+    So all ranks fail together, and none waits for one that has failed. `group` is for a thread
+    that must not use the default group.
     """
     if world_size() == 1:
         return mine
@@ -68,7 +69,7 @@ class CpuGroups:
 
 
 def gloo_backends(*groups: dist.ProcessGroup | None) -> list[Any]:
-    """The gloo parts of the default group and of `groups`; empty on one process."""
+    """The gloo backends of the default group and of `groups`; empty on one process."""
     if world_size() == 1:
         return []
     found = [
@@ -80,9 +81,10 @@ def gloo_backends(*groups: dist.ProcessGroup | None) -> list[Any]:
 
 
 def world_size() -> int:
+    """The number of processes of the run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the rank that writes what all have alike."""
+    """Whether this is rank zero, which writes what is the same on all ranks."""
     return not dist.is_initialized() or dist.get_rank() == 0

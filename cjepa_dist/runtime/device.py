@@ -1,4 +1,4 @@
-"""What this process runs on: accelerator, device, precision, threads, seeds, and a report of it all."""
+"""The device of this process: accelerator, precision, threads and memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from accelerate import Accelerator
 
 
 def make_accelerator(precision: str, **plugins: Any) -> Accelerator:
-    """The Accelerate handle of this process; `plugins` as Accelerator takes them (engines/base.py)."""
+    """The Accelerate handle of this process; `plugins` are arguments of Accelerator."""
     on_cpu = not torch.cuda.is_available()
-    # With cpu=True Accelerate leaves plugins out, in silence; without it and without a GPU it takes the CPU all the same.
+    # With cpu=True Accelerate silently ignores plugins; without a GPU it uses the CPU anyway.
     handle = Accelerator(
         cpu=on_cpu and not plugins,
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -24,14 +24,15 @@ def make_accelerator(precision: str, **plugins: Any) -> Accelerator:
     )
     if on_cpu:
         keep_freed_memory()
-        # accelerate launch sets OMP_NUM_THREADS=1 without being asked: share the cores between the local processes.
+        # accelerate launch sets OMP_NUM_THREADS=1 by itself: share the cores of this machine
+        # between its processes instead.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(handle.num_processes)))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     return handle
 
 
 def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU: of programs that run in one process."""
+    """The GPU if there is one, else the CPU; for programs of one process."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     keep_freed_memory()
@@ -39,10 +40,12 @@ def default_device() -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Freed blocks stay with this process, where the C library is glibc and MALLOC_MMAP_THRESHOLD_ is not set.
+    """Keep freed memory in this process instead of returning it to the kernel.
 
-    By default a large block goes back to the kernel, which zeroes its pages when they are asked for again, in the next step: half of the
-    processor time of an ALOE step of 96 questions (measured: 22 s of 43). mallopt(3).
+    By default glibc returns large blocks, and the kernel zeroes their pages when the next step
+    asks for them again. That was half of the CPU time of an ALOE step of 96 questions (22 s of
+    43). Does nothing with another C library, or where MALLOC_MMAP_THRESHOLD_ is set. See
+    mallopt(3).
     """
     if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         mallopt, mmap_threshold, trim_threshold = ctypes.CDLL(None).mallopt, -3, -1
@@ -52,9 +55,10 @@ def keep_freed_memory() -> None:
 
 @cache
 def native_precision() -> str:
-    """bf16 where the device multiplies it itself, else fp32: a CPU that does not is ten times slower in it than in float32.
+    """bf16 where the device has instructions for it, else fp32.
 
-    Measured on one with AVX2 alone: 2.4 GFLOP/s in bf16, 33 in float32; with AMX it is 408 to 192.
+    A CPU without them is ten times slower in bf16. Measured with AVX2 alone: 2.4 GFLOP/s in bf16,
+    33 in float32; with AMX: 408 and 192.
     """
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

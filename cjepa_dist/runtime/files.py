@@ -12,7 +12,7 @@ import xxhash
 
 
 def file_checksum(path: str | Path) -> str:
-    """xxh3 (64 bit, hex) of a file, read in pieces of 4 MiB."""
+    """xxh3 (64 bit, hex) of a file, read in blocks of 4 MiB."""
     digest = xxhash.xxh3_64()
     buffer = memoryview(bytearray(1 << 22))
     with open(path, "rb", buffering=0) as file:
@@ -22,7 +22,7 @@ def file_checksum(path: str | Path) -> str:
 
 
 def fsync_path(path: str | Path) -> None:
-    """Flush a file, or a folder's list of names: a rename is safe from a power cut only after it."""
+    """Flush a file, or the names in a folder: only then a rename survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,8 +49,8 @@ def write_json(path: Path, content: Any) -> None:
 def drop_lines_after(path: Path, step: int) -> None:
     """Drop the lines of a JSON-lines file that belong to steps after `step`.
 
-    A run that goes on from `step` takes those steps anew. A last line that a full disk cut off
-    goes too.
+    A run that is resumed after `step` repeats the later steps. An incomplete last line, which a
+    full disk leaves, is dropped too.
     """
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -59,6 +59,6 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free where `folder` is, or will be."""
+    """Free bytes on the file system of `folder`, which need not exist yet."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free

@@ -1,7 +1,9 @@
-"""Floating-point operations of a step, and what a device could do: their ratio is the model FLOP utilisation (MFU).
+"""Floating-point operations (FLOP) of a training step, and the peak of a device.
 
-Counted once, on a copy of the task on the meta device, which holds shapes and no values: nothing is computed, no generator moves, and the
-run stays what it is bit for bit. An unknown device has no peak, and so no MFU: a guessed one gives numbers above 100 %.
+Their ratio is the model FLOP utilisation (MFU). The count is made once, on a copy of the task on
+the meta device, which has shapes and no values: nothing is computed, no random generator moves,
+and the run stays the same bit for bit. An unknown device has no peak, hence no MFU; a guess could
+give more than 100 %.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ import copy
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense bf16 matrix products of one device, FLOP/s, from the makers' data sheets (without sparsity). The first whose words are all in
-# torch.cuda.get_device_name() counts, so the slower variants of a chip stand before it.
+from cjepa_dist.tasks.base import Weights
+
+# FLOP/s of dense bf16 matrix products, from the makers' data sheets (without sparsity). The first
+# key counts whose words are all in torch.cuda.get_device_name(), so the slower variants of a chip
+# come before it.
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -27,7 +32,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """Dense FLOP/s of the device called `name` in bf16; None for another precision or where it is not known."""
+    """Dense bf16 FLOP/s of the device `name`; None for another precision or device."""
     if precision != "bf16":
         return None
     words = set(name.replace("-", " ").split())
@@ -35,22 +40,21 @@ def peak_flops(name: str, precision: str) -> float | None:
 
 
 def meta_copy(task: nn.Module) -> nn.Module:
-    """A copy of `task` without values, for `step_flops`; taken before the task is wrapped or sharded."""
+    """A copy of `task` without values, for `step_flops`; make it before the task is wrapped."""
     return copy.deepcopy(task).to("meta").train()
 
 
 def step_flops(
-    shadow: nn.Module, batches: list[dict[str, Tensor]], step: int, progress: float
+    meta_task: nn.Module, batches: list[dict[str, Tensor]], step: int, weights: Weights
 ) -> int:
-    """FLOP of the matrix products of a forward and backward over this process's `batches`; a multiply-add is two.
+    """FLOP of the matrix products of forward and backward over `batches`; a multiply-add is two.
 
-    `shadow` is from `shapes_of`. These are model FLOP: without the optimizer's, and without what a fused kernel computes a second time.
-    The survey that causal terms make under accumulation is left out too.
+    `meta_task` is from `meta_copy`; `weights` are those of the loss terms (`term_weights`). These
+    are model FLOP: without the optimizer's, without what a fused kernel computes a second time,
+    and without the extra forward of causal terms under gradient accumulation.
     """
+    batch = {name: value.to("meta") for name, value in batches[0].items()}
+    context = meta_task.step_context([batch], step, weights)  # type: ignore[operator]
     with FlopCounterMode(display=False) as counter:
-        for batch in batches[:1]:  # all of a step's passes have the same shapes, or near enough
-            outcome = shadow(
-                {name: value.to("meta") for name, value in batch.items()}, step, progress
-            )
-            outcome.loss.backward()
-    return counter.get_total_flops() * len(batches)
+        meta_task(batch, context).loss.backward()
+    return counter.get_total_flops() * len(batches)  # all passes have about the same shapes

@@ -1,4 +1,4 @@
-"""What a run says of itself: one line or a bar, one JSON line and one set of TensorBoard points, all from one place, on rank 0."""
+"""Logs metrics and images of a run: a printed line or a bar, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from cjepa_dist.training.progress_bar import progress_bar
 
 
 class RunLogger:
-    """Writes into RUN on rank 0, where it is `active`. All ranks make one, and call `write`: UserError on all where there is no room."""
+    """All ranks make one and call `log`; rank zero writes.
+
+    Raises UserError, on all ranks, where the disk is full.
+    """
 
     def __init__(
         self,
@@ -40,13 +43,13 @@ class RunLogger:
         self.run_dir, self.steps, self.group = run_dir, steps, group
         self.bar = progress_bar(start, steps) if is_main() else None
         self.lines, self.events = run_dir / "metrics.jsonl", EventFile(run_dir)
-        self.pictures: list[Event] = []
+        self.images: list[Event] = []
         on_main_process(run_dir, lambda: self.begin(config, start), group)
 
     def begin(self, config: Any, start: int) -> None:
         if self.lines.exists():
             drop_lines_after(self.lines, start)
-            # TensorBoard forgets what it has of this step and later ones.
+            # TensorBoard drops what it has of this step and later ones.
             self.events.write(
                 Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
             )
@@ -61,7 +64,7 @@ class RunLogger:
             )
 
     def log(self, step: int, values: dict[str, float], kind: str = "train") -> None:
-        """`step` counts finished steps. The pictures since the last call are written too."""
+        """Log values after `step` finished steps, and the images added since the last call."""
         on_main_process(self.run_dir, lambda: self.write(step, values, kind), self.group)
 
     def write(self, step: int, values: dict[str, float], kind: str) -> None:
@@ -71,8 +74,8 @@ class RunLogger:
             Event(step=step, summary=scalar(f"{kind}/{name}", value))
             for name, value in values.items()
         ]
-        self.events.write(*points, *self.pictures)
-        self.pictures.clear()
+        self.events.write(*points, *self.images)
+        self.images.clear()
         if self.bar is not None and kind == "train":
             self.bar.show(values)
             return
@@ -80,14 +83,14 @@ class RunLogger:
         print(f"{kind} {step}/{self.steps}  {shown}", flush=True)
 
     def advance(self, done: int) -> None:
-        """After every step: moves the bar on a terminal."""
+        """After every step: move the bar on a terminal."""
         if self.bar is not None:
             self.bar.advance(done)
 
-    def add_image(self, step: int, name: str, picture: np.ndarray) -> None:
-        """`picture` (H, W, 3) uint8, for the next `write`."""
+    def add_image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Add an image (H, W, 3) uint8, to be written by the next `log`."""
         if is_main():
-            self.pictures.append(Event(step=step, summary=image(name, picture, dataformats="HWC")))
+            self.images.append(Event(step=step, summary=image(name, pixels, dataformats="HWC")))
 
     def close(self) -> None:
         if self.bar is not None:
@@ -95,19 +98,18 @@ class RunLogger:
 
 
 class EventFile:
-    """TensorBoard's file of a run, made with the first `write`.
+    """TensorBoard's event file of a run, created by the first `write`.
 
-    SummaryWriter would write in a thread of its own: a full disk is a traceback there, and noticed later or never. A record cut off by one
-    ends the reading of this file alone; a resumed run has another.
+    torch's SummaryWriter writes in its own thread, where a full disk is a traceback that is
+    noticed late or never. A record that a full disk cuts off ends this file only; a resumed run
+    writes another one.
     """
 
     number = itertools.count()
 
-    def __init__(self, run: Path) -> None:
-        self.path = (
-            run
-            / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self.number)}"
-        )
+    def __init__(self, run_dir: Path) -> None:
+        writer = f"{socket.gethostname()}.{os.getpid()}.{next(self.number)}"
+        self.path = run_dir / f"events.out.tfevents.{int(time.time()):010d}.{writer}"
 
     def write(self, *events: Event) -> None:
         content = io.BytesIO()
@@ -121,6 +123,6 @@ class EventFile:
             stream.write(content.getvalue())
 
 
-def log_image(run: Path, step: int, name: str, picture: np.ndarray) -> None:
-    """A picture (H, W, 3) uint8 among those of a run that has ended."""
-    EventFile(run).write(Event(step=step, summary=image(name, picture, dataformats="HWC")))
+def log_image(run_dir: Path, step: int, name: str, pixels: np.ndarray) -> None:
+    """Add an image (H, W, 3) uint8 to those of a run that has ended."""
+    EventFile(run_dir).write(Event(step=step, summary=image(name, pixels, dataformats="HWC")))

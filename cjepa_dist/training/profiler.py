@@ -1,6 +1,7 @@
-"""`loop.profile=true`: what some steps do, operation by operation, as a trace for Perfetto or chrome://tracing.
+"""`loop.profile=true`: a trace of some steps for Perfetto or chrome://tracing.
 
-steps of this start:  1 .. WARM not looked at | one more to warm the profiler up | the next LOOK ──> RUN/profile/steps_<first>_<last>.json
+Of the steps of this start, WARMUP_STEPS are skipped, one warms the profiler up, and the next
+PROFILED_STEPS are written to RUN/profile/steps_<first>_<last>.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ WARMUP_STEPS, PROFILED_STEPS = 10, 5
 
 
 class Profiler:
-    """Call `step(done)` after each step. Rank 0 alone writes; a run too short for the warm-up has a shorter one."""
+    """Call `step(done)` after each step. Only rank zero profiles; a short run skips fewer steps."""
 
     def __init__(self, run: Path, loop: LoopConfig, *, start: int, stop: int) -> None:
         self.folder, self.done = run / "profile", start
@@ -25,7 +26,7 @@ class Profiler:
         if not (loop.profile and is_main()):
             return
         warm = max(0, min(WARMUP_STEPS, stop - start - PROFILED_STEPS - 1))
-        self.begin = start + warm + 2  # the first step looked at, counted from 1
+        self.begin = start + warm + 2  # the first profiled step, counted from 1
         activities = [
             ProfilerActivity.CPU,
             *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
@@ -46,7 +47,7 @@ class Profiler:
         print(f"profile of {self.done - self.begin + 1} steps: {path}", flush=True)
 
     def close(self) -> None:
-        """End what a run that stopped earlier has not."""
+        """Write the trace of a run that ended before all steps were profiled."""
         if self.inner is not None:
             self.inner.stop()
             self.inner = None

@@ -1,8 +1,11 @@
-"""How a run was made, kept in its folder beside what `runtime.environment` finds out:
+"""How a run was made: the records in its directory that let a reader repeat it.
 
-given.yaml      the CONFIG.yaml as it was, and the key=value as typed, of the first start
-command.txt     for every start: its time, commit and diff as a comment, then the command, to be run again as it stands
-code.diff       the code's difference from that commit (git diff HEAD); absent where there is none. Later: code.2.diff ...
+environment.json   versions, commit, command, machine, device, number of processes
+given.yaml         CONFIG.yaml as it was and the key=value as typed, at the first start
+command.txt        for every start: time, commit and diff as a comment, then the command, which can
+                   be run as it stands
+code.diff          the difference of the code from that commit (git diff HEAD), absent if there is
+                   none; of later starts code.2.diff ...
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,59 +24,7 @@ import torch
 from accelerate import Accelerator
 
 from cjepa_dist.runtime.clock import timestamp
-from cjepa_dist.runtime.files import write_text_atomic
-
-
-def write_provenance(run: Path) -> None:
-    """Add this start to `run`'s record; rank 0 calls it. Earlier starts stay."""
-    given = run / "given.yaml"
-    if not given.exists():
-        write_text_atomic(given, given_config(sys.argv[1:]))
-    commit = git_output("rev-parse", "HEAD") or "unknown"
-    note = f"# {timestamp()} commit {commit}{write_code_diff(run)}"
-    with (run / "command.txt").open("a") as stream:
-        stream.write(f"{note}\n{command()}\n")
-
-
-def given_config(arguments: list[str]) -> str:
-    """The text of the YAML file among `arguments`, if there is one, then the key=value as comments."""
-    files = [
-        Path(each) for each in arguments if "=" not in each and each.endswith((".yaml", ".yml"))
-    ]
-    text = "".join(f"# {path}\n{path.read_text().rstrip()}\n" for path in files if path.is_file())
-    return text + "".join(f"# {each}\n" for each in arguments if "=" in each)
-
-
-def command() -> str:
-    """One line for a shell: the folder, and the launcher's command where a launcher started this process, else its own."""
-    own = [sys.executable, *getattr(sys, "orig_argv", sys.argv)[1:]]
-    if {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
-        try:
-            above = psutil.Process().parent()
-            line = above.cmdline() if above is not None else []
-        except psutil.Error:
-            line = []
-        if set(sys.argv[1:]) <= set(line):  # the launcher itself, not something that stands between
-            own = line
-    return f"cd {shlex.quote(os.getcwd())} && {shlex.join(own)}"
-
-
-def write_code_diff(run: Path) -> str:
-    """Write the code's difference from its commit unless an earlier start had the same; returns `, FILE` or nothing where it is clean."""
-    done = subprocess.run(
-        ["git", "diff", "HEAD"], cwd=Path(__file__).parent, capture_output=True, check=False
-    )
-    if not done.stdout:
-        return ""
-    number = 1
-    while (path := run / ("code.diff" if number == 1 else f"code.{number}.diff")).exists():
-        if path.read_bytes() == done.stdout:
-            break
-        number += 1
-    else:
-        path.write_bytes(done.stdout)
-    return f", {path.name}"
-
+from cjepa_dist.runtime.files import write_json, write_text_atomic
 
 PACKAGES = (
     "torch",
@@ -88,36 +38,99 @@ PACKAGES = (
 )
 
 
-def describe_environment(handle: Accelerator, engine: str, precision: str) -> dict[str, Any]:
-    """What a reader of the run folder needs to repeat the run: versions, code, command, machine."""
+def write_provenance(run_dir: Path, environment: dict[str, Any]) -> None:
+    """Add this start to the records of `run_dir`; rank zero calls it. Earlier starts stay."""
+    write_json(run_dir / "environment.json", environment)
+    given = run_dir / "given.yaml"
+    if not given.exists():
+        write_text_atomic(given, given_config(sys.argv[1:]))
+    commit = git_output("rev-parse", "HEAD") or "unknown"
+    diff = write_code_diff(run_dir)
+    note = f"# {timestamp()} commit {commit}" + (f", {diff}" if diff else "")
+    with (run_dir / "command.txt").open("a") as stream:
+        stream.write(f"{note}\n{shell_command()}\n")
+
+
+def describe_environment(accelerator: Accelerator, engine: str, precision: str) -> dict[str, Any]:
+    """The content of environment.json."""
     versions = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
+    on_gpu = accelerator.device.type == "cuda"
     return {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": [Path(sys.executable).name, *getattr(sys, "orig_argv", sys.argv)[1:]],
+        "time": timestamp(),
+        "command": [Path(sys.executable).name, *own_arguments()],
         "python": platform.python_version(),
         "versions": versions,
         "commit": git_output("rev-parse", "HEAD"),
         "diff": git_output("diff", "HEAD", "--stat"),
         "machine": platform.platform(),
-        "device": torch.cuda.get_device_name()
-        if handle.device.type == "cuda"
-        else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
         "engine": engine,
-        "processes": handle.num_processes,
+        "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "precision": precision,
     }
 
 
+def given_config(arguments: list[str]) -> str:
+    """The text of the YAML file among `arguments`, if any, then the key=value as comments."""
+    files = [
+        Path(each) for each in arguments if "=" not in each and each.endswith((".yaml", ".yml"))
+    ]
+    text = "".join(f"# {path}\n{path.read_text().rstrip()}\n" for path in files if path.is_file())
+    return text + "".join(f"# {each}\n" for each in arguments if "=" in each)
+
+
+def own_arguments() -> list[str]:
+    """What this process was started with, after the interpreter."""
+    return getattr(sys, "orig_argv", sys.argv)[1:]
+
+
+def shell_command() -> str:
+    """One line for a shell: change to this folder, then the launcher's command, or our own."""
+    words = [sys.executable, *own_arguments()]
+    if {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+        try:
+            parent = psutil.Process().parent()
+            launcher = parent.cmdline() if parent is not None else []
+        except psutil.Error:
+            launcher = []
+        # Only if the parent is the launcher itself, not a process between it and us.
+        if set(sys.argv[1:]) <= set(launcher):
+            words = launcher
+    return f"cd {shlex.quote(os.getcwd())} && {shlex.join(words)}"
+
+
+def write_code_diff(run_dir: Path) -> str:
+    """Write the code's difference from its commit, unless an earlier start had the same one.
+
+    Returns the name of the file, "" if there is no difference.
+    """
+    diff = run_git("diff", "HEAD")
+    if not diff:
+        return ""
+    number = 1
+    while (path := run_dir / ("code.diff" if number == 1 else f"code.{number}.diff")).exists():
+        if path.read_bytes() == diff:
+            return path.name
+        number += 1
+    path.write_bytes(diff)
+    return path.name
+
+
 def git_output(*arguments: str) -> str:
-    """Output of git in the project's folder; empty where there is no repository."""
+    """What git prints, without surrounding white space."""
+    return run_git(*arguments).decode(errors="replace").strip()
+
+
+def run_git(*arguments: str) -> bytes:
+    """What git prints in the project's folder; nothing without a repository, or without git."""
     folder = Path(__file__).resolve().parent
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
+    try:
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True).stdout
+    except FileNotFoundError:
+        return b""

@@ -1,7 +1,13 @@
-"""A run's folder: is it this config's, what it says of the run, and where the run goes on.
+"""The directory of a training run: does it fit the config, who owns it, what is in it.
 
-config.yaml (resolved), environment.json, and what record.py adds; checkpoints/ (checkpoint.py), metrics.jsonl and TensorBoard's events
-(telemetry.py), skipped.jsonl (skip.py), resume.json and the lock (guard.py); done.json when the run is complete.
+config.yaml           the resolved config                            here
+environment.json ...  how the run was made                           provenance.py
+checkpoints/          all that the next step reads                   checkpoint/writer.py
+metrics.jsonl         metrics, with TensorBoard's event files        logger.py
+skipped.jsonl         steps whose loss or gradient was not finite    resilience/skipped_steps.py
+resume.json           the run was stopped by a signal                resilience/preemption.py
+.lock ...             the process that owns the directory            resilience/run_lock.py
+done.json             the run is complete                            run.py
 """
 
 from __future__ import annotations
@@ -21,39 +27,41 @@ from cjepa_dist.config.schema import TrainConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience.disk_full import on_main_process
 from cjepa_dist.resilience.run_lock import LOCK_FILES, RunLock
-from cjepa_dist.runtime.files import write_json
-from cjepa_dist.training import provenance
+from cjepa_dist.training.provenance import write_provenance
 
 
-def check_run_dir(run: Path, config: TrainConfig) -> None:
-    """Raises UserError where `run` is no folder for this config, naming the field that differs."""
-    if (run / "config.yaml").exists():
-        old, new = read_config(run), config
+def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
+    """Raises UserError where `run_dir` does not fit `config`; names the field that differs."""
+    if (run_dir / "config.yaml").exists():
+        old, new = read_config(run_dir), config
         if type(old) is not type(new):
             raise UserError(
-                f"{run} holds a run of another kind ({type(old).__name__}): choose another run folder"
+                f"{run_dir} holds a run of another kind ({type(old).__name__}): choose another run "
+                "folder"
             )
         for key, _ in fields.leaf_fields(type(config)):
-            if key not in CHANGEABLE_FIELDS and (was := config_value(old, key)) != (
-                now := config_value(new, key)
-            ):
+            was, now = config_value(old, key), config_value(new, key)
+            if key not in CHANGEABLE_FIELDS and was != now:
                 raise UserError(
-                    f"{run} was started with {key}={was}, not {now}: choose another run folder or remove this one"
+                    f"{run_dir} was started with {key}={was}, not {now}: choose another run folder "
+                    "or remove this one"
                 )
-    elif run.exists() and any(
-        path.name not in LOCK_FILES and path.suffix != ".partial" for path in run.iterdir()
+    elif run_dir.exists() and any(
+        path.name not in LOCK_FILES and path.suffix != ".partial" for path in run_dir.iterdir()
     ):
-        raise UserError(f"{run} is not empty and no run folder (no config.yaml): choose another")
+        raise UserError(
+            f"{run_dir} is not empty and no run folder (no config.yaml): choose another"
+        )
 
 
 @contextmanager
-def lock_run_dir(run: Path, group: dist.ProcessGroup | None = None) -> Iterator[None]:
+def lock_run_dir(run_dir: Path, group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """Rank zero owns the run directory inside the block; all ranks enter.
 
     Raises UserError, on all ranks, where another process owns it or the disk is full.
     """
-    lock = RunLock(run)
-    on_main_process(run, lock.acquire, group)
+    lock = RunLock(run_dir)
+    on_main_process(run_dir, lock.acquire, group)
     try:
         yield
     finally:
@@ -61,26 +69,29 @@ def lock_run_dir(run: Path, group: dist.ProcessGroup | None = None) -> Iterator[
 
 
 def open_run_dir(
-    run: Path,
+    run_dir: Path,
     config: TrainConfig,
     environment: dict[str, Any],
     group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Make the run folder and write what the run is; `check_run` has seen it. All ranks call it; UserError where there is no room."""
+    """Make the directory and write how the run is made; call `check_run_dir` before.
+
+    All ranks call it. Raises UserError, on all ranks, where the disk is full.
+    """
 
     def write() -> None:
-        run.mkdir(parents=True, exist_ok=True)
-        merge.save_yaml(config, temporary := run / "config.yaml.partial")
-        os.replace(
-            temporary, run / "config.yaml"
-        )  # before all else: without it what follows is no run folder
-        write_json(run / "environment.json", environment)
-        provenance.write_provenance(run)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # The config comes first: without it the directory is no run directory.
+        temporary = run_dir / "config.yaml.partial"
+        merge.save_yaml(config, temporary)
+        os.replace(temporary, run_dir / "config.yaml")
+        write_provenance(run_dir, environment)
 
-    on_main_process(run, write, group)
+    on_main_process(run_dir, write, group)
 
 
 def config_value(config: Any, key: str) -> Any:
+    """The value of a nested field, `key` "table.field"."""
     for name in key.split("."):
         config = getattr(config, name)
     return config

@@ -1,6 +1,6 @@
-"""What training takes of the machine, from one line of metrics to the next: time, memory, the share of the device's peak.
+"""Throughput of training from one line of metrics to the next: time, memory, MFU.
 
-Clocks and counters of the host alone: nothing here waits for a device.
+It uses clocks and counters of the host only, and never waits for a device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cjepa_dist.training.flops import meta_copy, peak_flops, step_flops
 
 
 class ThroughputMeter:
-    """Made before the task is wrapped or sharded, since it keeps a copy of its shapes where the device's peak is known."""
+    """Make it before the task is wrapped: it copies the task's shapes to count FLOP for the MFU."""
 
     def __init__(self, task: nn.Module, loop: Any, device: torch.device, *, steps: int) -> None:
         self.loop, self.steps, self.device, self.done = loop, steps, device, 0
@@ -27,31 +27,37 @@ class ThroughputMeter:
             if device.type == "cuda"
             else None
         )
-        self.shadow = None if self.peak is None else meta_copy(task)
+        self.meta_task = None if self.peak is None else meta_copy(task)
         self.flops: dict[Any, int] = {}
         self.began, self.waited = time.perf_counter(), 0.0
-        self.stalled = 0.0  # by checkpoints, since `began`
-        self.saving_took = 0.0  # not said in any line yet
+        self.stalled = 0.0  # s spent in checkpoints since `began`
+        self.unlogged_saving = 0.0  # s spent in checkpoints since the last one was logged
 
     def restart(self, done: int, waited: float) -> None:
-        """Time counts from here: after a validation, and after each line. `waited` is the feed's."""
+        """Count time from here on: after a validation, and after each line of metrics.
+
+        `waited` are the seconds that the data loader has waited in all.
+        """
         self.began, self.waited, self.done, self.stalled = time.perf_counter(), waited, done, 0.0
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around a checkpoint: its time is no step's."""
+        """Around a checkpoint: its time does not count as that of a step."""
         began = time.perf_counter()
         yield
         took = time.perf_counter() - began
-        self.stalled, self.saving_took = self.stalled + took, self.saving_took + took
+        self.stalled, self.unlogged_saving = self.stalled + took, self.unlogged_saving + took
 
     def read(self, done: int, waited: float, batches: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Since the last call or `restart`; at least one step has been done. Times are those of this process, means over the steps.
+        """Metrics since the last call or `restart`, in which at least one step was done.
 
-        - samples_per_second, of all processes, checkpoints included; data_wait_share of that time
-        - data_seconds waited for a batch, step_seconds of all the rest but checkpoints, checkpoint_seconds if there was one
-        - memory_gb: resident on a CPU, on a GPU the most that tensors held so far; 1e9 bytes
-        - mfu, where the device's peak is known: model FLOP over what the device could have done; `batches` are the last step's
+        Times are those of this process, means over the steps.
+
+        - samples_per_second: of all processes, with checkpoints
+        - data_seconds: waiting for a batch; data_wait_share: the same as a fraction of the time
+        - step_seconds: the rest of a step; checkpoint_seconds: of checkpoints, if there were any
+        - memory_gb: resident memory on a CPU, the peak of allocated memory on a GPU; 1e9 bytes
+        - mfu: model FLOP over the device's peak, if that is known; from the last step's `batches`
         """
         count, spent, waited_here = (
             done - self.done,
@@ -65,9 +71,9 @@ class ThroughputMeter:
             "step_seconds": (spent - waited_here - self.stalled) / count,
             "memory_gb": 1e-9 * memory_in_use(self.device),
         }
-        if self.saving_took:
-            values["checkpoint_seconds"], self.saving_took = self.saving_took, 0.0
-        if self.shadow is not None and self.peak is not None:
+        if self.unlogged_saving:
+            values["checkpoint_seconds"], self.unlogged_saving = self.unlogged_saving, 0.0
+        if self.meta_task is not None and self.peak is not None:
             values["mfu"] = (
                 self.model_flops(done - 1, batches) * count / (spent - self.stalled) / self.peak
             )
@@ -75,25 +81,17 @@ class ThroughputMeter:
         return values
 
     def model_flops(self, step: int, batches: list[dict[str, Tensor]]) -> int:
-        """FLOP of a step on this process, counted anew when a term of the loss joins or shapes change."""
-        assert self.shadow is not None
-        progress = step / self.steps
-        terms = [
-            getattr(self.shadow, name)(progress)
-            for name in ("weights", "consistency_weights")
-            if hasattr(self.shadow, name)
-        ]
-        key = (
-            *(name for term in terms for name, weight in term.items() if weight),
-            *(tuple(value.shape) for value in batches[0].values()),
-        )
+        """FLOP of a step on this process; counted again when loss terms or shapes change."""
+        assert self.meta_task is not None
+        weights = self.meta_task.term_weights(step / self.steps)  # type: ignore[operator]
+        key = (*sorted(weights), *(tuple(value.shape) for value in batches[0].values()))
         if key not in self.flops:
-            self.flops = {key: step_flops(self.shadow, batches, step, progress)}
+            self.flops = {key: step_flops(self.meta_task, batches, step, weights)}
         return self.flops[key]
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a GPU, what is resident on a CPU."""
+    """Bytes: the peak of allocated memory on a GPU, resident memory on a CPU."""
     return (
         torch.cuda.max_memory_allocated(device)
         if device.type == "cuda"

@@ -1,4 +1,4 @@
-"""The running mean of the weights, checksums of replicas, and sharded steps that are taken back: what needs no second process."""
+"""The EMA of the weights, checksums of replicas, and sharded steps that are reverted."""
 
 from functools import partial
 
@@ -15,27 +15,27 @@ from cjepa_dist.resilience.replica_check import tensor_checksum
 from cjepa_dist.runtime.collectives import full_tensor
 
 
-def test_the_mean_follows_the_weights_and_changes_places_bit_for_bit():
+def test_the_mean_follows_the_weights_and_is_swapped_with_them_bit_for_bit():
     model = nn.Linear(3, 2)
-    average, expected = (
+    ema, expected = (
         WeightEma(dict(model.named_parameters()), 0.9),
         model.weight.detach().clone(),
     )
     for step in range(50):
         with torch.no_grad():
             model.weight += 0.1 * torch.randn(2, 3)
-        average.update(step)
+        ema.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
-    torch.testing.assert_close(average.mean["weight"], expected)
-    weight, mean = model.weight.detach().clone(), average.mean["weight"].clone()
-    with pytest.raises(RuntimeError), average.swapped():
-        assert torch.equal(model.weight, mean) and torch.equal(average.mean["weight"], weight)
+    torch.testing.assert_close(ema.mean["weight"], expected)
+    weight, mean = model.weight.detach().clone(), ema.mean["weight"].clone()
+    with pytest.raises(RuntimeError), ema.swapped():
+        assert torch.equal(model.weight, mean) and torch.equal(ema.mean["weight"], weight)
         raise RuntimeError
-    assert torch.equal(model.weight, weight) and torch.equal(average.mean["weight"], mean)
+    assert torch.equal(model.weight, weight) and torch.equal(ema.mean["weight"], mean)
 
 
-def test_any_one_change_shows_in_the_checksum():
+def test_any_single_change_alters_the_checksum():
     tensors = [
         torch.randn(3, 4),
         torch.randn(5).bfloat16(),
@@ -59,8 +59,8 @@ def test_any_one_change_shows_in_the_checksum():
     assert not torch.equal(before, tensor_checksum([tensors[0].flip(0) * 1.0000001, *tensors[1:]]))
 
 
-def test_a_sharded_step_is_taken_back(tmp_path):
-    """As on a GPU, with DTensors: three steps of four, the weights' mean included, bit for bit what asking first gives."""
+def test_a_sharded_step_is_reverted(tmp_path):
+    """As on a GPU, with DTensors and the EMA: the same bits as when the value is read first."""
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
@@ -74,18 +74,18 @@ def test_a_sharded_step_is_taken_back(tmp_path):
                 torch.optim.Muon([model.weight], lr=0.1),
                 torch.optim.AdamW([model.bias], lr=0.1),
             ]
-            average = WeightEma(dict(model.named_parameters()), 0.9)
+            ema = WeightEma(dict(model.named_parameters()), 0.9)
 
-            def update(step, parts=parts, average=average):
+            def update(step, parts=parts, ema=ema):
                 for part in parts:
                     part.step()
-                average.update(step)
+                ema.update(step)
 
             for step in range(4):
                 loss = model(torch.randn(5, 4)).square().mean() * (float("nan") if step == 2 else 1)
                 loss.backward()
                 norm = full_tensor(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-                how(norm.isfinite(), partial(update, step), model, parts, average.mean.values())
+                how(norm.isfinite(), partial(update, step), model, parts, ema.mean.values())
                 for part in parts:
                     part.zero_grad()
             states = [
@@ -94,7 +94,7 @@ def test_a_sharded_step_is_taken_back(tmp_path):
             found.append(
                 [
                     full_tensor(value.detach())
-                    for value in (*model.parameters(), *average.mean.values(), *states)
+                    for value in (*model.parameters(), *ema.mean.values(), *states)
                 ]
             )
         assert len(found[0]) == len(found[1]) and all(torch.equal(a, b) for a, b in zip(*found))

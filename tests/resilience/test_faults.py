@@ -1,4 +1,4 @@
-"""What breaks a run: each fault leaves the run as if it had not been. The rest of the faults: `python -m tools.fault_drill`."""
+"""Faults that a run survives unchanged. More of them: `python -m tools.fault_drill`."""
 
 import errno
 import json
@@ -64,8 +64,8 @@ def snapshot(model, parts):
 
 @pytest.mark.parametrize("kind", ["foreach", "fused", "muon"])
 @pytest.mark.parametrize("bad", [0, 2])
-def test_a_step_that_is_not_finite_changes_nothing(kind, bad):
-    """As on a CPU (asked first) and as on a GPU (taken back): bit for bit what three steps of four give."""
+def test_a_nonfinite_step_changes_nothing(kind, bad):
+    """As on a CPU (value read first) and as on a GPU (reverted): the same bits as without it."""
     torch.manual_seed(0)
     found = []
     for how in (update_if_finite, update_then_revert, None):
@@ -97,7 +97,7 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, bad):
 
 
 def test_nonfinite_losses_get_nonfinite_gradients():
-    """An overflowing mean square has finite gradients: they become NaN, so that every rank sees it. A finite loss is as it was."""
+    """A mean square that overflows has finite gradients. A finite loss stays as it is."""
     for size, finite in ((1e25, False), (0.3, True)):
         x = torch.tensor([size, 0.1], requires_grad=True)
         loss = x.square().mean()
@@ -108,7 +108,7 @@ def test_nonfinite_losses_get_nonfinite_gradients():
 
 
 def test_a_checkpoint_in_the_background_is_of_its_step(tmp_path, monkeypatch):
-    """The weights go on while it is written, and what stops the writing is told at the next chance."""
+    """The weights change while it is written; an error of the writer is raised by the next save."""
     model = nn.Linear(3, 3)
     parts = [torch.optim.AdamW(model.parameters())]
     model(torch.ones(3)).sum().backward()
@@ -146,8 +146,8 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("other", [FULL, RuntimeError("Connection closed by peer")])
-def test_the_checkpoint_tells_of_the_full_disk_whoever_meets_it_first(tmp_path, monkeypatch, other):
-    """A line of metrics finds no room, or another rank is gone for that, while the checkpoint that took the room still writes."""
+def test_a_full_disk_is_reported_by_the_checkpoint_that_filled_it(tmp_path, monkeypatch, other):
+    """A line of metrics fails, or another rank is gone, while that checkpoint is still written."""
     model, met = nn.Linear(3, 3), threading.Event()
     parts = [torch.optim.AdamW(model.parameters())]
 
@@ -175,8 +175,8 @@ def test_the_checkpoint_tells_of_the_full_disk_whoever_meets_it_first(tmp_path, 
 
 
 @pytest.mark.parametrize("what", ["lines", "events"])
-def test_no_room_for_metrics(tmp_path, what):
-    """What was cut off harms neither the lines nor TensorBoard of the run that goes on."""
+def test_disk_full_for_metrics(tmp_path, what):
+    """A record that was cut off harms neither metrics.jsonl nor TensorBoard of the resumed run."""
     config = merge.build(schema.TrainWorldModel, {"data": "D", "run": str(tmp_path)})
     logger = RunLogger(tmp_path, config, start=0, steps=9)
     logger.log(1, {"loss": 0.5})
@@ -197,8 +197,8 @@ def test_no_room_for_metrics(tmp_path, what):
 
 
 @pytest.mark.parametrize("moment", ["write_text", "replace"])
-def test_no_room_for_a_run_folder(tmp_path, monkeypatch, moment):
-    """At whatever file there is no more room, the user is told, and the same command is not refused for what is left of the first."""
+def test_disk_full_for_a_run_directory(tmp_path, monkeypatch, moment):
+    """Whichever file fills the disk, the user is told, and the same command works afterwards."""
     run, room = tmp_path / "run", 0
     config = merge.build(schema.TrainWorldModel, {"data": "D", "run": str(run)})
     owner = Path if moment == "write_text" else os
@@ -223,7 +223,7 @@ def test_no_room_for_a_run_folder(tmp_path, monkeypatch, moment):
     assert read_config(run) == config
 
 
-def test_what_is_kept(tmp_path):
+def test_retention(tmp_path):
     model = nn.Linear(2, 2)
     parts = [torch.optim.AdamW(model.parameters())]
 
@@ -240,7 +240,7 @@ def test_what_is_kept(tmp_path):
     save(4, best=2)
     assert save(5, best=2) == [2, 4, 5]
     assert save(6, best=6) == [5, 6] and best_folder(tmp_path) == "step_00000006"
-    # 6 is damaged, so the run went on from 5: what it saves must not fall to the one that is no good
+    # 6 is damaged, so the run was resumed from 5: its new checkpoint must not be removed for 6.
     assert save(6, best=5, keep=1) == [5, 6]
     (tmp_path / "step_00000006" / "meta.json").write_text("{}")
     assert newest_checkpoint(tmp_path).name == "step_00000005"
@@ -350,7 +350,7 @@ def test_clock_best_and_budget(command, small_data, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_skipped_step_leaves_all_as_it_was(command, small_data, tmp_path, monkeypatch):
+def test_a_skipped_step_changes_no_weights(command, small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("CJEPA_FAULT", "nan@3:rank1")  # rank 0 sees nothing wrong
     run = tmp_path / "run"
     done = command(
@@ -369,11 +369,19 @@ def test_skipped_step_leaves_all_as_it_was(command, small_data, tmp_path, monkey
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_drill(command, small_data, tmp_path):
-    """A choice: each code path once, with the number of processes at which it is hardest."""
+    """Each code path once, with the number of processes for which it is hardest."""
     chosen = (
-        "SIGUSR1 to rank 0@1", "SIGTERM to accelerate launch@1", "two runs on one folder@1", "disk full@1", "disk full for metrics too@2",
-        "SIGTERM to the last rank@2", "SIGKILL to torchrun@2", "kill -9 within a checkpoint@2", "nan and a later kill -9@2", "hang@2",
-    )  # fmt: skip
+        "SIGUSR1 to rank 0@1",
+        "SIGTERM to accelerate launch@1",
+        "two runs on one folder@1",
+        "disk full@1",
+        "disk full for metrics too@2",
+        "SIGTERM to the last rank@2",
+        "SIGKILL to torchrun@2",
+        "kill -9 within a checkpoint@2",
+        "nan and a later kill -9@2",
+        "hang@2",
+    )
     done = command(
         "tools.fault_drill",
         f"data={small_data}",

@@ -1,4 +1,4 @@
-"""Who owns a run folder: judged by flock, by process, by beat, by Slurm; and what two starts of one job do."""
+"""Who owns a run directory: by flock, process, heartbeat and Slurm; two starts of one job."""
 
 import fcntl
 import json
@@ -83,7 +83,7 @@ def elsewhere(tmp_path, **fields):
 
 
 @pytest.mark.parametrize("kind", ["flock", "no flock"])
-def test_killed_owner_leaves_it_free(tmp_path, other, monkeypatch, kind):
+def test_a_killed_owner_leaves_the_directory_free(tmp_path, other, monkeypatch, kind):
     process = other(kind)
     if kind == "no flock":
         no_flock(monkeypatch)
@@ -108,7 +108,7 @@ def test_a_reused_pid_is_not_the_owner(tmp_path, monkeypatch):
 
 
 def test_an_owner_on_another_host(tmp_path, monkeypatch):
-    """It lives while its file is touched; silent, if Slurm still has that start of its job running; else it is dead."""
+    """It lives while its file is touched, or while Slurm says that this start of its job runs."""
     no_flock(monkeypatch)
     over = threading.Event()
 
@@ -144,7 +144,7 @@ def test_a_later_start_of_the_same_job_is_let_in(tmp_path, other, monkeypatch):
         assert process.wait(10) == -signal.SIGTERM
 
 
-def test_who_lost_it_ends(tmp_path, other):
+def test_a_process_that_lost_the_lock_ends(tmp_path, other):
     process = other()
     elsewhere(tmp_path)
     assert process.wait(10) == EXIT_LOCK_LOST

@@ -1,4 +1,4 @@
-"""What a run says, read back from what real runs wrote: events, lines, pictures, traces, the record of how it was made."""
+"""What real runs log: TensorBoard events, metrics, images, traces, and how they were made."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def made(command, small_data, tmp_path_factory):
     return folder / "run", arguments, done.stdout
 
 
-def test_lines_and_events_say_the_same(made):
+def test_metrics_and_events_agree(made):
     run, _, output = made
     events = EventAccumulator(str(run)).Reload()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -72,7 +72,7 @@ def test_lines_and_events_say_the_same(made):
     ):
         assert train[name] > 0, name
     assert train["data_seconds"] >= 0 and 0 <= train["data_wait_share"] <= 1
-    assert "mfu" not in train  # nobody knows this CPU's peak
+    assert "mfu" not in train  # the peak of a CPU is not known
     assert (
         lines[1].get("checkpoint_seconds", 0) > 0 and "checkpoint_seconds" not in train
     )  # saved after step 4
@@ -82,10 +82,10 @@ def test_lines_and_events_say_the_same(made):
         and val["predicted_variance"] > 0
     )
     shown = [line for line in output.splitlines() if line.startswith(("train ", "val "))]
-    assert len(shown) == len(lines)  # no terminal, no bar
+    assert len(shown) == len(lines)  # without a terminal, lines instead of a bar
 
 
-def test_pictures(made):
+def test_images(made):
     events = EventAccumulator(str(made[0])).Reload()
     for name in ("graph/published_attention_interventional", "rollout/truth_above_prediction"):
         assert [picture.step for picture in events.Images(name)] == [6, 12]
@@ -103,7 +103,7 @@ def test_profile_is_a_trace_of_some_steps(made):
     assert "aten::linear" in names or "aten::addmm" in names
 
 
-def test_folder_says_how_it_was_made_and_the_command_runs_again(made, command):
+def test_provenance_is_recorded_and_the_command_runs_again(made, command):
     run, arguments, _ = made
     given = (run / "given.yaml").read_text()
     assert "# by hand\nloop: {eval_every: 6}\n" in given and all(
@@ -126,7 +126,7 @@ def test_folder_says_how_it_was_made_and_the_command_runs_again(made, command):
     assert (run / "given.yaml").read_text() == given
 
 
-def test_differences_of_the_code_are_kept(tmp_path, monkeypatch):
+def test_code_diffs_are_kept(tmp_path, monkeypatch):
     def git(*arguments):
         subprocess.run(
             ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
@@ -149,7 +149,7 @@ def test_differences_of_the_code_are_kept(tmp_path, monkeypatch):
         ("two\n\n", "code.diff"),
     ):
         file.write_text(text)
-        assert provenance.write_code_diff(run) == f", {name}"
+        assert provenance.write_code_diff(run) == name
     git("checkout", "-q", "a.py")
     git("apply", str(run / "code.2.diff"))
     assert file.read_text() == "three\n\n" and len(list(run.iterdir())) == 2
@@ -166,9 +166,12 @@ def test_a_terminal_gets_a_bar(small_data, tmp_path):
         "loop.log_every=2",
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", WORLD, *arguments], cwd=PROJECT, stdout=theirs, stderr=subprocess.PIPE,
+        [sys.executable, "-m", WORLD, *arguments],
+        cwd=PROJECT,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "160"},
-    )  # fmt: skip
+    )
     os.close(theirs)
     text = b""
     try:
@@ -191,7 +194,7 @@ def test_a_terminal_gets_a_bar(small_data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("windows", [7, 1])
 def test_validation_is_the_same_for_any_number_of_processes(windows, small_data, tmp_path):
-    """7 windows fall unevenly on two processes, 1 leaves the second with none. Counted exactly: losses, baseline, measures of collapse."""
+    """7 windows: one process has one more than the other; 1 window: the second has none."""
     found = []
     for processes in (1, 2):
         run = tmp_path / str(processes)
@@ -258,16 +261,19 @@ def test_collapse():
     assert collapse_metrics(collapse_moments(x, x, torch.zeros_like(seen))) == {}
 
 
-def test_flops_by_hand_and_nothing_moves():
+def test_flops_by_hand_and_counting_changes_nothing():
     class Task(nn.Linear):
-        def forward(self, batch, step, progress):
+        def step_context(self, batches, step, weights):
+            return weights
+
+        def forward(self, batch, context):
             return type("Outcome", (), {"loss": super().forward(batch["x"]).sum()})
 
     task, batch = Task(5, 3), {"x": torch.randn(7, 5)}
     before, state = task.weight.clone(), torch.get_rng_state()
     # forward, and the gradient of the weight; the input needs none
-    assert step_flops(meta_copy(task), [batch], 0, 0.0) == 2 * 2 * 7 * 5 * 3
-    assert step_flops(meta_copy(task), [batch, batch], 0, 0.0) == 2 * 2 * 2 * 7 * 5 * 3
+    assert step_flops(meta_copy(task), [batch], 0, {}) == 2 * 2 * 7 * 5 * 3
+    assert step_flops(meta_copy(task), [batch, batch], 0, {}) == 2 * 2 * 2 * 7 * 5 * 3
     assert (
         torch.equal(task.weight, before)
         and task.weight.grad is None
@@ -296,8 +302,8 @@ def world_batch(rows, slots=7, dim=16):
     }
 
 
-def test_mfu_counts_the_terms_that_are_at_work(monkeypatch):
-    """As on a device with a known peak: an interval of FLOP over time, counted anew when the causal terms join."""
+def test_mfu_counts_the_active_terms(monkeypatch):
+    """As on a device with a known peak; FLOP are counted again when causal terms become active."""
     sizes = (
         "predictor.slot_dim=16",
         "predictor.heads=2",
@@ -311,10 +317,10 @@ def test_mfu_counts_the_terms_that_are_at_work(monkeypatch):
     )
     meter = ThroughputMeter(task, task.config.loop, torch.device("cpu"), steps=10)
     assert "mfu" not in meter.read(1, 0.0, [world_batch(4)])
-    meter.peak, meter.shadow = 1e9, meta_copy(task)
+    meter.peak, meter.meta_task = 1e9, meta_copy(task)
     early, late = (meter.model_flops(step, [world_batch(4)]) for step in (1, 9))
     assert early == meter.model_flops(2, [world_batch(4)]) and late > 1.5 * early
-    with monkeypatch.context() as several:  # each process counts for itself: nothing is sent
+    with monkeypatch.context() as several:  # each process counts its own: nothing is sent
         for name, found in (("is_initialized", True), ("get_world_size", 2)):
             several.setattr(torch.distributed, name, lambda found=found: found)
         meter.flops.clear()
@@ -332,7 +338,12 @@ def test_flops_of_aloe_need_no_values():
     aloe, rows = config.aloe, 6
     zeros = torch.zeros(rows, dtype=torch.long)
     batch = {
-        "slots": torch.randn(2, aloe.frames, aloe.slots, aloe.slot_dim), "tokens": torch.zeros(rows, 32, dtype=torch.long),
-        "padding": torch.zeros(rows, 32, dtype=torch.bool), "is_choice": zeros.bool(), "kind": zeros, "row_view": zeros, "label": zeros,
-    }  # fmt: skip
-    assert step_flops(meta_copy(VqaTask(config)), [batch], 0, 0.0) > 1e8
+        "slots": torch.randn(2, aloe.frames, aloe.slots, aloe.slot_dim),
+        "tokens": torch.zeros(rows, 32, dtype=torch.long),
+        "padding": torch.zeros(rows, 32, dtype=torch.bool),
+        "is_choice": zeros.bool(),
+        "kind": zeros,
+        "row_view": zeros,
+        "label": zeros,
+    }
+    assert step_flops(meta_copy(VqaTask(config)), [batch], 0, {}) > 1e8
