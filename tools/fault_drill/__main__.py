@@ -1,10 +1,13 @@
-"""Break short runs in every way we know, resume each to its end, and compare: `python -m tools.fault_drill data=DIR out=DIR2`.
+"""Break short runs in every known way, resume each to its end, and compare the weights.
+
+    python -m tools.fault_drill data=DIR out=OUT
 
     an undisturbed run  ──┬──> final weights
-    fault ──> resumed   ──┘    equal bit for bit?  ──> OUT/table.md, exit code 1 if any fault left a trace
+    fault ──> resumed   ──┘    equal bit for bit?  ──> OUT/table.md; exit code 1 if any differs
 
-Faults are real where they can be: signals and kills come from here, the full disk is a small tmpfs (needs root), processes are started by
-torchrun and by accelerate launch. NaN, a hang and death within the writing of a checkpoint come from CJEPA_FAULT (resilience/fault_injection.py).
+Faults are real where possible: signals and kills are sent from here, the full disk is a small
+tmpfs (which needs root), processes are started by torchrun and by accelerate launch. A NaN, a hang
+and death while writing a checkpoint come from CJEPA_FAULT (resilience/fault_injection.py).
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from tools.fault_drill.schema import FaultDrill
 
 @dataclass
 class FaultResult:
+    """One row of the table."""
+
     what: str
     code: int
     resumed: str
@@ -34,75 +39,75 @@ class FaultResult:
 
 
 def main(config: FaultDrill) -> int:
-    wanted = [
-        (name, n) for n in (1, 2) for name, (_, counts, _, _) in FAULTS.items() if n in counts
-    ]
+    """Try the faults, write the table. Raises UserError for an unknown fault."""
+    faults = [(name, n) for n in (1, 2) for name, fault in FAULTS.items() if n in fault.processes]
+    known = [f"{name}@{n}" for name, n in faults]
+    if unknown := sorted(set(config.only) - set(known)):
+        raise UserError(f"only: unknown {', '.join(unknown)}; there are {', '.join(known)}")
     if config.only:
-        if unknown := set(config.only) - {f"{name}@{n}" for name, n in wanted}:
-            raise UserError(
-                f"only: unknown {', '.join(sorted(unknown))}; there are {', '.join(f'{name}@{n}' for name, n in wanted)}"
-            )
-        wanted = [(name, n) for name, n in wanted if f"{name}@{n}" in config.only]
+        faults = [(name, n) for name, n in faults if f"{name}@{n}" in config.only]
     rows = [
         "| fault | processes | what happened | exit code | resumed from | final weights equal |",
         "|---|---|---|---|---|---|",
     ]
-    bad, references = 0, UndisturbedRuns(config)
-    for name, n in wanted:
+    failed, undisturbed = 0, UndisturbedRuns(config)
+    for name, n in faults:
         began = time.monotonic()
         try:
-            result = run_fault(config, name, n, references)
+            result = run_fault(config, name, n, undisturbed)
         except DrillError as error:
             result = FaultResult(f"FAILED: {error}", -1, "", False)
-        bad += not result.equal
+        failed += not result.equal
         equal = result.skipped or ("yes" if result.equal else "NO")
-        rows.append(
-            f"| {name} | {n} | {result.what} | {result.code} | {result.resumed} | {equal} |"
-        )
+        cells = (name, n, result.what, result.code, result.resumed, equal)
+        rows.append(f"| {' | '.join(map(str, cells))} |")
         print(f"{rows[-1]}  {time.monotonic() - began:.0f} s", flush=True)
         (Path(config.out) / "table.md").write_text("\n".join([*rows, ""]))
     print("\n" + "\n".join(rows))
-    print(f"\n{len(wanted)} faults, {bad} of them left a trace")
-    return 1 if bad else 0
+    print(f"\n{len(faults)} faults, {failed} of them left a trace")
+    return 1 if failed else 0
 
 
 class UndisturbedRuns:
-    """Undisturbed runs, made when first needed: by number of processes, without and with the NaN."""
+    """Undisturbed runs by number of processes, without and with the NaN; made when needed."""
 
     def __init__(self, config: FaultDrill) -> None:
         self.config = config
-        self.made: dict[tuple[int, bool], DrillRun] = {}
+        self.runs: dict[tuple[int, bool], DrillRun] = {}
 
     def get(self, processes: int, *, nan: bool) -> DrillRun:
-        if (processes, nan) not in self.made:
+        """A finished run. Raises UserError if it failed."""
+        if (processes, nan) not in self.runs:
             run = DrillRun(self.config, "undisturbed nan" if nan else "undisturbed", processes)
             code = run.finish(fault=f"nan@3:rank{processes - 1}" if nan else "")
             if code:
                 raise UserError(f"the undisturbed run failed with exit code {code}; see {run.log}")
-            self.made[processes, nan] = run
-        return self.made[processes, nan]
+            self.runs[processes, nan] = run
+        return self.runs[processes, nan]
 
 
 def run_fault(
-    config: FaultDrill, name: str, processes: int, references: UndisturbedRuns
+    config: FaultDrill, name: str, processes: int, undisturbed: UndisturbedRuns
 ) -> FaultResult:
-    """Break a run, resume it to the end, compare."""
-    fault, _, launcher, codes = FAULTS[name]
-    if "disk full" in name and os.geteuid() != 0:
+    """Break a run, resume it to the end, compare. Raises DrillError if it did not go so."""
+    fault = FAULTS[name]
+    if fault.needs_root and os.geteuid() != 0:
         return FaultResult("not tried: a small tmpfs needs root", 0, "", True, skipped="not tried")
-    reference = references.get(processes, nan="nan" in name)
-    run = DrillRun(config, name, processes, launcher)
-    what, code = fault(run)
-    require(code in codes, f"exit code {code}, not {' or '.join(map(str, codes))}; see {run.log}")
+    expected = undisturbed.get(processes, nan=fault.nan).weights()
+    run = DrillRun(config, name, processes, fault.launcher)
+    what, code = fault.break_run(run)
+    codes = " or ".join(map(str, fault.exit_codes))
+    require(code in fault.exit_codes, f"exit code {code}, not {codes}; see {run.log}")
     if not (run.folder / "done.json").exists():
         require(run.finish() == 0, f"not resumed; see {run.log}")
-    found = re.findall(r"resumed from \S*step_0*(\d+)", run.text())
-    equal, other = run.weights(), reference.weights()
-    same = equal.keys() == other.keys() and all(
-        torch.equal(equal[key], other[key]) for key in equal
+    resumed = re.findall(r"resumed from \S*step_0*(\d+)", run.text())
+    weights = run.weights()
+    equal = weights.keys() == expected.keys() and all(
+        torch.equal(weights[key], expected[key]) for key in weights
     )
-    require(run.skipped() == int("nan" in name), f"{run.skipped()} skipped steps counted")
-    return FaultResult(what, code, f"step {found[-1]}" if found else "not needed", same)
+    skipped = run.skipped_steps()
+    require(skipped == int(fault.nan), f"{skipped} skipped steps counted")
+    return FaultResult(what, code, f"step {resumed[-1]}" if resumed else "not needed", equal)
 
 
 if __name__ == "__main__":

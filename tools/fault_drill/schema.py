@@ -10,13 +10,12 @@ from cjepa_dist.config.schema import MISSING
 
 @dataclass
 class FaultDrill:
-    """Every known fault on short runs of a small world model, each resumed to the end and compared with an undisturbed run."""
+    """Break short runs in every known way, resume each, compare it with an undisturbed run."""
 
     data: str = option(MISSING, "folder of slot shards, 7 slots x 128")
     out: str = option(MISSING, "folder for the runs and table.md")
     only: list[str] = option(
-        [],
-        "faults to try, as in the table's first column and its number of processes: `hang@2`; none = all",
+        [], "faults to try: name as in the table, @, number of processes (`hang@2`); none = all"
     )
     hang_timeout_minutes: float = option(
         0.2,
