@@ -1,4 +1,4 @@
-"""A command whose argument is a folder of runs: its exit code, or 2 and one line for a UserError."""
+"""Entry points whose argument is a folder of runs: exit code of `main`, or 2 for a UserError."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from cjepa_dist.config.command_line import as_invoked
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import exit_on_user_error
 
 
 def launch(main: Callable[[list[str]], int], usage: str | None) -> NoReturn:
+    """Run `main` with the command line's arguments, and leave; `usage` is the text of --help."""
     if {"-h", "--help"} & set(sys.argv):
         print(as_invoked(usage or "").strip())
         sys.exit(0)
-    try:
+    with exit_on_user_error():
         code = main(sys.argv[1:])
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        code = 2
     sys.exit(code)

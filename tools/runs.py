@@ -25,7 +25,7 @@ import yaml
 from cjepa_dist.checkpoint.integrity import checkpoint_steps, verify_checkpoint
 from cjepa_dist.config.command_line import as_invoked
 from cjepa_dist.config.merge import flatten
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import UserError, exit_on_user_error
 
 USAGE = "python -m tools.runs ls DIR | show RUN | compare RUN RUN ..."
 
@@ -254,7 +254,7 @@ def main(argv: Sequence[str]) -> NoReturn:
         print(as_invoked(__doc__ or ""))
         sys.exit(0)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    try:
+    with exit_on_user_error():
         match list(argv):
             case ["ls", folder]:
                 print(list_runs(Path(folder)))
@@ -264,9 +264,6 @@ def main(argv: Sequence[str]) -> NoReturn:
                 print(compare_runs([Path(path) for path in (first, second, *rest)]))
             case _:
                 raise UserError(f"usage: {as_invoked(USAGE)}")
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
     sys.exit(0)
 
 

@@ -12,7 +12,7 @@ from omegaconf import MISSING, OmegaConf
 from cjepa_dist.config import locate
 from cjepa_dist.config.fields import default_of, leaf_fields
 from cjepa_dist.config.merge import ConfigT, build, read_yaml
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import UserError, exit_on_user_error
 
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -21,12 +21,9 @@ def launch(
     schema: type[ConfigT], main: Callable[[ConfigT], int | None], argv: Sequence[str] | None = None
 ) -> typing.NoReturn:
     """Parse, run, and leave: exit code of `main` (None = 0), or 2 and one line for a UserError."""
-    try:
+    with exit_on_user_error():
         config = parse(schema, sys.argv[1:] if argv is None else argv)
         code = 0 if config is None else main(config) or 0
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        code = 2
     sys.exit(code)
 
 

@@ -21,7 +21,6 @@ from tests.fork_server import PROJECT
 OWNER = """
 import sys, time
 from pathlib import Path
-from cjepa_dist.errors import EXIT_LOCK_LOST, UserError
 from cjepa_dist.resilience import run_lock
 run_lock.HEARTBEAT = 0.1
 if sys.argv[2] == "no flock":
