@@ -1,4 +1,7 @@
-"""Hand a graph of jobs over: to Slurm, to this machine, or to the eye (dry_run). What is finished or in the queue is left alone."""
+"""Runs the jobs of an experiment: on this machine, on Slurm, or not at all (dry_run).
+
+Jobs that are finished or in the queue are left alone.
+"""
 
 from __future__ import annotations
 
@@ -7,77 +10,93 @@ import itertools
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from cjepa_dist.config import merge
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import UserError
-from slurm import record as records
 from slurm.job import Job
 from slurm.local_executor import run_locally
 from slurm.plan import check_commands, jobs_of_stages, plan
-from slurm.record import ACTIVE_STATES, Record
+from slurm.record import Record, active_jobs, read_record
 from slurm.schema import Cluster, Experiment, read_cluster
 
 
 def execute(experiment: Experiment) -> int:
-    """Plan, check, and queue what is not finished. Raises UserError before anything is queued."""
+    """Plan the jobs, check them, and run those that are not finished; returns an exit code.
+
+    Raises UserError before anything runs or is queued.
+    """
     cluster = read_cluster(experiment.cluster)
     jobs = plan(experiment)
     check_commands(experiment, jobs)
     runs = Path(experiment.runs).resolve()
-    record = records.read_record(runs) or Record(runs, {})
+    record = read_record(runs) or Record(runs, {})
     record.experiment = dataclasses.asdict(experiment)
-    busy = {
-        name
-        for name, (state, _, _) in records.slurm_states(record).items()
-        if state in ACTIVE_STATES
-    }
-    wanted = unfinished_jobs(jobs, experiment.stage, record, busy)
+    active = active_jobs(record)
+    wanted = unfinished_jobs(jobs, experiment.stage, record, active)
     if experiment.executor == "slurm":
-        return submit_to_slurm(experiment, cluster, record, wanted, busy)
+        return submit_to_slurm(experiment, cluster, record, wanted, active)
+    if active:
+        raise UserError(
+            f"{len(active)} jobs of {runs} are in Slurm's queue, such as {min(active)}:"
+            " wait for them, or cancel them with slurm.cancel"
+        )
     if experiment.dry_run:
         print(format_jobs(wanted, {}))
+        return 0
+    if not wanted:
+        print(f"nothing to run: all jobs of stage={experiment.stage} are finished")
         return 0
     make_state_dir(record)
     return run_locally(record, cluster, wanted, experiment.at_once)
 
 
-def unfinished_jobs(jobs: list[Job], stage: str, record: Record, busy: set[str]) -> list[Job]:
-    """The jobs of `stage` that are neither finished nor in the queue, and the report if anything before it changes.
+def unfinished_jobs(jobs: list[Job], stage: str, record: Record, active: set[str]) -> list[Job]:
+    """The jobs of `stage` that are neither finished nor in the queue.
 
-    Raises UserError where something there was made with other settings, or a job needs what neither is there nor will be.
+    A finished job is run again if a job before it is. The preflight runs before any other job.
+    Raises UserError where existing outputs were made with other settings, or where a job needs
+    something that is neither there nor will be.
     """
-    whole = {job.name: job for job in jobs}
+    by_name = {job.name: job for job in jobs}
     wanted: list[Job] = []
-    names: set[str] = set()
+    names: set[str] = set()  # of the wanted jobs without the preflight
     for job in jobs_of_stages(jobs, stage):
-        if job.stage == "preflight":  # before whatever is submitted, each time
-            wanted += [job] if job.name not in busy else []
+        if job.stage == "preflight":
+            wanted += [job] if job.name not in active else []
             continue
-        old = record.jobs.get(job.name)
-        if (
-            old
-            and old.checksum != job.checksum
-            and (job.name in busy or job.done() or (job.is_training and job.run_dir.exists()))
-        ):
-            where = Path(job.outputs[0]).parent
-            raise UserError(
-                f"{job.name} was made with other settings than today's: take another runs=, or remove {where}"
-            )
-        if job.name in busy or (job.done() and not names & {*job.needs, *job.after}):
+        check_same_settings(job, record, job.name in active)
+        if job.name in active or (job.done() and not names & {*job.needs, *job.after}):
             continue
-        lost = [
+        missing = [
             name
             for name in job.needs
-            if name not in names | busy and not whole[name].done() and whole[name] not in wanted
+            if name not in names | active
+            and not by_name[name].done()
+            and by_name[name] not in wanted
         ]
-        if lost:
+        if missing:
             raise UserError(
-                f"{job.name} needs {lost[0]}, which is not there: submit stage={whole[lost[0]].stage} too"
+                f"{job.name} needs {missing[0]}, which is not there:"
+                f" submit stage={by_name[missing[0]].stage} too"
             )
         wanted.append(job)
         names.add(job.name)
     return wanted if names or stage == "preflight" else []
+
+
+def check_same_settings(job: Job, record: Record, active: bool) -> None:
+    """Raises UserError if the job was started before, with other commands or configs."""
+    before = record.jobs.get(job.name)
+    if before is None or before.checksum == job.checksum:
+        return
+    if active or job.done() or (job.is_training and job.run_dir.exists()):
+        folder = Path(job.outputs[0]).parent
+        raise UserError(
+            f"{job.name} was made with other settings than today's:"
+            f" take another runs=, or remove {folder}"
+        )
 
 
 def make_state_dir(record: Record) -> None:
@@ -89,95 +108,84 @@ def make_state_dir(record: Record) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"cannot write to {record.runs}: {error.strerror}; set runs= to a folder that all nodes can write to"
+            f"cannot write to {record.runs}: {error.strerror};"
+            " set runs= to a folder that all nodes can write to"
         ) from error
 
 
 def submit_to_slurm(
-    experiment: Experiment, cluster: Cluster, record: Record, jobs: list[Job], busy: set[str]
+    experiment: Experiment, cluster: Cluster, record: Record, jobs: list[Job], active: set[str]
 ) -> int:
+    """Queue the jobs, each after those it waits for; all of them or none. Raises UserError."""
     try:
         from slurm import sbatch
     except ImportError as error:
         raise UserError(
-            f"submitit is not installed ({error}): pip install submitit, use slurm/train.sbatch, or executor=local"
+            f"submitit is not installed ({error}): pip install submitit, use slurm/train.sbatch,"
+            " or executor=local"
         ) from error
-    stamp = datetime.now(timezone.utc).strftime(
-        "%Y%m%d_%H%M%S_%f"
-    )  # a folder of its own: submitit would take old results for new ones
-    folder = record.state_dir / "submitit" / stamp
-    ids = {name: record.job_ids[name] for name in busy}
+    # A new folder each time: submitit would read old results as new ones.
+    time = datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S_%f")
+    folder = record.state_dir / "submitit" / time
+    job_ids = {name: record.job_ids[name] for name in active}
 
-    def settings(job: Job, numbers: dict[str, str]) -> dict:
+    def options(job: Job, ids: dict[str, str]) -> dict[str, Any]:
         needs, after = (
-            [numbers[name] for name in group if name in numbers] for group in (job.needs, job.after)
+            [ids[name] for name in group if name in ids] for group in (job.needs, job.after)
         )
         return sbatch.sbatch_options(job, cluster, record.runs, needs, after)
 
-    shared = [
-        record.runs,
-        *(
-            [Path(experiment.data).resolve()]
-            if experiment.data and not is_remote(experiment.data)
-            else []
-        ),
-    ]
+    shared_folders = [record.runs]
+    if experiment.data and not is_remote(experiment.data):
+        shared_folders.append(Path(experiment.data).resolve())
     if experiment.dry_run:
         names = {job.name: f"<{job.name}>" for job in jobs}
-        sheets = {job.name: settings(job, {**ids, **names}) for job in jobs}
-        for job in jobs:
-            print(
-                f"# --- {job.name}\n{sbatch.sbatch_text(folder, sheets[job.name], 'python -u -m submitit.core._submit ' + str(folder))}"
-            )
+        planned = {job.name: options(job, {**job_ids, **names}) for job in jobs}
+        for name, settings in planned.items():
+            print(f"# --- {name}\n{sbatch.sbatch_text(folder, settings)}")
         try:
-            said = sbatch.check_cluster(cluster, sheets, folder, shared)
+            answers = sbatch.check_cluster(cluster, planned, folder, shared_folders)
         except UserError as error:
             print(format_jobs(jobs, {}))
             raise UserError(f"{error} (dry_run: nothing was queued)") from error
-        print(format_jobs(jobs, said))
+        print(format_jobs(jobs, answers))
         return 0
     if not jobs:
         print(f"nothing to submit: all of stage={experiment.stage} is finished or in the queue")
         return 0
-    sbatch.check_cluster(cluster, {job.name: settings(job, {}) for job in jobs}, folder, shared)
+    planned = {job.name: options(job, {}) for job in jobs}
+    sbatch.check_cluster(cluster, planned, folder, shared_folders)
     make_state_dir(record)
-    fresh: list[str] = []
+    queued: list[str] = []
     try:
         for _, group in itertools.groupby(jobs, key=lambda job: job.array or job.name):
             tasks = list(group)
-            for job, number in zip(
-                tasks, sbatch.submit(tasks, cluster, record.state_dir, folder, settings(tasks[0], ids))
-            ):
-                fresh.append(number)
-                ids[job.name] = record.job_ids[job.name] = number
+            settings = options(tasks[0], job_ids)
+            numbers = sbatch.submit(tasks, cluster, record.state_dir, folder, settings)
+            queued += numbers
+            for job, number in zip(tasks, numbers):
+                job_ids[job.name] = record.job_ids[job.name] = number
                 record.jobs[job.name] = job
             record.write()
     except BaseException:
-        subprocess.run(
-            ["scancel", *fresh], check=False
-        ) if fresh else None  # half a graph is of no use to anybody
+        if queued:  # a part of the graph is of no use
+            subprocess.run(["scancel", *queued], check=False)
         raise
-    print(format_jobs(jobs, {job.name: f"job {ids[job.name]}" for job in jobs}))
-    print(f"{len(jobs)} jobs submitted; look at them with: python -m slurm.status {record.runs}")
+    print(format_jobs(jobs, {job.name: f"job {job_ids[job.name]}" for job in jobs}))
+    print(f"{len(jobs)} jobs submitted; look at them with: cjepa status {record.runs}")
     return 0
 
 
 def format_jobs(jobs: list[Job], notes: dict[str, str]) -> str:
-    """One line a job: what it waits for, and a note."""
+    """A line for each job: what it waits for, and a note."""
     lines = []
     for job in jobs:
-        waits = [*job.needs, *(f"({name})" for name in job.after)]
-        lines.append(
-            "  ".join(
-                filter(
-                    None,
-                    [job.name, f"<- {', '.join(waits)}" if waits else "", notes.get(job.name, "")],
-                )
-            )
-        )
-    return "\n".join([*lines, f"{len(jobs)} jobs; in brackets: need only have ended"])
+        waits = ", ".join([*job.needs, *(f"({name})" for name in job.after)])
+        parts = [job.name, f"<- {waits}" if waits else "", notes.get(job.name, "")]
+        lines.append("  ".join(filter(None, parts)))
+    return "\n".join([*lines, f"{len(jobs)} jobs; those in brackets need only have ended"])
 
 
 def restore_experiment(record: Record) -> Experiment:
-    """The experiment that a record was made by, whole."""
+    """The experiment that a record was made by, with all of its stages."""
     return merge.build(Experiment, {**record.experiment, "stage": "all", "dry_run": False})

@@ -13,18 +13,19 @@ from slurm.schema import Cluster
 
 @dataclass(frozen=True)
 class Job:
-    """`outputs` are there when it is done; `needs` must have succeeded before it, `after` only have ended.
+    """It is done when all `outputs` exist.
 
-    Jobs with the same `array` are submitted as the tasks of one.
+    The jobs in `needs` must have succeeded before it starts, those in `after` only have ended.
+    Jobs with the same `array` are submitted as the tasks of one Slurm array.
     """
 
     name: str
     stage: str
-    commands: list[list[str]]
+    commands: list[list[str]]  # each [module, argument, ...]
     outputs: list[str]
     needs: list[str]
     after: list[str]
-    key: str = ""  # of the commands and the configs in them
+    checksum: str = ""  # see `with_checksum`
     array: str = ""
 
     @property
@@ -33,35 +34,47 @@ class Job:
 
     @property
     def uses_all_nodes(self) -> bool:
-        """Whether it takes all nodes, GPUs and processes of the cluster's facts."""
+        """Whether it takes all nodes, GPUs and processes that the cluster's config names."""
         return self.is_training or self.stage == "preflight"
 
     @property
-    def folder(self) -> Path:
-        """Of a training: its run folder."""
+    def run_dir(self) -> Path:
+        """Of a training: its run directory."""
         return Path(self.outputs[0]).parent
 
+    def missing_output(self) -> str | None:
+        return next((path for path in self.outputs if not Path(path).exists()), None)
+
     def done(self) -> bool:
-        return all(Path(path).exists() for path in self.outputs)
+        return self.missing_output() is None
 
 
-def job_spec(job: Job, cluster: Cluster, home: Path) -> JobSpec:
+def job_spec(job: Job, cluster: Cluster, state_dir: Path) -> JobSpec:
     """What the job runs, as its nodes need to know it."""
-    environment = dict(cluster.environment)
     processes = cluster.processes_per_node or cluster.gpus_per_node or 1
-    grace = max(5, cluster.signal_delay - 5)
     return JobSpec(
-        job.name, job.commands, str(home), processes=processes if job.uses_all_nodes else 1, grace=grace, max_restarts=cluster.max_restarts,
-        environment=environment, scratch=cluster.scratch, stage_data=cluster.stage_data and job.is_training,
+        job.name,
+        job.commands,
+        str(state_dir),
+        processes=processes if job.uses_all_nodes else 1,
+        grace=max(5, cluster.signal_delay - 5),
+        max_restarts=cluster.max_restarts,
+        environment=dict(cluster.environment),
+        scratch=cluster.scratch,
+        stage_data=cluster.stage_data and job.is_training,
         gpus=cluster.gpus_per_node if job.is_training else 0,
-    )  # fmt: skip
+    )
 
 
 def with_checksum(job: Job) -> Job:
-    """Adds a checksum of what the job will do, by its commands and the YAML files in them: whether what is there was made by the same."""
-    text = json.dumps(job.commands)
-    for command in job.commands:
-        for part in command:
-            if part.endswith(".yaml") and Path(part).is_file():
-                text += Path(part).read_text()
-    return replace(job, key=f"{zlib.crc32(text.encode()):08x}")
+    """Adds a checksum of what the job does: outputs with another one were made differently.
+
+    It covers the commands and, for the config files in them, their content but not their path.
+    """
+    parts = [[content_or_text(part) for part in command] for command in job.commands]
+    return replace(job, checksum=f"{zlib.crc32(json.dumps(parts).encode()):08x}")
+
+
+def content_or_text(argument: str) -> str:
+    is_config = argument.endswith(".yaml") and Path(argument).is_file()
+    return Path(argument).read_text() if is_config else argument

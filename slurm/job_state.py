@@ -1,143 +1,128 @@
-"""What became of a job, in one place for the status and the report: its state, how far it is, and why it failed."""
+"""The state of each job, for the status and the report: how far it is, and why it failed."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cjepa_dist.config.merge import read_yaml
 from cjepa_dist.errors import UserError
 from slurm.job import Job
 from slurm.jobs.job_log import log_path, log_tail, read_events
-from slurm.record import ACTIVE_STATES, Record, local_runner, slurm_states
+from slurm.record import ACTIVE_STATES, Record, SlurmState, local_runner, slurm_states
 
 STATE_OF_EVENT = {"done": "DONE", "failed": "FAILED", "stopped": "INTERRUPTED", "start": "RUNNING"}
+
+Event = dict[str, Any]
 
 
 @dataclass
 class JobState:
-    """`state`: DONE, or Slurm's word, or what the job last said. Numbers are None where a job has none."""
+    """`state` is DONE, Slurm's word, or that of the job's last event. Unknown numbers are None."""
 
     job: Job
     state: str
     nodes: str = ""
     restarts: int = 0
     reason: str = ""
-    lines: list[str] = field(default_factory=list)
+    log_lines: list[str] = field(default_factory=list)
     step: int | None = None
-    steps: int | None = None
-    rate: float | None = None  # samples/s
+    total_steps: int | None = None
+    samples_per_second: float | None = None
     loss: float | None = None
-    left: float | None = None  # s
+    seconds_left: float | None = None
 
     @property
     def active(self) -> bool:
         return self.state in ACTIVE_STATES
 
     @property
-    def bad(self) -> bool:
-        return self.state != "DONE" and not self.active and self.state != "NOT SUBMITTED"
+    def failed(self) -> bool:
+        return self.state not in ("DONE", "NOT SUBMITTED") and not self.active
 
 
 def job_states(record: Record) -> dict[str, JobState]:
     """Of all jobs of the record, in order."""
-    known, here = slurm_states(record), bool(local_runner(record))
+    in_slurm, runs_here = slurm_states(record), bool(local_runner(record))
     found: dict[str, JobState] = {}
     for name, job in record.jobs.items():
-        said = read_events(record, name)
-        last = said[-1] if said else {}
-        state, nodes, reason = known.get(name, ("", "", ""))
-        if job.done() and state not in ACTIVE_STATES:
-            state, reason = "DONE", ""
-        elif not state:
-            state = STATE_OF_EVENT.get(
-                str(last.get("event")), "PENDING" if here else "NOT SUBMITTED"
-            )
-            if state == "RUNNING" and not here:
-                state, reason = "KILLED", "what ran it on this machine is gone"
-        elif state == "COMPLETED":
-            state, reason = (
-                "FAILED",
-                f"it ended without an error, but {next(p for p in job.outputs if not Path(p).exists())} is not there",
-            )
-        starts = [line for line in said if line["event"] == "start"]
-        outcome = JobState(
-            job,
-            state,
-            nodes or (starts[-1].get("host", "") if starts else ""),
-            max(0, len(starts) - 1),
-            reason,
-        )
-        if last.get("event") == "failed" and outcome.state == "RUNNING" and not outcome.reason:
-            outcome.reason = (
-                "its processes have ended, and Slurm has not ended the job: does it miss a node?"
-            )
-        if outcome.bad:
-            explain_failure(outcome, record, first_failure(said), found)
+        events = read_events(record.state_dir, name)
+        state = current_state(job, SlurmState(*in_slurm.get(name, ())), events, runs_here)
+        if state.failed:
+            explain_failure(state, record, first_failure(events), found)
         if job.is_training:
-            read_progress(outcome, record)
-        found[name] = outcome
+            read_progress(state, record)
+        found[name] = state
     return found
 
 
-def first_failure(said: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of what the nodes said since the last start, the first failure: the others follow from it. Else the last word."""
-    begin = max((index for index, line in enumerate(said) if line["event"] == "start"), default=0)
-    return next(
-        (line for line in said[begin:] if line["event"] == "failed"), said[-1] if said else {}
-    )
+def current_state(job: Job, slurm: SlurmState, events: list[Event], runs_here: bool) -> JobState:
+    """State, nodes and restarts of a job, by its outputs, Slurm and its own events."""
+    last = events[-1]["event"] if events else ""
+    state, reason = slurm.state, slurm.reason
+    if not state:
+        state = STATE_OF_EVENT.get(last, "PENDING" if runs_here else "NOT SUBMITTED")
+        if state == "RUNNING" and not runs_here:
+            state, reason = "KILLED", "the process that ran it on this machine is gone"
+    if state not in ACTIVE_STATES and job.done():
+        state, reason = "DONE", ""
+    elif state in ("COMPLETED", "DONE"):
+        state, reason = "FAILED", f"it succeeded, but {job.missing_output()} is missing"
+    if state == "RUNNING" and last == "failed" and not reason:
+        reason = "its processes have ended, and Slurm has not ended the job: did it lose a node?"
+    starts = [event for event in events if event["event"] == "start"]
+    host = starts[-1].get("host", "") if starts else ""
+    return JobState(job, state, slurm.nodes or host, max(0, len(starts) - 1), reason)
+
+
+def first_failure(events: list[Event]) -> Event:
+    """The first failure since the last start, as others follow from it; else the last event."""
+    starts = [index for index, event in enumerate(events) if event["event"] == "start"]
+    since = events[starts[-1] :] if starts else events
+    failures = (event for event in since if event["event"] == "failed")
+    return next(failures, events[-1] if events else {})
 
 
 def explain_failure(
-    outcome: JobState, record: Record, last: dict[str, Any], before: dict[str, JobState]
+    state: JobState, record: Record, event: Event, before: dict[str, JobState]
 ) -> None:
-    """Why it is not done, and the last lines of its log."""
-    lost = [name for name in outcome.job.needs if name in before and before[name].bad]
-    if last.get("event") == "failed" and outcome.state != "CANCELLED":
-        outcome.reason, outcome.lines = last["reason"], last.get("lines", [])
+    """Sets the reason of a failure and the last lines of the log."""
+    if event.get("event") == "failed" and state.state != "CANCELLED":
+        state.reason, state.log_lines = event["reason"], event.get("lines", [])
         return
-    if lost:
-        outcome.reason = f"never started: it needs {lost[0]} ({before[lost[0]].state.lower()})"
+    failed = [before[name] for name in state.job.needs if name in before and before[name].failed]
+    if failed:
+        state.reason = f"never started: it needs {failed[0].job.name} ({failed[0].state.lower()})"
         return
-    outcome.reason = outcome.reason or {
-        "CANCELLED": "cancelled",
-        "INTERRUPTED": f"stopped by {last.get('reason')}",
-    }.get(outcome.state, f"ended by Slurm: {outcome.state}")
-    outcome.lines = log_tail(log_path(record, outcome.job.name))
-    if not last and outcome.state not in ("CANCELLED", "DEADLINE"):
-        outcome.reason += (
-            f"; it wrote nothing: do its nodes see {record.runs}? slurm.preflight finds out"
+    known = {"CANCELLED": "cancelled", "INTERRUPTED": f"stopped by {event.get('reason')}"}
+    state.reason = state.reason or known.get(state.state, f"ended by Slurm: {state.state}")
+    state.log_lines = log_tail(log_path(record.state_dir, state.job.name))
+    if not event and state.state not in ("CANCELLED", "DEADLINE"):
+        state.reason += (
+            f"; it wrote nothing: can its nodes see {record.runs}? slurm.preflight checks that"
         )
 
 
-def read_progress(outcome: JobState, record: Record) -> None:
-    run = outcome.job.run_dir
+def read_progress(state: JobState, record: Record) -> None:
+    """Sets step, loss and speed of a training from its metrics, and the time left from its log."""
+    run_dir = state.job.run_dir
     try:
-        lines = [
-            json.loads(line)
-            for line in (run / "metrics.jsonl").read_text().splitlines()[-20:]
-            if line.endswith("}")
-        ]
-        batch = read_yaml(run / "config.yaml")["loop"]["global_batch_size"]
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()[-20:]
+        metrics = [json.loads(line) for line in lines if line.endswith("}")]
+        batch_size = read_yaml(run_dir / "config.yaml")["loop"]["global_batch_size"]
     except (OSError, UserError, ValueError):
         return
-    train = [line for line in lines if line["kind"] == "train"]
+    train = [line for line in metrics if line["kind"] == "train"]
     if not train:
         return
-    outcome.step, outcome.rate, outcome.loss = (
-        train[-1]["step"],
-        train[-1].get("samples_per_second"),
-        train[-1].get("loss"),
-    )
-    totals = re.findall(
-        r"^(?:train|val) \d+/(\d+)",
-        "\n".join(log_tail(log_path(record, outcome.job.name), 200)),
-        re.MULTILINE,
-    )
+    state.step, state.loss = train[-1]["step"], train[-1].get("loss")
+    state.samples_per_second = train[-1].get("samples_per_second")
+    log = "\n".join(log_tail(log_path(record.state_dir, state.job.name), 200))
+    totals = re.findall(r"^(?:train|val) \d+/(\d+)", log, re.MULTILINE)
     if totals:
-        outcome.steps = int(totals[-1])
-        if outcome.rate and outcome.step is not None:
-            outcome.left = (outcome.steps - outcome.step) * batch / outcome.rate
+        state.total_steps = int(totals[-1])
+    if state.total_steps and state.samples_per_second and state.step is not None:
+        steps_left = state.total_steps - state.step
+        state.seconds_left = steps_left * batch_size / state.samples_per_second

@@ -1,7 +1,7 @@
 """Runs the jobs of an experiment as processes of this machine, several at a time.
 
-    jobs ──those whose `needs` and `after` have ended──> a process with its share of the cores,
-    at most `at_once` of them ──> done, failed, or stopped by a signal
+jobs ──those whose `needs` and `after` have ended──> a process with its share of the cores,
+at most `at_once` of them ──> done, failed, or stopped by a signal
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run_locally(record: Record, cluster: Cluster, jobs: list[Job], at_once: int)
 
 
 class LocalExecutor:
-    """Starts each job once the jobs that it waits for have ended; jobs that others need go first."""
+    """Starts each job when the jobs before it have ended; jobs that others need go first."""
 
     def __init__(self, record: Record, cluster: Cluster, jobs: list[Job], at_once: int) -> None:
         self.record, self.cluster, self.at_once = record, cluster, at_once

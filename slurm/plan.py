@@ -1,9 +1,11 @@
-"""An experiment as a list of jobs, each after those it needs (and, with preflight=true, after that).
+"""An experiment as a list of jobs, each after those that it waits for.
 
-    data ──> world_model/<arm>/seed_<n> ──> rollout/<arm>/seed_<n> ──> aloe/<arm>/seed_<n> ──> evaluate/aloe/<arm>/seed_<n> ──┐
-                     └──────────────────────> evaluate/world_model/<arm>/seed_<n> ──────────────────────────────────────────> report
+    data ──> world_model ──> rollout ──> aloe ──> evaluate/aloe ──> report
+                 └──> evaluate/world_model ──────────────────────────┘
 
-A folder is named by what differs between runs (arm, swept fields, seed), never by a job's number: a job that starts again finds its own.
+A job and its folder have the same name, made of what differs between runs: stage, arm, swept
+fields, seed. A job's number is no part of it, so a job that starts again finds its own folder.
+With preflight=true all jobs also wait for the preflight.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cjepa_dist.config import command_line
+from cjepa_dist.config.locate import find_config
 from cjepa_dist.config.merge import flatten
 from cjepa_dist.config.schema import TrainAloe, TrainWorldModel
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import UserError
 from slurm.job import Job, with_checksum
 from slurm.schema import STAGES, Cluster, Experiment, read_cluster
-from slurm.sweep import combinations, is_swept, to_arguments
+from slurm.sweep import combinations, to_arguments, without_sweeps
 
-SCHEMA_OF_COMMAND = {  # of the commands that take fields of the user's
+SCHEMA_OF_COMMAND = {  # of the commands that take fields of the experiment
     "cjepa_dist.train_world_model": ("cjepa_dist.config.schema", "TrainWorldModel"),
     "cjepa_dist.train_aloe": ("cjepa_dist.config.schema", "TrainAloe"),
     "cjepa_dist.evaluate": ("cjepa_dist.evaluate", "Evaluate"),
@@ -36,99 +39,22 @@ SCHEMA_OF_COMMAND = {  # of the commands that take fields of the user's
 
 
 def plan(experiment: Experiment) -> list[Job]:
-    """All jobs of the experiment, in an order that they may run in. Raises UserError for a field or arm that makes no sense."""
+    """All jobs of the experiment, in an order in which they may run.
+
+    Raises UserError for a field or an arm that makes no sense.
+    """
     if not experiment.arms:
         raise UserError(
-            "config field arms: name at least one world model, such as arms.baseline.config=configs/world_model/full.yaml"
+            "config field arms: name at least one world model,"
+            " such as arms.baseline.config=configs/world_model/full.yaml"
         )
     if not experiment.seed:
         raise UserError("config field seed: name at least one")
-    runs = Path(experiment.runs).resolve()
-    jobs: list[Job] = []
-    data, source = data_job(experiment, runs, jobs)
-    scored: list[str] = []
-    models: list[tuple[str, int, Job]] = []
-    last: list[Job] = []  # nobody waits for them, and they take long
-    for seed in experiment.seed:
-        control = None
-        if experiment.control:
-            control = world_model_job(
-                experiment, runs, "own_slot", {"config": experiment.control}, seed, data, source
-            )
-            jobs.append(control)
-        for arm, fields in expand_arms(experiment):
-            model = world_model_job(experiment, runs, arm, fields, seed, data, source)
-            models.append((arm, seed, model))
-            jobs += [model, evaluate_world_model_job(experiment, model, control, data)]
-            scored.append(jobs[-1].name)
-    if experiment.aloe_config or experiment.rollout:
-        for index, (arm, seed, model) in enumerate(models):
-            rolled = runs / "rollout" / arm / f"seed_{seed}"
-            command = [
-                "cjepa_dist.rollout",
-                f"world_model={model.run_dir}",
-                f"data={data}",
-                f"out={rolled}",
-                *to_arguments(experiment.rollout),
-            ]
-            rollout = Job(
-                f"rollout/{arm}/seed_{seed}",
-                "rollout",
-                [command],
-                [str(rolled / "manifest.json")],
-                [model.name],
-                [],
-            )
-            jobs.append(rollout)
-            if experiment.rollout.get("mode") == "counterfactual":
-                last.append(evaluate_rollout_job(experiment, rollout, rolled, model, data))
-            if not experiment.aloe_config:
-                continue
-            blind = (
-                [("blind", {"blind": True})]
-                if experiment.blind and index % (len(models) // len(experiment.seed)) == 0
-                else []
-            )
-            for name, extra in [(arm, {}), *blind]:
-                for suffix, fields in combinations(experiment.aloe, TrainAloe, experiment.sweep):
-                    for number in experiment.aloe_seed or [seed]:
-                        aloe = aloe_job(
-                            experiment,
-                            runs,
-                            name + suffix,
-                            {**fields, **extra},
-                            seed,
-                            number,
-                            rolled,
-                            [rollout.name],
-                        )
-                        jobs += [aloe, evaluate_aloe_job(experiment, aloe)]
-                        scored.append(jobs[-1].name)
-    extra_jobs = [
-        *ground_truth_aloe_jobs(experiment, runs, models, data, source),
-        *observed_slots_aloe_jobs(experiment, runs, data, source),
-    ]
-    scored += [job.name for job in [*extra_jobs, *last] if job.stage == "evaluate"]
-    jobs += [*extra_jobs, *last]
-    jobs.append(
-        Job(
-            "report",
-            "report",
-            [["slurm.report", str(runs)]],
-            [str(runs / "report" / "report.md")],
-            [],
-            scored,
-        )
-    )
+    planner = Planner(experiment)
+    jobs = planner.jobs()
     if experiment.preflight:
-        first = preflight_job(read_cluster(experiment.cluster), runs)
-        jobs = [
-            first,
-            *(
-                replace(job, needs=job.needs or [first.name]) if job.stage != "report" else job
-                for job in jobs
-            ),
-        ]
+        first = preflight_job(read_cluster(experiment.cluster), planner.runs)
+        jobs = [first, *(after_preflight(job, first) for job in jobs)]
     return [with_checksum(job) for job in jobs]
 
 
@@ -137,278 +63,296 @@ def preflight_job(cluster: Cluster, runs: Path) -> Job:
     return Job("preflight", "preflight", [command], [str(runs / "preflight.json")], [], [])
 
 
-def data_job(experiment: Experiment, runs: Path, jobs: list[Job]) -> tuple[str | Path, list[str]]:
-    """(folder or URL of the shards, names of the jobs that make it)."""
-    if is_remote(experiment.data):
-        return experiment.data, []
-    if experiment.data:
-        if not (Path(experiment.data) / "manifest.json").is_file():
-            raise UserError(
-                f"config field data={experiment.data}: no data set is there (no manifest.json)"
-            )
-        return Path(experiment.data).resolve(), []
-    out = runs / "data"
-    config = [experiment.prepare_config] if experiment.prepare_config else []
-    command = [f"data_prep.{experiment.prepare}", *config, *to_arguments(experiment.prepare_fields)]
-    parts = (
-        [runs / "data.parts" / str(index) for index in range(experiment.parts)]
-        if experiment.parts > 1
-        else []
-    )
-    for index, part in enumerate(parts):
-        line = [*command, f"out={part}", f"part={index}/{len(parts)}"]
-        jobs.append(
-            Job(
-                f"data/part_{index}",
-                "data",
-                [line],
-                [str(part / "manifest.json")],
-                [],
-                [],
-                array="data/part",
-            )
-        )
-    last = (
-        ["data_prep.merge", f"out={out}", f"parts={runs / 'data.parts'}"]
-        if parts
-        else [*command, f"out={out}"]
-    )
-    jobs.append(
-        Job("data", "data", [last], [str(out / "manifest.json")], [job.name for job in jobs], [])
-    )
-    return out, ["data"]
+def after_preflight(job: Job, preflight: Job) -> Job:
+    waits = job.needs or job.stage == "report"
+    return job if waits else replace(job, needs=[preflight.name])
 
 
-def expand_arms(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Arms with one value a field; names of swept ones say which."""
-    for name, fields in experiment.arms.items():
-        if not isinstance(fields, dict) or not isinstance(fields.get("config"), str):
-            raise UserError(
-                f"config field arms.{name}: needs config=FILE, and may have fields of train_world_model beside it"
-            )
-        own = {key: value for key, value in flatten(fields) if key != "config"}
-        for suffix, values in combinations(
-            {**dict(flatten(experiment.world_model)), **own}, TrainWorldModel, experiment.sweep
-        ):
-            yield name + suffix, {"config": fields["config"], **values}
+class Model(NamedTuple):
+    """A world model of the experiment and the job that trains it."""
+
+    arm: str
+    seed: int
+    job: Job
 
 
-def world_model_job(
-    experiment: Experiment,
-    runs: Path,
-    arm: str,
-    fields: dict[str, Any],
-    seed: int,
-    data: str | Path,
-    source: list[str],
-) -> Job:
-    if (
-        arm == "own_slot"
-    ):  # compared with all arms, so it takes their common fields, without the sweeps
-        fields = {
-            **{
-                key: value
-                for key, value in flatten(experiment.world_model)
-                if not is_swept(key, value, TrainWorldModel)
-            },
-            **fields,
-        }
-    values = {key: value for key, value in fields.items() if key != "config"}
-    name = f"world_model/{arm}/seed_{seed}"
-    command = [
-        "cjepa_dist.train_world_model",
-        fields["config"],
-        *to_arguments(values),
-        f"seed={seed}",
-        f"data={data}",
-        f"run={runs / name}",
-    ]
-    return Job(name, "world_model", [command], [str(runs / name / "done.json")], list(source), [])
+class Planner:
+    """Makes the jobs of one experiment."""
 
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.runs = Path(experiment.runs).resolve()
+        self.data: str | Path = self.runs / "data"
+        self.data_jobs: list[Job] = []
+        if is_remote(experiment.data):
+            self.data = experiment.data
+        elif experiment.data:
+            self.data = existing_data(experiment.data)
+        else:
+            self.data_jobs = self.prepare_data()
+        self.needs_data = [job.name for job in self.data_jobs[-1:]]
 
-def evaluate_world_model_job(
-    experiment: Experiment, model: Job, control: Job | None, data: str | Path
-) -> Job:
-    own = [f"own_slot={control.run_dir}"] if control else []
-    commands = [
-        [
-            "cjepa_dist.evaluate",
-            f"run={model.run_dir}",
-            f"split={experiment.split}",
-            *own,
-            *to_arguments(experiment.evaluate),
-        ]
-    ]
-    outputs = [str(model.run_dir / "eval" / f"world_model_{experiment.split}.json")]
-    if experiment.graphs:
-        fields = [
-            f"data={data}",
-            f"split={experiment.split}",
-            *to_arguments(experiment.evaluate_graph),
-        ]
-        commands.append(["cjepa_dist.evaluate_graph", f"run={model.run_dir}", *fields])
-        outputs.append(str(model.run_dir / "eval" / f"graphs_{experiment.split}.json"))
-    needs = [model.name, *([control.name] if control else [])]
-    return Job(f"evaluate/{model.name}", "evaluate", commands, outputs, needs, [])
+    def jobs(self) -> list[Job]:
+        experiment, jobs = self.experiment, list(self.data_jobs)
+        models: list[Model] = []
+        for seed in experiment.seed:
+            control = self.control(seed) if experiment.control else None
+            jobs += [control] if control else []
+            for arm, fields in self.arms():
+                models.append(Model(arm, seed, self.world_model(arm, fields, seed)))
+                jobs += [models[-1].job, self.evaluate_world_model(models[-1].job, control)]
+        slow: list[Job] = []  # no job needs these, so they are submitted last
+        if experiment.aloe_config or experiment.rollout:
+            for model in models:
+                rollout = self.rollout(model)
+                jobs.append(rollout)
+                if self.rolls_out_counterfactuals():
+                    slow.append(self.evaluate_rollout(rollout, model.job))
+                if experiment.aloe_config:
+                    blind = experiment.blind and model.arm == models[0].arm
+                    jobs += self.aloes(model, rollout, blind)
+        jobs += [*self.shared_readers(models), *self.observed_aloe(), *slow]
+        evaluations = [job.name for job in jobs if job.stage == "evaluate"]
+        output = str(self.runs / "report" / "report.md")
+        command = ["slurm.report", str(self.runs)]
+        return [*jobs, Job("report", "report", [command], [output], [], evaluations)]
 
-
-def evaluate_rollout_job(
-    experiment: Experiment, rollout: Job, rolled: Path, model: Job, data: str | Path
-) -> Job:
-    """What the world model says would have happened: by question programs, and against re-simulation where there is truth."""
-    split, folder = experiment.split, model.run_dir / "eval"
-    commands = [
-        ["cjepa_dist.evaluate_symbolic", f"data={rolled}", f"split={split}", f"probe_data={data}"]
-    ]
-    outputs = [
-        str(folder / f"symbolic_{experiment.rollout.get('divergence', 'paired')}_{split}.json")
-    ]
-    if experiment.graphs:
-        commands.append(
-            [
-                "cjepa_dist.evaluate_counterfactual",
-                f"run={model.run_dir}",
-                f"data={data}",
-                f"split={split}",
-            ]
-        )
-        outputs.append(str(folder / f"counterfactual_{split}.json"))
-    return Job(f"evaluate/{rollout.name}", "evaluate", commands, outputs, [rollout.name], [])
-
-
-def aloe_job(
-    experiment: Experiment,
-    runs: Path,
-    arm: str,
-    fields: dict[str, Any],
-    seed: int,
-    number: int,
-    rolled: Path,
-    needs: list[str],
-) -> Job:
-    name = f"aloe/{arm}/seed_{seed}" + (
-        f"_aloe_{number}" if number != seed or len(experiment.aloe_seed) > 1 else ""
-    )
-    command = [
-        "cjepa_dist.train_aloe",
-        experiment.aloe_config,
-        *to_arguments(fields),
-        f"seed={number}",
-        f"data={rolled}",
-        f"run={runs / name}",
-    ]
-    return Job(name, "aloe", [command], [str(runs / name / "done.json")], list(needs), [])
-
-
-def evaluate_aloe_job(experiment: Experiment, aloe: Job) -> Job:
-    command = [
-        "cjepa_dist.evaluate",
-        f"run={aloe.run_dir}",
-        f"split={experiment.split}",
-        *to_arguments(experiment.evaluate),
-    ]
-    output = str(aloe.run_dir / "eval" / f"vqa_{experiment.split}.json")
-    return Job(f"evaluate/{aloe.name}", "evaluate", [command], [output], [aloe.name], [])
-
-
-def ground_truth_aloe_jobs(
-    experiment: Experiment,
-    runs: Path,
-    models: list[tuple[str, int, Job]],
-    data: str | Path,
-    source: list[str],
-) -> list[Job]:
-    """ALOEs trained on what the simulator says, and what each of them reads in the rollout of every world model: the same reader for all,
-    so that no noise between trainings stands between world models. RUNS/read/<arm>/seed_<n>/reader_<k>/vqa_<split>.json."""
-    if not experiment.readers:
-        return []
-    if not experiment.aloe_config or experiment.rollout.get("mode") != "counterfactual":
-        raise UserError(
-            "config field readers: they read what would have happened; set aloe_config and rollout.mode=counterfactual"
-        )
-    rolled = runs / "rollout" / "truth"
-    shared = {
-        key: value
-        for key, value in experiment.rollout.items()
-        if key in ("videos", "splits", "count", "shard_mb")
-    }
-    command = [
-        "cjepa_dist.rollout",
-        "mode=truth",
-        f"data={data}",
-        f"out={rolled}",
-        *to_arguments(shared),
-    ]
-    jobs = [Job("rollout/truth", "rollout", [command], [str(rolled / "manifest.json")], source, [])]
-    fields = {
-        key: value for key, value in experiment.aloe.items() if not is_swept(key, value, TrainAloe)
-    } | {"protocol": "counterfactual"}
-    for number in experiment.readers:
-        reader = aloe_job(
-            experiment, runs, "reader", fields, number, number, rolled, [jobs[0].name]
-        )
-        jobs += [reader, evaluate_aloe_job(experiment, reader)]
-        for arm, seed, _ in models:
-            out = runs / "read" / arm / f"seed_{seed}" / f"reader_{number}"
-            command = [
-                "cjepa_dist.evaluate",
-                f"run={reader.run_dir}",
-                f"data={runs / 'rollout' / arm / f'seed_{seed}'}",
-                f"out={out}",
-            ]
-            command += [f"split={experiment.split}", *to_arguments(experiment.evaluate)]
-            needs = [reader.name, f"rollout/{arm}/seed_{seed}"]
-            name = f"evaluate/read/{arm}/seed_{seed}/reader_{number}"
+    def prepare_data(self) -> list[Job]:
+        """The jobs that make the data, the last one with all of it."""
+        experiment, out = self.experiment, self.runs / "data"
+        command = [f"data_prep.{experiment.prepare}"]
+        if experiment.prepare_config:
+            command.append(config_path(experiment.prepare, experiment.prepare_config))
+        command += to_arguments(experiment.prepare_fields)
+        manifest = str(out / "manifest.json")
+        if experiment.parts == 1:
+            return [Job("data", "data", [[*command, f"out={out}"]], [manifest], [], [])]
+        folder, jobs = self.runs / "data.parts", []
+        for index in range(experiment.parts):
+            part = folder / str(index)
+            one = [*command, f"out={part}", f"part={index}/{experiment.parts}"]
+            output = str(part / "manifest.json")
             jobs.append(
-                Job(
-                    name,
-                    "evaluate",
-                    [command],
-                    [str(out / f"vqa_{experiment.split}.json")],
-                    needs,
-                    [],
-                )
+                Job(f"data/part_{index}", "data", [one], [output], [], [], array="data/part")
             )
-    return jobs
+        merge = ["data_prep.merge", f"out={out}", f"parts={folder}"]
+        needs = [job.name for job in jobs]
+        return [*jobs, Job("data", "data", [merge], [manifest], needs, [])]
+
+    def arms(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(name, fields) of each arm and each combination of its swept fields."""
+        experiment = self.experiment
+        shared = dict(flatten(experiment.world_model))
+        for name, fields in experiment.arms.items():
+            if not isinstance(fields, dict) or not isinstance(fields.get("config"), str):
+                raise UserError(
+                    f"config field arms.{name}: needs config=FILE, and may have fields of"
+                    " train_world_model beside it"
+                )
+            own = {key: value for key, value in flatten(fields) if key != "config"}
+            found = combinations({**shared, **own}, TrainWorldModel, experiment.sweep)
+            for suffix, values in found:
+                yield name + suffix, {"config": fields["config"], **values}
+
+    def control(self, seed: int) -> Job:
+        """The control takes the fields that all arms share, but not their sweeps."""
+        fields = without_sweeps(self.experiment.world_model, TrainWorldModel)
+        return self.world_model("own_slot", {"config": self.experiment.control, **fields}, seed)
+
+    def world_model(self, arm: str, fields: dict[str, Any], seed: int) -> Job:
+        name = f"world_model/{arm}/seed_{seed}"
+        command = [
+            "cjepa_dist.train_world_model",
+            config_path("world_model", fields["config"]),
+            *to_arguments({key: value for key, value in fields.items() if key != "config"}),
+            f"seed={seed}",
+            f"data={self.data}",
+            f"run={self.runs / name}",
+        ]
+        output = str(self.runs / name / "done.json")
+        return Job(name, "world_model", [command], [output], list(self.needs_data), [])
+
+    def evaluate_world_model(self, model: Job, control: Job | None) -> Job:
+        experiment, split = self.experiment, self.experiment.split
+        run, folder = f"run={model.run_dir}", model.run_dir / "eval"
+        own_slot = [f"own_slot={control.run_dir}"] if control else []
+        fields = to_arguments(experiment.evaluate)
+        commands = [["cjepa_dist.evaluate", run, f"split={split}", *own_slot, *fields]]
+        outputs = [str(folder / f"world_model_{split}.json")]
+        if experiment.graphs:
+            fields = [
+                f"data={self.data}",
+                f"split={split}",
+                *to_arguments(experiment.evaluate_graph),
+            ]
+            commands.append(["cjepa_dist.evaluate_graph", run, *fields])
+            outputs.append(str(folder / f"graphs_{split}.json"))
+        needs = [model.name, *([control.name] if control else [])]
+        return Job(f"evaluate/{model.name}", "evaluate", commands, outputs, needs, [])
+
+    def rolls_out_counterfactuals(self) -> bool:
+        return self.experiment.rollout.get("mode") == "counterfactual"
+
+    def rollout(self, model: Model) -> Job:
+        name = f"rollout/{model.arm}/seed_{model.seed}"
+        out = self.runs / name
+        command = [
+            "cjepa_dist.rollout",
+            f"world_model={model.job.run_dir}",
+            f"data={self.data}",
+            f"out={out}",
+            *to_arguments(self.experiment.rollout),
+        ]
+        output = str(out / "manifest.json")
+        return Job(name, "rollout", [command], [output], [model.job.name], [])
+
+    def evaluate_rollout(self, rollout: Job, model: Job) -> Job:
+        """Question programs on the rollout, and where there is truth the counterfactual worlds."""
+        split, folder = f"split={self.experiment.split}", model.run_dir / "eval"
+        data = [f"data={self.runs / rollout.name}", split, f"probe_data={self.data}"]
+        commands = [["cjepa_dist.evaluate_symbolic", *data]]
+        rule = self.experiment.rollout.get("divergence", "paired")
+        outputs = [str(folder / f"symbolic_{rule}_{self.experiment.split}.json")]
+        if self.experiment.graphs:
+            data = [f"run={model.run_dir}", f"data={self.data}", split]
+            commands.append(["cjepa_dist.evaluate_counterfactual", *data])
+            outputs.append(str(folder / f"counterfactual_{self.experiment.split}.json"))
+        needs = [rollout.name]
+        return Job(f"evaluate/{rollout.name}", "evaluate", commands, outputs, needs, [])
+
+    def aloes(self, model: Model, rollout: Job, blind: bool) -> Iterator[Job]:
+        """ALOEs on the rollout of one world model, and their evaluations."""
+        experiment, data = self.experiment, self.runs / rollout.name
+        controls = [("blind", {"blind": True})] if blind else []
+        for arm, extra in [(model.arm, {}), *controls]:
+            for suffix, fields in combinations(experiment.aloe, TrainAloe, experiment.sweep):
+                for seed in experiment.aloe_seed or [model.seed]:
+                    name = f"aloe/{arm}{suffix}/seed_{model.seed}"
+                    if seed != model.seed or len(experiment.aloe_seed) > 1:
+                        name += f"_aloe_{seed}"
+                    aloe = self.aloe(name, {**fields, **extra}, seed, data, [rollout.name])
+                    yield from (aloe, self.evaluate_aloe(aloe))
+
+    def aloe(
+        self, name: str, fields: dict[str, Any], seed: int, data: str | Path, needs: list[str]
+    ) -> Job:
+        command = [
+            "cjepa_dist.train_aloe",
+            config_path("aloe", self.experiment.aloe_config),
+            *to_arguments(fields),
+            f"seed={seed}",
+            f"data={data}",
+            f"run={self.runs / name}",
+        ]
+        return Job(name, "aloe", [command], [str(self.runs / name / "done.json")], needs, [])
+
+    def evaluate_aloe(self, aloe: Job) -> Job:
+        split = self.experiment.split
+        fields = [f"run={aloe.run_dir}", f"split={split}", *to_arguments(self.experiment.evaluate)]
+        commands = [["cjepa_dist.evaluate", *fields]]
+        output = str(aloe.run_dir / "eval" / f"vqa_{split}.json")
+        return Job(f"evaluate/{aloe.name}", "evaluate", commands, [output], [aloe.name], [])
+
+    def shared_readers(self, models: list[Model]) -> list[Job]:
+        """ALOEs that are trained on the simulator's own worlds and read every model's rollout.
+
+        All world models are read by the same ALOEs, so the noise between trainings of ALOE does
+        not enter their comparison. RUNS/shared_readers/<arm>/seed_<n>/reader_<k>/vqa_<split>.json
+        """
+        experiment = self.experiment
+        if not experiment.shared_readers:
+            return []
+        if not experiment.aloe_config or not self.rolls_out_counterfactuals():
+            raise UserError(
+                "config field shared_readers: they read counterfactual rollouts;"
+                " set aloe_config and rollout.mode=counterfactual"
+            )
+        truth = self.ground_truth_rollout()
+        fields = without_sweeps(experiment.aloe, TrainAloe) | {"protocol": "counterfactual"}
+        jobs = [truth]
+        for seed in experiment.shared_readers:
+            name, data = f"aloe/reader/seed_{seed}", self.runs / truth.name
+            reader = self.aloe(name, fields, seed, data, [truth.name])
+            jobs += [reader, self.evaluate_aloe(reader)]
+            jobs += [self.read_rollout(reader, seed, model) for model in models]
+        return jobs
+
+    def ground_truth_rollout(self) -> Job:
+        """What the simulator says would have happened, in the format of a rollout."""
+        out = self.runs / "rollout" / "ground_truth"
+        sizes = ("videos", "splits", "count", "shard_mb")
+        given = self.experiment.rollout
+        fields = to_arguments({key: value for key, value in given.items() if key in sizes})
+        command = ["cjepa_dist.rollout", "mode=truth", f"data={self.data}", f"out={out}", *fields]
+        output, needs = str(out / "manifest.json"), list(self.needs_data)
+        return Job("rollout/ground_truth", "rollout", [command], [output], needs, [])
+
+    def read_rollout(self, reader: Job, seed: int, model: Model) -> Job:
+        """Evaluates a reader on the rollout of a world model."""
+        place, split = f"{model.arm}/seed_{model.seed}", self.experiment.split
+        out = self.runs / "shared_readers" / place / f"reader_{seed}"
+        command = [
+            "cjepa_dist.evaluate",
+            f"run={reader.run_dir}",
+            f"data={self.runs / 'rollout' / place}",
+            f"out={out}",
+            f"split={split}",
+            *to_arguments(self.experiment.evaluate),
+        ]
+        name, output = (
+            f"evaluate/shared_readers/{place}/reader_{seed}",
+            str(out / f"vqa_{split}.json"),
+        )
+        needs = [reader.name, f"rollout/{place}"]
+        return Job(name, "evaluate", [command], [output], needs, [])
+
+    def observed_aloe(self) -> list[Job]:
+        """An ALOE that sees the observed slots and no prediction."""
+        experiment = self.experiment
+        if not (experiment.observed_aloe and experiment.aloe_config):
+            return []
+        fields = without_sweeps(experiment.aloe, TrainAloe) | {"protocol": "published"}
+        seed = experiment.seed[0]
+        name = f"aloe/observed/seed_{seed}"
+        aloe = self.aloe(name, fields, seed, self.data, list(self.needs_data))
+        return [aloe, self.evaluate_aloe(aloe)]
 
 
-def observed_slots_aloe_jobs(
-    experiment: Experiment, runs: Path, data: str | Path, source: list[str]
-) -> list[Job]:
-    """An ALOE that sees the videos as they are, and nothing predicted."""
-    if not (experiment.observed and experiment.aloe_config):
-        return []
-    fields = {
-        key: value for key, value in experiment.aloe.items() if not is_swept(key, value, TrainAloe)
-    } | {"protocol": "published"}
-    seed = experiment.seed[0]
-    aloe = aloe_job(experiment, runs, "observed", fields, seed, seed, Path(data), source)
-    return [aloe, evaluate_aloe_job(experiment, aloe)]
+def config_path(kind: str, name: str) -> str:
+    """A config by name or path, absolute: a job may run in another folder."""
+    return str(find_config(kind, name).absolute())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def existing_data(folder: str) -> Path:
+    if not (Path(folder) / "manifest.json").is_file():
+        raise UserError(f"config field data={folder}: no data set is there (no manifest.json)")
+    return Path(folder).resolve()
 
 
 def check_commands(experiment: Experiment, jobs: list[Job]) -> None:
-    """Every command that takes fields against its schema, before anything is queued. Raises UserError, naming job and field."""
-    heavy = {
+    """Checks all fields of all commands before anything runs.
+
+    Raises UserError, naming the job and the field.
+    """
+    # The schemas of these are beside code that imports torch: read only where fields are given.
+    given = {
         "cjepa_dist.evaluate": experiment.evaluate,
         "cjepa_dist.evaluate_graph": experiment.evaluate_graph,
         "cjepa_dist.rollout": experiment.rollout,
-    }  # they import torch
+    }
     for job in jobs:
         for module, *arguments in job.commands:
-            if module in SCHEMA_OF_COMMAND and heavy.get(module, True):
-                place, name = SCHEMA_OF_COMMAND[module]
-                kind: type = getattr(importlib.import_module(place), name)
+            if module in SCHEMA_OF_COMMAND and given.get(module, True):
+                schema_module, name = SCHEMA_OF_COMMAND[module]
+                schema: type = getattr(importlib.import_module(schema_module), name)
                 try:
-                    command_line.parse(kind, arguments)
+                    command_line.parse(schema, arguments)
                 except UserError as error:
                     raise UserError(f"{job.name}: {error}") from error
 
 
 def jobs_of_stages(jobs: list[Job], stage: str) -> list[Job]:
-    """The jobs of `stage=`. Raises UserError for a stage that there is not."""
+    """The jobs that `stage=` names. Raises UserError for an unknown stage."""
     if stage == "all":
         return jobs
     names = [name.strip() for name in stage.split(",")]

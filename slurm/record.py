@@ -107,7 +107,9 @@ def slurm_states(record: Record) -> dict[str, SlurmState]:
         return {}
     found: dict[str, SlurmState] = {}
     columns = "JobID,State,NodeList"
-    for number, state, nodes in table("sacct", "-n", "-P", "-X", "-j", ",".join(names), "-o", columns):
+    for number, state, nodes in table(
+        "sacct", "-n", "-P", "-X", "-j", ",".join(names), "-o", columns
+    ):
         if number in names:
             nodes = nodes.replace("None assigned", "")
             found[names[number]] = SlurmState(state.split()[0], nodes)

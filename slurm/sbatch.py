@@ -1,8 +1,9 @@
-"""A job as options of sbatch, by the facts of the cluster; what Slurm thinks of them; handing them over by submitit."""
+"""Jobs as sbatch files: their options, Slurm's own check of them, and submission by submitit."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -12,153 +13,142 @@ from typing import Any
 
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
+from cjepa_dist.config.locate import project_root
 from cjepa_dist.errors import UserError
 from slurm.job import Job, job_spec
-from slurm.jobs import job_log
-from slurm.jobs import run as inside
+from slurm.jobs.job_log import file_name
+from slurm.jobs.run import run_job
 from slurm.schema import Cluster
 
-MEMORY_FILE_SYSTEMS = (
-    "tmpfs",
-    "ramfs",
-    "devtmpfs",
-    "overlay",
-)  # of this machine, or of one container on it
-LOCAL_FILE_SYSTEMS = (
-    "ext2",
-    "ext3",
-    "ext4",
-    "ext2/ext3",
-    "xfs",
-    "btrfs",
-    "zfs",
-    "f2fs",
-)  # of this machine, which may export it
+# Types of file systems that only this machine, or one container on it, can see ...
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay")
+# ... and of this machine's disks, which it may export to others.
+LOCAL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "ext2/ext3", "xfs", "btrfs", "zfs", "f2fs")
+
+Options = dict[str, Any]  # by submitit's names
 
 
 def sbatch_options(
     job: Job, cluster: Cluster, runs: Path, needs: list[str], after: list[str]
-) -> dict[str, Any]:
-    """Options by submitit's names. `needs` and `after` are numbers of jobs: success of the former, the end of the latter."""
-    gpus = (
-        0
-        if job.stage in ("data", "report")
-        else cluster.gpus_per_node
-        if job.uses_all_nodes
-        else min(1, cluster.gpus_per_node)
-    )
-    units = gpus or (cluster.processes_per_node or 1 if job.uses_all_nodes else 1)
-    extra: dict[str, Any] = {
+) -> Options:
+    """Options of a job. `needs` and `after` are Slurm's numbers of the jobs that it waits for."""
+    gpus = min(1, cluster.gpus_per_node)
+    processes = 1
+    if job.stage in ("data", "report"):
+        gpus = 0
+    elif job.uses_all_nodes:
+        gpus, processes = cluster.gpus_per_node, cluster.processes_per_node or 1
+    cpus = cluster.cpus_per_gpu * (gpus or processes)
+    extra: Options = {
         "signal": f"{cluster.signal}@{cluster.signal_delay}",
         "requeue": True,
         **cluster.options,
     }
-    depends = ([f"afterok:{':'.join(needs)}"] if needs else []) + (
-        [f"afterany:{':'.join(after)}"] if after else []
-    )
-    if depends:
-        extra |= {
-            "dependency": ",".join(depends),
-            "kill-on-invalid-dep": "yes",
-        }  # else it waits for ever for one that failed
-    found: dict[str, Any] = {
-        "job_name": f"{runs.name}.{job_log.file_name(job.array or job.name)}",
-        "partition": cluster.partition
-        if gpus or not cluster.cpu_partition
-        else cluster.cpu_partition,
+    conditions = {"afterok": needs, "afterany": after}
+    if depends := [f"{kind}:{':'.join(ids)}" for kind, ids in conditions.items() if ids]:
+        # Without the second option a job waits for ever for one that failed.
+        extra |= {"dependency": ",".join(depends), "kill-on-invalid-dep": "yes"}
+    cpu_partition = cluster.cpu_partition or cluster.partition
+    found: Options = {
+        "job_name": f"{runs.name}.{file_name(job.array or job.name)}",
+        "partition": cluster.partition if gpus else cpu_partition,
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
         "nodes": cluster.nodes if job.uses_all_nodes else 1,
         "ntasks_per_node": 1,
-        "cpus_per_task": cluster.data_cpus if job.stage == "data" else cluster.cpus_per_gpu * units,
+        "cpus_per_task": cluster.data_cpus if job.stage == "data" else cpus,
         "gpus_per_node": gpus,
         "mem": f"{cluster.memory_gb}G" if cluster.memory_gb else "",
         "time": getattr(cluster.minutes, job.stage),
         "stderr_to_stdout": True,
-        # Since Slurm 22.05 srun does not take --cpus-per-task from sbatch: the step would get one CPU.
-        "setup": [
-            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-            *(f"module load {name}" for name in cluster.modules),
-            *cluster.setup,
-        ],
+        "setup": setup_lines(cluster),
         "additional_parameters": extra,
     }
     return {name: value for name, value in found.items() if value}
 
 
-def sbatch_text(folder: Path, settings: dict[str, Any], command: str) -> str:
-    """The sbatch file."""
-    return _make_sbatch_string(command=command, folder=folder, **settings)
+def setup_lines(cluster: Cluster) -> list[str]:
+    """Shell lines at the start of a job.
+
+    Since Slurm 22.05 srun does not take --cpus-per-task from sbatch: without the first line a job
+    step gets one CPU. The last one lets submitit import the module `slurm` in the job.
+    """
+    return [
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+        *(f"module load {name}" for name in cluster.modules),
+        *cluster.setup,
+        f"export PYTHONPATH={shlex.quote(str(project_root()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+    ]
+
+
+def sbatch_text(folder: Path, options: Options, command: str = "") -> str:
+    """The sbatch file; its command is submitit's, unless another one is given."""
+    command = command or f"python -u -m submitit.core._submit {folder}"
+    return _make_sbatch_string(command=command, folder=folder, **options)
 
 
 def submit(
-    jobs: list[Job], cluster: Cluster, home: Path, folder: Path, settings: dict[str, Any]
+    jobs: list[Job], cluster: Cluster, state_dir: Path, folder: Path, options: Options
 ) -> list[str]:
-    """Queue a job, or several as the tasks of one array; their numbers. Raises UserError with what sbatch said."""
+    """Queue a job, or several as the tasks of one array, and return their numbers.
+
+    Raises UserError with sbatch's message.
+    """
     executor = SlurmExecutor(folder)
-    executor.update_parameters(**settings)
+    executor.update_parameters(**options)
+    specs = [job_spec(job, cluster, state_dir) for job in jobs]
     try:
-        return [
-            task.job_id
-            for task in executor.map_array(
-                inside.run_job, [job_spec(job, cluster, home) for job in jobs]
-            )
-        ]
+        return [task.job_id for task in executor.map_array(run_job, specs)]
     except Exception as error:  # submitit's FailedJobError, or the shell's
-        raise UserError(
-            f"{jobs[0].name}: sbatch refused it: {' '.join(str(error).split())}"
-        ) from error
+        message = " ".join(str(error).split())
+        raise UserError(f"{jobs[0].name}: sbatch refused it: {message}") from error
 
 
 def check_cluster(
-    cluster: Cluster, jobs: dict[str, dict[str, Any]], folder: Path, shared: list[Path]
+    cluster: Cluster, jobs: dict[str, Options], folder: Path, shared_folders: list[Path]
 ) -> dict[str, str]:
-    """{job: what `sbatch --test-only` says} of each kind of job, before any is queued. Raises UserError for what cannot work.
+    """{job: answer of `sbatch --test-only`}, asked once for each kind of job.
 
-    `shared`: folders that all nodes must see.
+    `shared_folders` must be visible to all nodes. Raises UserError for what cannot work.
     """
     if not shutil.which("sbatch"):
         raise UserError(
-            "no sbatch on this machine: go to a login node of the cluster, or take executor=local to run everything here"
+            "no sbatch on this machine: go to a login node of the cluster, or run everything on"
+            " this machine with executor=local"
         )
     known = partitions()
     for name in filter(None, (cluster.partition, cluster.cpu_partition)):
         if name not in known:
             raise UserError(
-                f"unknown partition {name}: this cluster has {', '.join(known)}; edit the YAML that cluster= names"
+                f"unknown partition {name}: this cluster has {', '.join(known)};"
+                " edit the YAML that cluster= names"
             )
-    for path in shared:
+    for path in shared_folders:
         check_shared(path, cluster)
-    said: dict[str, str] = {}
-    seen: dict[str, str] = {}
-    for name, settings in jobs.items():
-        kind = re.sub(
-            r"--(job-name|dependency|output|kill-on-invalid-dep)=\S+",
-            "",
-            sbatch_text(folder, settings, "true"),
-        )
-        if kind not in seen:
-            extra = settings["additional_parameters"]
-            alone = {
-                key: value
-                for key, value in extra.items()
-                if key not in ("dependency", "kill-on-invalid-dep")
-            }
-            seen[kind] = test_only(
-                name, sbatch_text(folder, {**settings, "additional_parameters": alone}, "true")
-            )
-        said[name] = seen[kind]
-    return said
+    answers: dict[str, str] = {}
+    answer_of_kind: dict[str, str] = {}
+    names = r"--(job-name|dependency|output|kill-on-invalid-dep)=\S+"
+    for name, options in jobs.items():
+        kind = re.sub(names, "", sbatch_text(folder, options, "true"))
+        if kind not in answer_of_kind:
+            # The jobs that it depends on are not in the queue yet.
+            left_out = ("dependency", "kill-on-invalid-dep")
+            extra = options["additional_parameters"]
+            extra = {key: value for key, value in extra.items() if key not in left_out}
+            text = sbatch_text(folder, {**options, "additional_parameters": extra}, "true")
+            answer_of_kind[kind] = test_only(name, text)
+        answers[name] = answer_of_kind[kind]
+    return answers
 
 
-def test_only(name: str, content: str) -> str:
+def test_only(name: str, text: str) -> str:
+    """Slurm's answer to `sbatch --test-only`. Raises UserError if it refuses the job."""
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as stream:
-        stream.write(content)
+        stream.write(text)
         stream.flush()
-        done = subprocess.run(
-            ["sbatch", "--test-only", stream.name], capture_output=True, text=True, check=False
-        )
+        command = ["sbatch", "--test-only", stream.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     answer = " ".join((done.stderr or done.stdout).split())
     if done.returncode:
         raise UserError(
@@ -168,14 +158,13 @@ def test_only(name: str, content: str) -> str:
 
 
 def check_shared(folder: Path, cluster: Cluster) -> None:
-    """Whether the nodes can see a folder, as far as this machine can tell: a warning, or UserError where they surely cannot."""
+    """Whether the nodes can see a folder, as far as this machine can tell.
+
+    Prints a warning where they may not. Raises UserError where they surely cannot.
+    """
     wanted = ",".join(filter(None, {cluster.partition, cluster.cpu_partition}))
-    done = subprocess.run(
-        ["sinfo", "-h", "-N", "-o", "%n", *(["-p", wanted] if wanted else [])],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["sinfo", "-h", "-N", "-o", "%n", *(["-p", wanted] if wanted else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     here = socket.gethostname().partition(".")[0]
     others = sorted({name for name in done.stdout.split() if name.partition(".")[0] != here})
     if not others:
@@ -183,28 +172,33 @@ def check_shared(folder: Path, cluster: Cluster) -> None:
     kind, source = file_system(folder)
     if kind in MEMORY_FILE_SYSTEMS:
         raise UserError(
-            f"{folder} is not shared: it lies on {kind} of {here}, which {others[0]} cannot see; take a folder of the cluster's file system"
+            f"{folder} is not shared: it lies on {kind} of {here}, which {others[0]} cannot see;"
+            " take a folder of the cluster's file system"
         )
     if kind in LOCAL_FILE_SYSTEMS:
         print(
-            f"warning: {folder} lies on {source} ({kind}), a disk of {here}: unless {others[0]} mounts it at the same place, "
-            "jobs will not see it; slurm.preflight, or preflight=true, finds out"
+            f"warning: {folder} lies on {source} ({kind}), a disk of {here}: unless {others[0]}"
+            " mounts it at the same place, jobs will not see it; slurm.preflight, or"
+            " preflight=true, checks that"
         )
 
 
 def file_system(folder: Path) -> tuple[str, str]:
-    """(type, source) of the file system that a folder lies on, or will; ("", "") if df does not say."""
+    """(type, source) of the file system of a folder, also one that is still to be made.
+
+    ("", "") if df does not tell.
+    """
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    done = subprocess.run(
-        ["df", "--output=fstype,source", str(there)], capture_output=True, text=True, check=False
-    )
-    kind, _, source = (
-        done.stdout.splitlines()[-1].partition(" ") if done.returncode == 0 else ("", "", "")
-    )
+    command = ["df", "--output=fstype,source", str(there)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return "", ""
+    kind, _, source = done.stdout.splitlines()[-1].partition(" ")
     return kind, source.strip()
 
 
 def partitions() -> list[str]:
+    """Names of the cluster's partitions. Raises UserError if Slurm does not answer."""
     done = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"Slurm does not answer: {' '.join(done.stderr.split())}")

@@ -1,4 +1,4 @@
-"""What a cluster is (configs/slurm/*.yaml, one a cluster) and what an experiment is (configs/experiment/*.yaml)."""
+"""The configs of a cluster (configs/slurm) and of an experiment (configs/experiment)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from cjepa_dist.config import merge
 from cjepa_dist.config.fields import option
+from cjepa_dist.config.locate import find_config
 from cjepa_dist.config.schema import MISSING
 from cjepa_dist.errors import UserError
 
@@ -17,20 +18,20 @@ STAGES = ("preflight", "data", "world_model", "rollout", "aloe", "evaluate", "re
 
 @dataclass
 class TimeLimits:
-    """Time limits of the jobs. One that trains may be short: it is put back into the queue and goes on."""
+    """Time limits. A training may get less time than it takes: it is requeued and resumes."""
 
-    preflight: int = option(10, "looking at the nodes from inside", unit="minutes", least=1)
+    preflight: int = option(10, "checking the nodes from inside", unit="minutes", least=1)
     data: int = option(240, "making the data set", unit="minutes", least=1)
     world_model: int = option(720, "training a world model", unit="minutes", least=1)
     rollout: int = option(120, "rolling out the data set", unit="minutes", least=1)
     aloe: int = option(1440, "training an ALOE", unit="minutes", least=1)
-    evaluate: int = option(120, "measuring a run", unit="minutes", least=1)
+    evaluate: int = option(120, "evaluating a run", unit="minutes", least=1)
     report: int = option(30, "writing the report", unit="minutes", least=1)
 
 
 @dataclass
 class Cluster:
-    """Facts of one Slurm cluster: the one file that a user edits."""
+    """One Slurm cluster, or this machine: the one file that a user edits."""
 
     partition: str = option("", "partition; empty = the cluster's default")
     cpu_partition: str = option(
@@ -39,15 +40,15 @@ class Cluster:
     account: str = option("", "account to charge; empty = the user's default")
     qos: str = option("", "quality of service; empty = the default")
     constraint: str = option("", "features that nodes must have, as sbatch's --constraint")
-    nodes: int = option(1, "nodes of a job that trains", unit="nodes", least=1)
+    nodes: int = option(1, "nodes of a training", unit="nodes", least=1)
     gpus_per_node: int = option(
-        0, "GPUs taken on each node by a job that trains; 0 = CPUs only", unit="GPUs", least=0
+        0, "GPUs of a training on each node; 0 = CPUs only", unit="GPUs", least=0
     )
     processes_per_node: int = option(
-        0, "training processes on a node; 0 = one a GPU, or 1", least=0
+        0, "training processes on each node; 0 = one for each GPU, or 1", least=0
     )
     cpus_per_gpu: int = option(
-        8, "CPUs for each GPU (for each process where there are none)", unit="CPUs", least=1
+        8, "CPUs for each GPU (without GPUs: for each process)", unit="CPUs", least=1
     )
     data_cpus: int = option(16, "CPUs of the job that makes data", unit="CPUs", least=1)
     memory_gb: int = option(
@@ -57,12 +58,12 @@ class Cluster:
     signal: str = option("USR2", "signal before the time limit", choices=("USR1", "USR2", "TERM"))
     signal_delay: int = option(
         180,
-        "the signal comes so long before the limit (Slurm: up to 60 s more)",
+        "time from that signal to the limit; Slurm may send it up to 60 s earlier",
         unit="seconds",
         least=10,
     )
     max_restarts: int = option(
-        100, "times that a training goes back into the queue before it counts as failed", least=0
+        100, "times that a training is requeued before it counts as failed", least=0
     )
     modules: list[str] = option([], "environment modules to load")
     setup: list[str] = option([], "further shell lines at the start of a job")
@@ -71,52 +72,53 @@ class Cluster:
     )
     scratch: str = option(
         "",
-        "folder on every node's own disk, for temporary files (TMPDIR); may hold $VARIABLES; empty = as it is",
+        "folder on each node's own disk, for temporary files (TMPDIR); may hold $VARIABLES;"
+        " empty = the node's default",
     )
-    stage_data: bool = option(False, "copy the data of a training to scratch first, once a node")
+    stage_data: bool = option(
+        False, "trainings read their data from a copy in scratch, made once for each node"
+    )
     options: dict[str, str] = option({}, "further options of sbatch, name: value")
 
 
 @dataclass
 class Experiment:
-    """The whole experiment as a graph of jobs: data, world models, rollouts, ALOE, measurements, one report.
+    """A whole experiment: data, world models, rollouts, ALOE, evaluations and one report.
 
-    A field of an arm may be a list: `arms.ctt.ctt.invariance.weight=[0,0.01]` makes an arm for each value; see `sweep`.
+    A field of an arm may be a list: `arms.ctt.ctt.invariance.weight=[0,0.01]` makes an arm for
+    each value; see `sweep`.
     """
 
     runs: str = option(
         MISSING,
-        "folder for everything that the experiment makes; on a file system that all nodes see",
+        "folder for everything that the experiment makes; all nodes must see it",
     )
-    cluster: str = option("configs/slurm/h100_1node.yaml", "facts of the cluster")
+    cluster: str = option("h100_1node", "config of the cluster: a file, or a name in configs/slurm")
     executor: str = option(
         "slurm", "where jobs run; local = on this machine", choices=("slurm", "local")
     )
     at_once: int = option(
         1,
-        "executor=local: jobs side by side, each with its share of the cores; they share what GPU there is",
+        "executor=local: jobs that run at the same time; they share the cores and the GPUs",
         least=1,
     )
     stage: str = option("all", "all, or some of " + ", ".join(STAGES) + ", with commas between")
     dry_run: bool = option(
-        False, "show the jobs, their sbatch files and what Slurm says of them; queue nothing"
+        False, "show the jobs, their sbatch files and Slurm's check of them; queue nothing"
     )
     preflight: bool = option(
         False,
-        "first a job that looks at GPUs, shared folder and all-reduce from inside; all others wait for it",
+        "first run a job that checks GPUs, shared folder and all-reduce; all others wait for it",
     )
-    data: str = option(
-        "", "folder of slot shards that are there, or their URL; empty = make them in RUNS/data"
-    )
-    parts: int = option(
-        1, "tasks of an array that make the data side by side, a part each", least=1
-    )
+    data: str = option("", "folder or URL of existing slot shards; empty = make them in RUNS/data")
+    parts: int = option(1, "tasks of a job array that makes the data, a part in each", least=1)
     prepare: str = option("simulate", "what makes the data", choices=("simulate", "import_pickle"))
     prepare_config: str = option("", "its config")
     prepare_fields: dict[str, Any] = option({}, "its fields")
     arms: dict[str, Any] = option(
         {},
-        "world models to compare, the first is the reference: name -> {config: FILE, field: value or list}",
+        "world models to compare, the first is the reference:"
+        " name -> {config: FILE, field: value or list}",
     )
     sweep: str = option(
         "cross",
@@ -129,38 +131,41 @@ class Experiment:
     world_model: dict[str, Any] = option({}, "fields of every world model, values or lists")
     rollout: dict[str, Any] = option(
         {},
-        "fields of cjepa_dist.rollout; mode=counterfactual also measures the worlds without an object",
+        "fields of cjepa_dist.rollout; mode=counterfactual also evaluates counterfactual worlds",
     )
     aloe_config: str = option("", "config of ALOE; empty = no ALOE")
     aloe: dict[str, Any] = option({}, "fields of every ALOE, values or lists")
     blind: bool = option(True, "also an ALOE that sees the slots of other videos, on the first arm")
-    observed: bool = option(
-        False, "also an ALOE that sees the observed slots alone, for predictive questions too"
+    observed_aloe: bool = option(
+        False, "also an ALOE that sees only observed slots, for predictive questions too"
     )
-    readers: list[int] = option(
+    shared_readers: list[int] = option(
         [],
-        "seeds of ALOEs trained on the simulator's own futures and worlds; they then read every rollout",
+        "seeds of ALOEs trained on the simulator's own worlds; each of these readers then"
+        " answers from the rollout of every world model",
     )
     seed: list[int] = option([0], "seeds of the world models")
     aloe_seed: list[int] = option(
         [], "seeds of the ALOEs on each rollout; empty = the seed of its world model"
     )
-    split: str = option("val", "split to measure on")
-    graphs: bool = option(True, "measure graphs too (needs the simulator's truth)")
+    split: str = option("val", "split to evaluate on")
+    graphs: bool = option(True, "evaluate graphs too (needs the simulator's ground truth)")
     evaluate: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate")
     evaluate_graph: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate_graph")
 
 
-def read_cluster(path: str) -> Cluster:
-    """Raises UserError, naming the file and the field."""
-    cluster = merge.build(Cluster, escape_dollars(OmegaConf.to_container(merge.read_yaml(path))))
+def read_cluster(name: str) -> Cluster:
+    """A cluster's config by file or name. Raises UserError, naming the file and the field."""
+    path = find_config("slurm", name)
+    content = OmegaConf.to_container(merge.read_yaml(path))
+    cluster = merge.build(Cluster, escape_dollars(content))
     if cluster.stage_data and not cluster.scratch:
         raise UserError(f"{path}: stage_data needs scratch, a folder on the node's own disk")
     return cluster
 
 
 def escape_dollars(tree: Any) -> Any:
-    """`${` is the shell's in these files, not OmegaConf's."""
+    """`${NAME}` in a cluster's config is for the shell: OmegaConf must not replace it."""
     if isinstance(tree, dict):
         return {key: escape_dollars(value) for key, value in tree.items()}
     if isinstance(tree, list):

@@ -1,6 +1,7 @@
-"""Submit an experiment: `python -m slurm.submit configs/experiment/clevrer.yaml runs=DIR [key=value ...]`.
+"""Submit an experiment to Slurm: `python -m slurm.submit EXPERIMENT.yaml runs=DIR [key=value ...]`.
 
-What is finished or in the queue already is left alone, so that the same command also completes an experiment.
+EXPERIMENT.yaml is a file, or a name in configs/experiment.
+Jobs that are finished or in the queue are left alone: the same command completes an experiment.
 """
 
 from __future__ import annotations

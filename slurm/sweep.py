@@ -1,4 +1,4 @@
-"""Fields of an experiment: nested or flat, one value or several, as arguments and as a part of a folder's name."""
+"""Swept fields of an experiment: their combinations, as arguments and as parts of folder names."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import itertools
 import json
 from typing import Any
 
-from cjepa_dist.config import fields
+from cjepa_dist.config.fields import default_of, leaf_fields
 from cjepa_dist.config.merge import flatten
 from cjepa_dist.errors import UserError
 
 
 def combinations(
-    fields: dict[str, Any], kind: type, sweep: str
+    fields: dict[str, Any], schema: type, sweep: str
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The combinations of the swept fields, crossed or zipped: (suffix for a name, fields with one value each)."""
-    whole = dict(flatten(fields))
-    sweeps = {key: value for key, value in whole.items() if is_swept(key, value, kind)}
+    """(suffix for a name, fields with one value each) of every combination of swept fields."""
+    flat = dict(flatten(fields))
+    sweeps = {key: value for key, value in flat.items() if is_swept(key, value, schema)}
     if empty := [key for key, values in sweeps.items() if not values]:
         raise UserError(f"config field {empty[0]}: a sweep needs at least one value")
     if sweep == "zip" and len({len(values) for values in sweeps.values()}) > 1:
@@ -24,38 +24,35 @@ def combinations(
         raise UserError(
             f"sweep=zip needs lists of one length: {lengths}; sweep=cross takes every combination"
         )
-    combinations = (
-        zip(*sweeps.values()) if sweep == "zip" and sweeps else itertools.product(*sweeps.values())
-    )
-    chosen = [dict(zip(sweeps, values)) for values in combinations]
+    combine = zip if sweep == "zip" and sweeps else itertools.product
+    chosen = [dict(zip(sweeps, values)) for values in combine(*sweeps.values())]
     return [
         (
             "".join(f"+{key}_{folder_name_part(value)}" for key, value in one.items()),
-            {**whole, **one},
+            {**flat, **one},
         )
         for one in chosen
     ]
 
 
-def is_swept(key: str, value: Any, kind: type) -> bool:
-    """Whether a list is several values of a field, and not one value of a field that takes a list."""
+def without_sweeps(fields: dict[str, Any], schema: type) -> dict[str, Any]:
+    return {key: value for key, value in flatten(fields) if not is_swept(key, value, schema)}
+
+
+def is_swept(key: str, value: Any, schema: type) -> bool:
+    """Whether it lists several values of a field, and is no value of a field that takes a list."""
     if not isinstance(value, list):
         return False
     takes_list = any(
-        name == key and isinstance(fields.default_of(field), list)
-        for name, field in fields.leaf_fields(kind)
+        name == key and isinstance(default_of(field), list) for name, field in leaf_fields(schema)
     )
     return not takes_list or any(isinstance(each, list) for each in value)
 
 
 def folder_name_part(value: Any) -> str:
-    """A value as a part of a folder's name: commas part the runs of a report, and `/` folders."""
-    return (
-        (json.dumps(value) if isinstance(value, (bool, list)) else str(value))
-        .replace("/", "-")
-        .replace(",", "-")
-        .replace(" ", "")
-    )
+    """A value in a folder's name: without `/`, and without the commas between a report's runs."""
+    text = json.dumps(value) if isinstance(value, (bool, list)) else str(value)
+    return text.replace("/", "-").replace(",", "-").replace(" ", "")
 
 
 def to_arguments(fields: dict[str, Any]) -> list[str]:

@@ -19,7 +19,6 @@ KIND_OF_SCHEMA = {
     "TrainAloe": "aloe",
     "Simulate": "simulate",
     "Experiment": "experiment",
-    "Study": "study",
 }
 
 
@@ -39,8 +38,8 @@ def project_root() -> Path:
 def find_config(kind: str, name: str | Path) -> Path:
     """A file that exists is taken as it is; else NAME or NAME.yaml in configs/KIND/.
 
-    `kind` is a folder of configs/: world_model, aloe, simulate, experiment, slurm, accelerate or
-    study; "" looks in configs/ itself. A path from the project's folder, such as
+    `kind` is a folder of configs/: world_model, aloe, simulate, experiment, slurm or accelerate;
+    "" looks in configs/ itself. A path from the project's folder, such as
     configs/aloe/full.yaml, is found from any folder. Raises UserError with the nearest names.
     """
     given = Path(name)

@@ -1,8 +1,9 @@
-"""What a rank of the pre-flight does, under torchrun like a training: `python -m slurm.preflight` puts it on the nodes.
+"""What one process of the pre-flight does; `python -m slurm.preflight` starts it under torchrun.
 
-    its GPU ──> a token in RUNS, by rank 0, which all ranks read ──> all-reduce, checked and timed ──> RUNS/preflight.json
+    its GPU ──> a token in RUNS, written by rank 0, read by all ranks
+            ──> all-reduce, checked and timed ──> RUNS/preflight.json
 
-The first thing that is wrong ends all ranks with one line: what, and on which node.
+The first fault ends all ranks with one line: what is wrong, and on which node.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.collectives import first_error
+from cjepa_dist.runtime.files import write_json
 
-MEGABYTES = {"cuda": 256, "cpu": 16}
+ALL_REDUCE_MEGABYTES = {"cuda": 256, "cpu": 16}
 ROUNDS = 5
 
 
 @dataclass
 class PreflightWorker:
-    """Look at the nodes of this job from inside."""
+    """Check the nodes of this job from inside."""
 
     runs: str = option(MISSING, "the folder that all nodes must share")
     gpus: int = option(0, "GPUs that each node must have", unit="GPUs", least=0)
@@ -42,26 +44,23 @@ class PreflightWorker:
 
 def main(config: PreflightWorker) -> int:
     dist.init_process_group("gloo", timeout=timedelta(minutes=5))
-    rank, runs = dist.get_rank(), Path(config.runs)
+    runs, device = Path(config.runs), torch.device("cpu")
     raise_on_all_ranks(gpu_fault(config.gpus))
     raise_on_all_ranks(shared_folder_fault(runs, config.wait))
-    device = (
-        torch.device("cuda", int(os.environ["LOCAL_RANK"])) if config.gpus else torch.device("cpu")
-    )
-    speed = all_reduce_bandwidth(device)
+    if config.gpus:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    bandwidth = all_reduce_bandwidth(device)
     hosts: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
-    if rank == 0:
+    if dist.get_rank() == 0:
         found = {
             "processes": len(hosts),
             "nodes": sorted(set(hosts)),
             "device": torch.cuda.get_device_name(device) if config.gpus else "cpu",
-            "all_reduce_megabytes": MEGABYTES[device.type],
-            "all_reduce_gb_per_s": round(speed, 3),
+            "all_reduce_megabytes": ALL_REDUCE_MEGABYTES[device.type],
+            "all_reduce_gb_per_s": round(bandwidth, 3),
         }
-        temporary = runs / "preflight.partial"
-        temporary.write_text(json.dumps(found, indent=1))
-        os.replace(temporary, runs / "preflight.json")
+        write_json(runs / "preflight.json", found)
         print(json.dumps(found), flush=True)
     dist.barrier()
     dist.destroy_process_group()
@@ -78,31 +77,26 @@ def gpu_fault(gpus: int) -> str | None:
     """What is wrong with this rank's GPU."""
     if not gpus:
         return None
-    host, local, seen = (
-        socket.gethostname(),
-        int(os.environ["LOCAL_RANK"]),
-        torch.cuda.device_count(),
-    )
-    if seen != gpus:
-        what = (
-            "a CPU build of torch"
-            if not torch.version.cuda
-            else f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}"
-        )
-        return f"{host} shows {seen} GPUs to its processes, gpus_per_node says {gpus} ({what}): see nvidia-smi -L there"
-    try:
-        ones = torch.ones(64, 64, device=f"cuda:{local}")
+    host, local_rank = socket.gethostname(), int(os.environ["LOCAL_RANK"])
+    visible = torch.cuda.device_count()
+    if visible != gpus:
+        cause = "a CPU build of torch"
+        if torch.version.cuda:
+            cause = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}"
         return (
-            None
-            if (ones @ ones).sum().item() == 64**3
-            else f"{host}: GPU {local} computes wrong sums"
+            f"{host} shows {visible} GPUs to its processes, gpus_per_node says {gpus} ({cause}):"
+            " see nvidia-smi -L there"
         )
+    try:
+        ones = torch.ones(64, 64, device=f"cuda:{local_rank}")
+        right = (ones @ ones).sum().item() == 64**3
     except RuntimeError as error:
-        return f"{host}: GPU {local} cannot be used: {str(error).splitlines()[0]}"
+        return f"{host}: GPU {local_rank} cannot be used: {str(error).splitlines()[0]}"
+    return None if right else f"{host}: GPU {local_rank} computes wrong sums"
 
 
 def shared_folder_fault(runs: Path, wait: float) -> str | None:
-    """Rank 0 writes a token where all ranks must find it."""
+    """Rank 0 writes a token where all ranks must find it within `wait` seconds."""
     token = [uuid.uuid4().hex]
     dist.broadcast_object_list(token, src=0)
     path, fault = runs / f".preflight_{token[0]}", None
@@ -120,10 +114,11 @@ def shared_folder_fault(runs: Path, wait: float) -> str | None:
         path.unlink(missing_ok=True)
     writer = [socket.gethostname()]
     dist.broadcast_object_list(writer, src=0)
+    if seen:
+        return None
     return (
-        None
-        if seen
-        else f"{runs} is not shared: what {writer[0]} writes there, {socket.gethostname()} does not see after {wait:g} s"
+        f"{runs} is not shared: what {writer[0]} writes there, {socket.gethostname()} does not"
+        f" see after {wait:g} s"
     )
 
 
@@ -135,12 +130,15 @@ def holds_token(path: Path, token: str) -> bool:
 
 
 def all_reduce_bandwidth(device: torch.device) -> float:
-    """GB/s of an all-reduce, the best of some: 2 (n - 1) / n bytes are sent for each byte. Raises UserError for a wrong sum."""
-    world = dist.get_world_size()
+    """GB/s, the best of ROUNDS: each process sends 2 (n - 1) / n bytes for each byte.
+
+    Raises UserError for a wrong sum.
+    """
+    world_size = dist.get_world_size()
     group = dist.new_group(backend="nccl") if device.type == "cuda" else dist.group.WORLD
-    values = torch.empty(MEGABYTES[device.type] * 2**20 // 4, device=device)
+    values = torch.empty(ALL_REDUCE_MEGABYTES[device.type] * 2**20 // 4, device=device)
     best, fault = float("inf"), None
-    for _ in range(ROUNDS + 1):
+    for _ in range(ROUNDS + 1):  # the first one is warm-up
         values.fill_(dist.get_rank())
         dist.barrier()
         began = time.perf_counter()
@@ -148,10 +146,10 @@ def all_reduce_bandwidth(device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
-        if not torch.all(values == world * (world - 1) / 2):
+        if not torch.all(values == world_size * (world_size - 1) / 2):
             fault = f"{socket.gethostname()}: an all-reduce gave a wrong sum"
     raise_on_all_ranks(fault)
-    return 2 * (world - 1) / world * values.numel() * 4 / best / 1e9
+    return 2 * (world_size - 1) / world_size * values.numel() * 4 / best / 1e9
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""What runs inside a job, on each of its nodes: our entry points, one after another, and what to do when one stops.
+"""Runs the commands of a job on one of its nodes, and handles signals, failures and requeueing.
 
-    Spec ──> python -m MODULE, or torchrun over the nodes and processes of the job ──> RUNS/.slurm/logs/<name>.log
-    a signal to the job ──> SIGTERM to the entry point ──> checkpoint, RUN/resume.json ──> scontrol requeue ──> the same job goes on
+    JobSpec ──> python -m MODULE, or torchrun for several processes ──> RUNS/.slurm/logs/<job>.log
+    a signal to the job ──> SIGTERM to the command ──> checkpoint, RUN/resume.json ──> requeue
 
-Needs neither submitit nor torch in this process. `python -m slurm.jobs.run MODULE key=value ...` does the same for an sbatch file of your own.
-Requeueing is asked for here and not left to submitit: one path for time limits, preemption and a plain sbatch, whatever the signal.
+`python -m slurm.jobs.run MODULE [CONFIG.yaml] key=value ...` does the same for an sbatch file of
+your own, such as slurm/train.sbatch. This process imports neither submitit nor torch.
+The job requeues itself, so that time limits, preemption and a plain sbatch take the same path;
+submitit's own requeueing is not used.
 """
 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import json
 import os
 import signal
@@ -21,77 +22,100 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from cjepa_dist.config.locate import project_root
 from cjepa_dist.data.format.storage import is_remote
-from cjepa_dist.errors import UserError
-from slurm.jobs.job_log import events_path, file_name, log_tail, utc_now
+from cjepa_dist.errors import EXIT_PREEMPTED, UserError
+from slurm.jobs.job_log import START_MARK, append_event, file_name, log_tail, utc_now
 from slurm.jobs.slurm_command import run_slurm_command
 from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.jobs.stage_data import stage_dataset
 from slurm.jobs.torchrun import build_argv, run_dir_of
 
-EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75, as of the training loop: the same command goes on
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
-MAX_FRESH_RESTARTS = (
-    3  # of what begins anew each time: one that never fits its time limit must end some day
-)
+# Restarts of a job that has no checkpoint to resume from. The limit ends one that never fits
+# into its time limit.
+MAX_FRESH_RESTARTS = 3
 
 
-def run_job(spec: JobSpec, place: SlurmContext | None = None) -> None:
-    """Run the commands. Returns when all are done; else leaves with SystemExit: 75 stopped by a signal, 1 failed."""
-    place = place or SlurmContext.from_environment()
-    runner = JobRunner(spec, place)
-    before = {number: signal.signal(number, runner.on_signal) for number in SIGNALS}
-    runner.write_event("start", host=socket.gethostname())
+def run_job(spec: JobSpec, context: SlurmContext | None = None) -> None:
+    """Run the commands in order.
+
+    Returns when all are done. Else raises SystemExit: EXIT_PREEMPTED after a signal, 1 for a
+    failure.
+    """
+    runner = JobRunner(spec, context or SlurmContext.from_environment())
+    handlers = {number: signal.signal(number, runner.on_signal) for number in SIGNALS}
     try:
-        try:
-            runner.prepare()
-        except UserError as error:
-            raise SystemExit(runner.report_failure(str(error))) from error
-        for command in spec.commands:
-            began, run_folder = time.time(), run_dir_of(command)
-            mark = read_text(run_folder / "resume.json") if run_folder else None
-            code = runner.run_command(command)
-            stopped = run_folder is not None and read_text(run_folder / "resume.json") not in (
-                None,
-                mark,
-            )
-            if code and (stopped or runner.received):
-                raise SystemExit(runner.requeue(resumable=run_folder is not None))
-            if code:
-                raise SystemExit(
-                    runner.report_failure(
-                        f"{command[0]} ended with exit code {code} after {time.time() - began:.0f} s"
-                    )
-                )
-        runner.write_event("done")
+        if code := runner.run():
+            raise SystemExit(code)
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def job_environment(spec: JobSpec) -> dict[str, str]:
+    """The environment of a job's commands.
+
+    PYTHONPATH starts with the project's root: `slurm`, `data_prep` and `tools` can be imported
+    also where the project is installed as a package, and from any folder.
+    torchrun kills its processes `grace` seconds after SIGTERM. An environment variable says so,
+    because torch before 2.12 ends with an error for the option --shutdown-timeout.
+    """
+    environment = {**os.environ, **spec.environment}
+    paths = [str(project_root()), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(spec.grace)
+    return environment
 
 
 class JobRunner:
     """Runs one command after another and passes signals on to it."""
 
-    def __init__(self, spec: JobSpec, place: SlurmContext) -> None:
-        self.spec, self.context, self.received = spec, place, 0
+    def __init__(self, spec: JobSpec, context: SlurmContext) -> None:
+        self.spec, self.context = spec, context
+        self.received = 0  # the last signal
         self.child: subprocess.Popen[bytes] | None = None
-        self.environment = dict(os.environ)
+        self.environment = job_environment(spec)
         self.log: Path | None = None
         if spec.state_dir:
-            name = file_name(spec.name) + (f".node{place.node}" if place.node else "")
-            self.log = Path(spec.state_dir) / "logs" / f"{name}.log"
+            suffix = f".node{context.node_rank}" if context.node_rank else ""
+            self.log = Path(spec.state_dir) / "logs" / f"{file_name(spec.name)}{suffix}.log"
             self.log.parent.mkdir(parents=True, exist_ok=True)
 
-    def prepare(self) -> None:
-        """What must be so on this node before anything trains. Raises UserError."""
-        here = count_gpus() if self.spec.gpus else 0
-        if here < self.spec.gpus:
-            raise UserError(
-                f"{socket.gethostname()} has {here} GPUs, gpus_per_node says {self.spec.gpus}: see nvidia-smi -L there"
+    def run(self) -> int:
+        """0 when all commands are done, EXIT_PREEMPTED after a signal, 1 for a failure."""
+        self.write_event("start", host=socket.gethostname())
+        try:
+            self.prepare_node()
+        except UserError as error:
+            return self.report_failure(str(error))
+        for command in self.spec.commands:
+            began, run_dir = time.time(), run_dir_of(command)
+            mark = read_text(run_dir / "resume.json") if run_dir else None
+            code = self.run_command(command)
+            if not code:
+                continue
+            # The training may also have been stopped by a signal that this process did not get.
+            stopped = run_dir and read_text(run_dir / "resume.json") not in (None, mark)
+            if stopped or self.received:
+                return self.requeue(resumable=run_dir is not None)
+            seconds = time.time() - began
+            return self.report_failure(
+                f"{command[0]} ended with exit code {code} after {seconds:.0f} s"
             )
-        self.environment = {**os.environ, **self.spec.environment}
+        self.write_event("done")
+        return 0
+
+    def prepare_node(self) -> None:
+        """Check the node's GPUs, make its scratch folder, stage the data. Raises UserError."""
+        host = socket.gethostname()
+        found = count_gpus() if self.spec.gpus else 0
+        if found < self.spec.gpus:
+            raise UserError(
+                f"{host} has {found} GPUs, gpus_per_node says {self.spec.gpus}:"
+                " see nvidia-smi -L there"
+            )
         if not self.spec.scratch:
             return
         scratch = Path(os.path.expandvars(self.spec.scratch))
@@ -99,20 +123,13 @@ class JobRunner:
             scratch.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"scratch={scratch} cannot be made on {socket.gethostname()}: {error.strerror}"
+                f"scratch={scratch} cannot be made on {host}: {error.strerror}"
             ) from error
         self.environment["TMPDIR"] = str(scratch)
         if self.spec.stage_data:
-            data = {
-                part.removeprefix("data=")
-                for line in self.spec.commands
-                for part in line
-                if part.startswith("data=")
-            }
             copies = {
                 str(Path(folder).resolve()): str(stage_dataset(Path(folder), scratch))
-                for folder in data
-                if not is_remote(folder)
+                for folder in data_folders(self.spec.commands)
             }
             self.environment["CJEPA_STAGED"] = json.dumps(copies)
 
@@ -125,18 +142,15 @@ class JobRunner:
         """Exit code of one command; its output goes to the log."""
         if self.received:  # between two commands
             return EXIT_PREEMPTED
-        argv = build_argv(
-            command,
-            processes=self.spec.processes,
-            grace=self.spec.grace,
-            **dataclasses.asdict(self.context),
-        )
+        argv = build_argv(command, processes=self.spec.processes, context=self.context)
         stream: IO[bytes] | None = self.log.open("ab") if self.log else None
         try:
             if stream:
-                stream.write(f"== {utc_now()} {self.describe()}: {' '.join(argv[1:])}\n".encode())
+                line = f"{START_MARK}{utc_now()} {self.describe()}: {' '.join(argv[1:])}\n"
+                stream.write(line.encode())
                 stream.flush()
-            # A session of its own: Slurm's signal goes to the whole process group, and twice is not what a launcher expects.
+            # A session of its own: Slurm sends its signal to the whole process group, and a
+            # launcher that gets it twice ends its processes at once.
             self.child = subprocess.Popen(
                 argv,
                 stdout=stream,
@@ -154,69 +168,80 @@ class JobRunner:
                 stream.close()
 
     def requeue(self, *, resumable: bool) -> int:
-        """After a stop by a signal: put the job back into the queue, unless somebody cancelled it or Slurm has done so. Returns 75 or 1."""
+        """Put the job back into the queue after a signal. Returns EXIT_PREEMPTED or 1.
+
+        It is left alone where somebody cancelled it, or where Slurm has requeued it already.
+        """
         limit = self.spec.max_restarts if resumable else MAX_FRESH_RESTARTS
-        reason = (
-            signal.Signals(self.received).name
-            if self.received
-            else "a signal to the training process"
-        )
-        if self.context.restart >= limit:
+        reason = "a signal to the training process"
+        if self.received:
+            reason = signal.Signals(self.received).name
+        if self.context.restart_count >= limit:
             return self.report_failure(
-                f"stopped by {reason} for the {self.context.restart + 1}th time: more time a job is needed, or max_restarts"
+                f"stopped by {reason} after {limit} restarts:"
+                " give the job a longer time limit, or a larger max_restarts"
             )
         if self.is_superseded():
             return EXIT_PREEMPTED
         self.write_event("stopped", reason=reason)
-        if self.context.node == 0 and self.slurm_state()[:1] == ["RUNNING"]:
-            # COMPLETING means a scancel (requeueing would bring it back) or a requeue under way: only a running job is ours to requeue.
-            run_slurm_command("scontrol", "requeue", self.context.job)
+        # COMPLETING means a scancel, after which requeueing would bring the job back, or a
+        # requeue under way.
+        if self.context.node_rank == 0 and self.slurm_state()[:1] == ["RUNNING"]:
+            run_slurm_command("scontrol", "requeue", self.context.job_id, attempts=3)
         return EXIT_PREEMPTED
 
     def report_failure(self, message: str) -> int:
+        """Write the failure to the events and to stderr, and end the other nodes. Returns 1."""
         lines = log_tail(self.log) if self.log else []
         if not self.is_superseded():
-            self.write_event("failed", always=True, reason=message, lines=lines)
-        print(
-            "\n".join([f"error: {self.spec.name}: {message}", *lines]), file=sys.stderr, flush=True
-        )
-        if self.context.nodes > 1 and (step := os.environ.get("SLURM_STEP_ID")):
-            # The other nodes may wait for this one for long: in a rendezvous, or in a collective of GPUs.
-            run_slurm_command("scancel", "--signal=KILL", f"{self.context.job}.{step}")
+            self.write_event("failed", any_node=True, reason=message, lines=lines)
+        text = "\n".join([f"error: {self.spec.name}: {message}", *lines])
+        print(text, file=sys.stderr, flush=True)
+        if self.context.num_nodes > 1 and (step := os.environ.get("SLURM_STEP_ID")):
+            # The other nodes may wait for this one: in a rendezvous, or in a collective.
+            step_id = f"{self.context.job_id}.{step}"
+            run_slurm_command("scancel", "--signal=KILL", step_id, attempts=3)
         return 1
 
     def slurm_state(self) -> list[str]:
-        """What Slurm says of this job: [state, restarts]; [] outside of Slurm."""
-        return (
-            run_slurm_command(
-                "squeue", "-h", "-j", self.context.job, "-O", "State:20,RestartCnt:10"
-            ).split()
-            if self.context.job
-            else []
-        )
+        """[state, number of restarts] of this job in Slurm; [] without Slurm."""
+        if not self.context.job_id:
+            return []
+        columns = "State:20,RestartCnt:10"
+        return run_slurm_command(
+            *("squeue", "-h", "-j", self.context.job_id, "-O", columns), attempts=3
+        ).split()
 
     def is_superseded(self) -> bool:
-        """Whether the job has started again elsewhere: Slurm lost this node, which worked on. Then nothing here speaks for the job."""
-        return self.slurm_state()[1:] not in ([], [str(self.context.restart)])
+        """Whether Slurm took this node for lost and has started the job again on another one.
+
+        Then this process must neither requeue the job nor report its failure.
+        """
+        return self.slurm_state()[1:] not in ([], [str(self.context.restart_count)])
 
     def describe(self) -> str:
-        return f"job {self.context.job or 'local'}, start {self.context.restart + 1}, {socket.gethostname()}"
+        job, start = self.context.job_id or "local", self.context.restart_count + 1
+        return f"job {job}, start {start}, {socket.gethostname()}"
 
-    def write_event(self, kind: str, *, always: bool = False, **content: Any) -> None:
-        """One line in RUNS/.slurm/events/<name>.jsonl, from the first node; a failure from any."""
-        if not self.spec.state_dir or (self.context.node and not always):
+    def write_event(self, event: str, *, any_node: bool = False, **content: Any) -> None:
+        """A line in RUNS/.slurm/events/<job>.jsonl; of the first node only, unless `any_node`."""
+        if not self.spec.state_dir or (self.context.node_rank and not any_node):
             return
-        path = events_path(Path(self.spec.state_dir), self.spec.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         line = {
-            "event": kind,
+            "event": event,
             "time": utc_now(),
-            "job": self.context.job,
-            "restart": self.context.restart,
+            "job": self.context.job_id,
+            "restart": self.context.restart_count,
             **content,
         }
-        with path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        append_event(Path(self.spec.state_dir), self.spec.name, line)
+
+
+def data_folders(commands: list[list[str]]) -> set[str]:
+    """The data sets in the commands that are folders and not URLs."""
+    arguments = [argument for command in commands for argument in command]
+    given = {part.removeprefix("data=") for part in arguments if part.startswith("data=")}
+    return {folder for folder in given if not is_remote(folder)}
 
 
 def count_gpus() -> int:
@@ -230,7 +255,7 @@ def count_gpus() -> int:
 
 
 def die_with_parent() -> None:
-    """In the child: killed with -9, this process would leave it training on its own."""
+    """In the child: a command must not go on training when this process is killed with -9."""
     ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
 
 
@@ -244,10 +269,8 @@ def read_text(path: Path) -> str | None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(
-            "usage: python -m slurm.jobs.run MODULE [CONFIG.yaml] key=value ...   (PROCESSES_PER_NODE, default 1)"
+            "usage: python -m slurm.jobs.run MODULE [CONFIG.yaml] key=value ..."
+            "   (PROCESSES_PER_NODE, default 1)"
         )
-    run_job(
-        JobSpec(
-            sys.argv[1], [sys.argv[1:]], processes=int(os.environ.get("PROCESSES_PER_NODE", "1"))
-        )
-    )
+    number = int(os.environ.get("PROCESSES_PER_NODE", "1"))
+    run_job(JobSpec(sys.argv[1], [sys.argv[1:]], processes=number))

@@ -1,4 +1,4 @@
-"""Calls to Slurm's own commands: squeue, sacct, scontrol, scancel."""
+"""Calls to Slurm's own commands: squeue, sacct, sinfo, scontrol, scancel."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ import sys
 import time
 
 
-def run_slurm_command(*command: str) -> str:
-    """Output of a Slurm command; asked three times, as a busy controller may not answer, then empty."""
-    for attempt in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            break
-        print(f"{' '.join(command)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+def run_slurm_command(*command: str, attempts: int = 1) -> str:
+    """Output of a Slurm command; after the last attempt empty, with a warning for each failure.
+
+    It may fail for good (a cluster may keep no accounts), or because the controller is busy.
+    """
+    for attempt in range(attempts):
         time.sleep(attempt)
-    return done.stdout.strip()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            message = str(error)
+        else:
+            if done.returncode == 0:
+                return done.stdout.strip()
+            message = " ".join(done.stderr.split())
+        print(f"warning: {' '.join(command)}: {message}", file=sys.stderr, flush=True)
+    return ""

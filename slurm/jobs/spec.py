@@ -8,38 +8,37 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A job: commands in order, each [module, argument, ...]; `processes` a node and `grace` (s) for a training's checkpoint."""
+    """The commands of a job, each [module, argument, ...], and how each node runs them."""
 
     name: str
     commands: list[list[str]]
-    home: str = ""  # RUNS/.slurm; empty = log to stdout, no events
-    processes: int = 1
-    grace: int = 60
+    state_dir: str = ""  # RUNS/.slurm; empty = log to stdout, no events
+    processes: int = 1  # on each node
+    grace: int = 60  # seconds that a training has for its checkpoint after a signal
     max_restarts: int = 100
     environment: dict[str, str] = field(default_factory=dict)
-    scratch: str = ""  # of the node's own, with $VARIABLES
+    scratch: str = ""  # folder on the node's own disk; may hold $VARIABLES
     stage_data: bool = False
-    gpus: int = 0  # that this node must have
+    gpus: int = 0  # that each node must have
 
 
 @dataclass(frozen=True)
 class SlurmContext:
-    """Where in a Slurm job this process is; job "" outside of Slurm."""
+    """The Slurm job that this process belongs to, and its node in it; `job_id` "" without Slurm."""
 
-    job: str
-    restart: int
-    node: int
-    nodes: int
+    job_id: str = ""
+    restart_count: int = 0
+    node_rank: int = 0
+    num_nodes: int = 1
 
     @staticmethod
     def from_environment() -> SlurmContext:
-        env = os.environ
-        number = {
-            key: int(env.get(f"SLURM_{key}", 0)) for key in ("RESTART_COUNT", "NODEID", "NNODES")
-        }
+        def number(name: str, default: int) -> int:
+            return int(os.environ.get(name, default))
+
         return SlurmContext(
-            env.get("SLURM_JOB_ID", ""),
-            number["RESTART_COUNT"],
-            number["NODEID"],
-            max(1, number["NNODES"]),
+            os.environ.get("SLURM_JOB_ID", ""),
+            number("SLURM_RESTART_COUNT", 0),
+            number("SLURM_NODEID", 0),
+            max(1, number("SLURM_NNODES", 1)),
         )

@@ -29,7 +29,7 @@ def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, t
         in done.stderr
     )
     assert (
-        "evaluate/world_model/odd/seed_0: left out, it needs world_model/odd/seed_0" in done.stdout
+        "evaluate/world_model/odd/seed_0: skipped, it needs world_model/odd/seed_0" in done.stdout
     )
     assert json.loads((runs / "world_model/baseline/seed_0/done.json").read_text())["step"] == 6
     told = done.stdout.splitlines()

@@ -13,10 +13,12 @@ from cjepa_dist.errors import UserError
 from slurm import job_state, plan
 from slurm.executor import unfinished_jobs
 from slurm.jobs.job_log import events_path, log_tail
+from slurm.jobs.run import job_environment
+from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.jobs.torchrun import build_argv
 from slurm.record import Record
 from slurm.schema import Cluster, Experiment, read_cluster
-from slurm.status import duration
+from slurm.status import format_duration
 from tests.fork_server import PROJECT
 from tests.slurm.conftest import ours
 
@@ -61,38 +63,38 @@ def test_readers_stand_between_no_two_world_models(tmp_path):
     """Trained on the simulator's own worlds, each reads the rollout of every world model; one more ALOE sees observed slots alone."""
     fields = [
         "seed=[0,1]",
-        "readers=[3,4]",
-        "observed=true",
+        "shared_readers=[3,4]",
+        "observed_aloe=true",
         "rollout.mode=counterfactual",
         "blind=false",
         "aloe.loop.steps=9",
     ]
     jobs = jobs_of(tmp_path, *fields)
     assert (
-        jobs["rollout/truth"].needs == ["data"]
-        and "mode=truth" in jobs["rollout/truth"].commands[0]
+        jobs["rollout/ground_truth"].needs == ["data"]
+        and "mode=truth" in jobs["rollout/ground_truth"].commands[0]
     )
     reader = jobs["aloe/reader/seed_4"]
-    assert reader.needs == ["rollout/truth"] and {
+    assert reader.needs == ["rollout/ground_truth"] and {
         "protocol=counterfactual",
         "seed=4",
         "loop.steps=9",
     } < set(reader.commands[0])
-    read = jobs["evaluate/read/ctt/seed_1/reader_3"]
+    read = jobs["evaluate/shared_readers/ctt/seed_1/reader_3"]
     assert read.needs == ["aloe/reader/seed_3", "rollout/ctt/seed_1"]
     assert {f"run={tmp_path}/aloe/reader/seed_3", f"data={tmp_path}/rollout/ctt/seed_1"} < set(
         read.commands[0]
     )
-    assert sum(name.startswith("evaluate/read/") for name in jobs) == 8
+    assert sum(name.startswith("evaluate/shared_readers/") for name in jobs) == 8
     assert (
         jobs["aloe/observed/seed_0"].needs == ["data"]
         and f"data={tmp_path}/data" in jobs["aloe/observed/seed_0"].commands[0]
     )
     assert set(jobs["report"].after) == {name for name in jobs if name.startswith("evaluate/")}
     with pytest.raises(
-        UserError, match=r"field readers: .* set aloe_config and rollout.mode=counterfactual"
+        UserError, match=r"field shared_readers: .* set aloe_config and rollout.mode=counterfactual"
     ):
-        jobs_of(tmp_path, "readers=[0]")
+        jobs_of(tmp_path, "shared_readers=[0]")
 
 
 def test_sweeps_are_crossed_and_named_by_what_differs(tmp_path):
@@ -120,7 +122,7 @@ def test_sweeps_are_crossed_and_named_by_what_differs(tmp_path):
         "aloe_config=''",
         "aloe_seed=[5]",
     )
-    assert "world_model/baseline+mask.counts_[0-1]/seed_0" in jobs
+    assert "world_model/baseline+mask.probs_[0-1]/seed_0" in jobs
 
 
 def test_zipped_sweeps(tmp_path):
@@ -246,12 +248,12 @@ def test_unknown_cluster_field(tmp_path):
 
 def test_a_restart_meets_anew(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
-    monkeypatch.setattr("slurm.jobs.slurm_command.run_slurm_command", lambda *command: "n1\nn2")
-    command, size = (
-        ["cjepa_dist.train_aloe", "c.yaml", "run=r"],
-        {"processes": 8, "grace": 60, "job": "77", "node": 1, "nodes": 2},
+    monkeypatch.setattr(
+        "slurm.jobs.torchrun.run_slurm_command", lambda *command, attempts: "n1\nn2"
     )
-    first, second = (build_argv(command, **size, restart=restart) for restart in (0, 1))
+    command = ["cjepa_dist.train_aloe", "c.yaml", "run=r"]
+    contexts = (SlurmContext("77", restart, node_rank=1, num_nodes=2) for restart in (0, 1))
+    first, second = (build_argv(command, processes=8, context=context) for context in contexts)
     assert "--rdzv-id=77.0" in first and "--rdzv-id=77.1" in second
     assert {
         "--nnodes=2",
@@ -260,8 +262,16 @@ def test_a_restart_meets_anew(monkeypatch):
         "--rdzv-conf=is_host=0",
         "loop.num_processes=16",
     } <= set(first)
-    alone = build_argv(command, **{**size, "processes": 1, "nodes": 1}, restart=0)
+    alone = build_argv(command, processes=1, context=SlurmContext("77"))
     assert alone[1:] == ["-u", "-m", *command, "loop.num_processes=1"]
+
+
+def test_environment_of_a_job(monkeypatch):
+    """Its commands find the project's modules, and torchrun waits for a checkpoint."""
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    environment = job_environment(JobSpec("a", [], grace=25, environment={"A": "B"}))
+    assert environment["PYTHONPATH"] == f"{PROJECT}{os.pathsep}/mine" and environment["A"] == "B"
+    assert environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "25"
 
 
 def test_no_slurm_is_one_line(tmp_path, monkeypatch, experiment):
@@ -309,7 +319,7 @@ def test_installing_slurm_fails_in_one_line(tmp_path, script, message):
 
 
 def test_duration():
-    assert [duration(seconds) for seconds in (None, 30, 600, 7200)] == [
+    assert [format_duration(seconds) for seconds in (None, 30, 600, 7200)] == [
         "",
         "30 s",
         "10 min",
@@ -333,7 +343,7 @@ def test_a_job_whose_processes_have_ended_while_slurm_has_it_run(tmp_path, monke
     record = Record(tmp_path, {}, {name: jobs_of(tmp_path)[name]}, {name: "7"})
     said = events_path(record.state_dir, name)
     said.parent.mkdir(parents=True)
-    ended = "its processes have ended, and Slurm has not ended the job: does it miss a node?"
+    ended = "its processes have ended, and Slurm has not ended the job: did it lose a node?"
     for found, last, reason in (
         (("RUNNING", "node1", ""), "start", ""),
         (("RUNNING", "node1", ""), "failed", ended),
