@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from typing import Any
 
 import numpy as np
 import torch
 
+from cjepa_dist.causal.graph import ESTIMATORS
 from cjepa_dist.config import command_line, schema
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.streaming import prefetcher
 from cjepa_dist.data.streaming.windows import StreamingWindows
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
-from cjepa_dist.reporting.tensorboard_images import graph_picture, rollout_picture
+from cjepa_dist.reporting.tensorboard_images import graph_image_callback, rollout_image_callback
 from cjepa_dist.tasks.world_model import WorldModelTask
 from cjepa_dist.training.logger import RunLogger
 from cjepa_dist.training.loop import train
-
-NEEDS_TRUTH = ("oracle", "shuffled", "distance", "extrapolated_distance")
+from cjepa_dist.training.run import Validation
 
 
 def main(config: schema.TrainWorldModel) -> int:
@@ -30,11 +31,7 @@ def main(config: schema.TrainWorldModel) -> int:
         config.data,
         "the config (predictor.slots x predictor.slot_dim)",
     )
-    shape: dict[str, Any] = {
-        "history_frames": predictor.history_frames,
-        "pred_frames": predictor.pred_frames,
-        "frameskip": config.frameskip,
-    }
+    spec = WindowSpec(predictor.history_frames, predictor.pred_frames, config.frameskip)
     steps = config.ctt.consistency.steps
     if config.ctt.consistency.weight and (
         not steps or min(steps) < 1 or max(steps) > config.horizon
@@ -53,9 +50,9 @@ def main(config: schema.TrainWorldModel) -> int:
         raise UserError(
             f"{config.data} does not say what its empty slot is: take ctt.graph.intervention=swap or hide"
         )
-    labels = causal and graph.estimator in NEEDS_TRUTH
-    source = open_source(config, labels, shape)
-    validation = InMemoryWindows(config.data, config.val_split, **shape)
+    labels = causal and ESTIMATORS[graph.estimator].needs_truth
+    source = open_train_split(config, labels, spec)
+    validation = InMemoryWindows(config.data, config.val_split, spec)
     torch.manual_seed(config.seed)
     task = WorldModelTask(config)
     if manifest.empty_slot is not None:
@@ -63,33 +60,34 @@ def main(config: schema.TrainWorldModel) -> int:
     count = min(config.val_windows, len(validation))
     val_ids = np.linspace(0, len(validation) - 1, count).astype(np.int64)
     draw_graph, draw_rollout = (
-        graph_picture(validation, val_ids),
-        rollout_picture(config, validation),
+        graph_image_callback(validation, val_ids),
+        rollout_image_callback(config, validation),
     )
 
-    def pictures(telemetry: RunLogger, step: int, measured: WorldModelTask) -> None:
-        draw_graph(telemetry, step, measured)
+    def pictures(logger: RunLogger, step: int, measured: WorldModelTask) -> None:
+        draw_graph(logger, step, measured)
         if draw_rollout is not None:
-            draw_rollout(telemetry, step, measured)
+            draw_rollout(logger, step, measured)
 
-    return train(task, source, validation, config, val_ids=val_ids, picture=pictures)
+    return train(task, source, Validation(validation, val_ids, pictures), config)
 
 
-def open_source(
-    config: schema.TrainWorldModel, labels: bool, shape: dict[str, Any]
+def open_train_split(
+    config: schema.TrainWorldModel, labels: bool, spec: WindowSpec
 ) -> InMemoryWindows | StreamingWindows:
     """The train split as `reading` says; `labels`: the graph needs truth."""
-    reading, rest = config.reading, shape | {"horizon": config.horizon, "videos": config.videos}
+    reading, spec = config.reading, dataclasses.replace(spec, horizon=config.horizon)
     if reading.kind != "streaming":
         prefetcher.check_in_memory_options(reading)
-        device = gpu() if reading.kind == "device" else None
+        device = local_gpu() if reading.kind == "device" else None
         return InMemoryWindows(
             config.data,
             config.train_split,
+            spec,
+            videos=config.videos,
             contact_share=config.contact_share,
             truth=labels,
             device=device,
-            **rest,
         )
     for name, asked in (
         ("contact_share", config.contact_share > 0),
@@ -102,12 +100,13 @@ def open_source(
     return StreamingWindows(
         config.data,
         config.train_split,
-        **rest,
+        spec,
+        videos=config.videos,
         **prefetcher.prefetcher_options(reading, config.run),
     )
 
 
-def gpu() -> torch.device:
+def local_gpu() -> torch.device:
     if not torch.cuda.is_available():
         raise UserError(
             "reading.kind=device needs a GPU, there is none: take reading.kind=in_memory"

@@ -20,9 +20,8 @@ from omegaconf import MISSING
 
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
-from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest, ShardEntry
-from cjepa_dist.data.format.reader import ShardReader
-from cjepa_dist.data.format.statistics import RunningStatistics, set_statistics, slot_statistics
+from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest
+from cjepa_dist.data.format.statistics import set_statistics
 from cjepa_dist.data.format.verify import Fault, verify_dataset
 from cjepa_dist.errors import UserError
 
@@ -70,7 +69,7 @@ def repair(folder: Path, faults: list[Fault]) -> str:
     for split, entries in manifest.splits.items():
         good = [entry for entry in entries if folder / split / entry.name not in bad]
         if good:
-            splits[split] = [with_statistics(folder, split, entry, manifest) for entry in good]
+            splits[split] = good
         if dropped := {
             entry.name: entry.keys for entry in entries if folder / split / entry.name in bad
         }:
@@ -109,19 +108,6 @@ def unused_path(path: Path) -> Path:
     """`path`, or the first of path1, path2, ... that does not exist."""
     return next(
         p for i in itertools.count() if not (p := path.with_name(f"{path.name}{i or ''}")).exists()
-    )
-
-
-def with_statistics(folder: Path, split: str, entry: ShardEntry, manifest: Manifest) -> ShardEntry:
-    """A shard's entry with its moments, which data sets of older versions lack."""
-    if entry.mean:
-        return entry
-    moments = RunningStatistics()
-    with ShardReader(folder, split, entry) as shard:
-        for key in entry.keys:
-            moments.merge(slot_statistics(shard.read_slots(key, manifest)))
-    return dataclasses.replace(
-        entry, mean=moments.mean.tolist(), squares=moments.squares.tolist(), lost=[0.0, 0.0]
     )
 
 

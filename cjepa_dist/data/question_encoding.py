@@ -1,6 +1,7 @@
-"""questions.json -> columns: a row of words and a label for each descriptive question and for each choice of the others.
+"""questions.json -> columns: words and label of each descriptive question and of each choice.
 
-{questions: [{question, question_type, answer | choices}]} ──Rows.add──> lists, one entry a question or a row ──> QuestionSource
+{questions: [{question, question_type, answer | choices}]} ──EncodedQuestions.add──> lists,
+one entry a question or a row ──> QuestionDataset
 """
 
 from __future__ import annotations
@@ -9,22 +10,23 @@ from typing import Any
 
 import numpy as np
 
+from cjepa_dist.clevrer.questions import question_kind
 from cjepa_dist.clevrer.vocabulary import (
-    ANSWERS,
-    CHOICE_WORDS,
+    ANSWER_IDS,
+    MAX_CHOICE_WORDS,
+    MAX_QUESTION_WORDS,
     PAD,
-    QUESTION_WORDS,
-    TYPES,
-    WORDS,
-    encode,
+    QUESTION_TYPES,
+    WORD_IDS,
+    encode_text,
 )
 from cjepa_dist.errors import UserError
 
-CORRECT = {"correct": 1, "wrong": 0}
+CHOICE_LABELS = {"correct": 1, "wrong": 0}
 
 
 class EncodedQuestions:
-    """Columns of all questions of a split; `place` is for messages."""
+    """Columns of all questions of a split, one entry a question or a row."""
 
     def __init__(self, folder: str, split: str) -> None:
         self.place = f"{folder}, split {split!r}"
@@ -47,25 +49,24 @@ class EncodedQuestions:
             try:
                 self._add(video, scene, question)
             except (UserError, KeyError, TypeError, AttributeError) as error:
-                reason = (
-                    str(error)
-                    if isinstance(error, UserError)
-                    else f"lacks {error} or is not as CLEVRER's"
-                )
+                known = isinstance(error, UserError)
+                reason = str(error) if known else f"lacks {error} or is not as CLEVRER's"
                 raise UserError(f"{name}: {reason}") from error
 
     def _add(self, video: int, scene: int, question: dict[str, Any]) -> None:
         kind = question["question_type"]
-        if kind not in TYPES:
-            raise UserError(f"unknown question type {kind!r}; CLEVRER has {', '.join(TYPES)}")
+        if kind not in QUESTION_TYPES:
+            raise UserError(
+                f"unknown question type {kind!r}; CLEVRER has {', '.join(QUESTION_TYPES)}"
+            )
         self.type.append(kind)
-        self.subtype.append(question.get("question_subtype", ""))
+        self.subtype.append(question_kind(question) if kind == "descriptive" else "")
         self.scene.append(scene)
         self.question_id.append(question["question_id"])
         self.video.append(video)
         self.first_row.append(len(self.label))
         if kind == "descriptive":
-            self._row(question["question"], "", -1, _look_up(ANSWERS, question.get("answer")))
+            self._row(question["question"], "", -1, _look_up(ANSWER_IDS, question.get("answer")))
             return
         if not question["choices"]:
             raise UserError("has no choices")
@@ -74,38 +75,40 @@ class EncodedQuestions:
                 question["question"],
                 choice["choice"],
                 choice["choice_id"],
-                _look_up(CORRECT, choice.get("answer")),
+                _look_up(CHOICE_LABELS, choice.get("answer")),
             )
 
     def _row(self, question: str, choice: str, choice_id: int, label: int) -> None:
-        self.words += encode(question, QUESTION_WORDS)
-        self.words += encode(choice, CHOICE_WORDS) if choice else bytes(CHOICE_WORDS)
+        self.words += encode_text(question, MAX_QUESTION_WORDS)
+        self.words += encode_text(choice, MAX_CHOICE_WORDS) if choice else bytes(MAX_CHOICE_WORDS)
         self.choice_id.append(choice_id)
         self.label.append(label)
 
     def labelled(self) -> bool:
-        """Whether every question has its answer. UserError where some have and some have not."""
+        """Whether every question has its answer. UserError if only some have one."""
         unknown = [i for i, label in enumerate(self.label) if label < 0]
         if unknown and len(unknown) < len(self.label):
             question = int(np.searchsorted(self.first_row, unknown[0], side="right")) - 1
             raise UserError(
-                f"question {self.question_id[question]} of scene {self.scene[question]} ({self.place}) has no answer, others have; "
-                "give all answers or none"
+                f"question {self.question_id[question]} of scene {self.scene[question]} "
+                f"({self.place}) has no answer, others have; give all answers or none"
             )
         return not unknown
 
 
 def remove_negation(words: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (R, 32) uint8 and labels (R,) of the same questions without "not": right options are then the wrong ones.
+    """Rows (R, 32) uint8 and labels (R,) of the same questions without "not".
 
-    With half of the questions negated, no word of an option and nothing in the video says anything of its label before "not" is read as
-    well: a parity, on which training stands still. Without it the meaning of options is learned first.
+    Removing "not" makes right options wrong and wrong ones right. When half of the questions are
+    negated, an option's words and the video say nothing about its label unless "not" is read too:
+    a parity, on which training makes no progress. Without "not" a model learns first what options
+    mean.
     """
     words, label = words.copy(), label.copy()
-    rows, place = np.nonzero(words[:, :QUESTION_WORDS] == WORDS["not"])
-    for row, at in zip(rows, place):
-        words[row, at : QUESTION_WORDS - 1] = words[row, at + 1 : QUESTION_WORDS]
-    words[rows, QUESTION_WORDS - 1] = PAD
+    rows, places = np.nonzero(words[:, :MAX_QUESTION_WORDS] == WORD_IDS["not"])
+    for row, at in zip(rows, places):
+        words[row, at : MAX_QUESTION_WORDS - 1] = words[row, at + 1 : MAX_QUESTION_WORDS]
+    words[rows, MAX_QUESTION_WORDS - 1] = PAD
     label[rows] = np.where(label[rows] < 0, -1, 1 - label[rows])
     return words, label
 
@@ -115,7 +118,6 @@ def _look_up(table: dict[str, int], answer: str | None) -> int:
     if answer is None:
         return -1
     if answer not in table or answer == "PAD":
-        raise UserError(
-            f"unknown answer {answer!r}; it must be one of {', '.join(sorted(set(table) - {'PAD'}))}"
-        )
+        known = ", ".join(sorted(set(table) - {"PAD"}))
+        raise UserError(f"unknown answer {answer!r}; it must be one of {known}")
     return table[answer]

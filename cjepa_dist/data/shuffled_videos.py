@@ -8,7 +8,7 @@ from cjepa_dist.errors import UserError
 
 
 def other_videos(count: int, seed: int) -> np.ndarray:
-    """(V,): another video for each, every video once: each takes the next one's in a seeded ring."""
+    """(V,): another video for each, every video once: the next one in a shuffled ring."""
     if count < 2:
         raise UserError(
             "blind=true gives each question the slots of another video; the split has only one"
@@ -20,7 +20,10 @@ def other_videos(count: int, seed: int) -> np.ndarray:
 
 
 def other_worlds(video: np.ndarray, seed: int) -> np.ndarray:
-    """(W,): for each world, `video` (W,) says of which video, a world of another: of the next in a seeded ring."""
+    """(W,): for each world a world of another video, the next in a shuffled ring of videos.
+
+    `video` (W,): the video of each world.
+    """
     videos, first, count = np.unique(video, return_index=True, return_counts=True)
     place = np.repeat(other_videos(len(videos), seed), count)
     return first[place] + (np.arange(len(video)) - np.repeat(first, count)) % count[place]

@@ -1,6 +1,10 @@
-"""Batches of this rank, one ahead of the step that uses them; in host memory (for a GPU in what it copies from by itself).
+"""Batches of this rank, read one step ahead by a thread.
 
-The position is one integer, step * global_batch_size; the ids of a global batch come from it alone, so nothing here has state to save.
+    step ──> position = step * global_batch_size ──sample_ids──> ids of the global batch
+         ──> this rank's part ──get_batch──> one batch for each pass (gradient accumulation)
+
+The ids of a global batch come from the position alone, so nothing here has state to save. Batches
+stay in host memory; for a GPU in pinned memory.
 """
 
 from __future__ import annotations
@@ -8,103 +12,89 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from cjepa_dist.config import schema
-from cjepa_dist.config.schema import TrainConfig
+from cjepa_dist.config.schema import TrainConfig, TrainWorldModel
+from cjepa_dist.data.dataset import Batch, Dataset
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.collectives import all_reduce
 
-Batch = dict[str, torch.Tensor]
-
-
-class Dataset(Protocol):
-    """A split that can be read at any ids."""
-
-    def __len__(self) -> int: ...
-    def order(self, seed: int, position: int, count: int) -> np.ndarray: ...
-    def ready(self, seed: int, position: int, ids: np.ndarray, part: slice) -> np.ndarray: ...
-    def gather(self, ids: np.ndarray, sample: np.ndarray) -> Batch: ...
-    def names(self, ids: np.ndarray) -> list[str]: ...
-    def counts(self) -> dict[str, float]: ...
-
 
 class PrefetchingLoader:
-    """Iterates over (step, list of micro-batches) from `start` to `stop`; `waited` is the time spent waiting, in seconds."""
+    """Iterates over (step, batches) from `start` to `stop`; `waited` is the time lost, in seconds."""
 
     def __init__(
         self,
-        source: Dataset,
+        dataset: Dataset,
         *,
         seed: int,
         start: int,
         stop: int,
         global_batch_size: int,
-        accumulation: int,
+        gradient_accumulation: int,
         rank: int,
-        world: int,
+        world_size: int,
         device: torch.device,
     ) -> None:
-        self.source, self.seed, self.range = source, seed, range(start, stop)
-        self.global_batch_size, self.accumulation, self.rank, self.world, self.device = (
-            global_batch_size,
-            accumulation,
-            rank,
-            world,
-            device,
-        )
+        self.dataset, self.seed, self.range = dataset, seed, range(start, stop)
+        self.global_batch_size, self.passes = global_batch_size, gradient_accumulation
+        self.rank, self.world_size, self.device = rank, world_size, device
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        if not self.range:
+            return
         with ThreadPoolExecutor(1) as pool:
-            coming: Future[list[Batch]] | None = (
-                pool.submit(self.read, self.range.start) if self.range else None
-            )
+            pending: Future[list[Batch]] = pool.submit(self.read, self.range.start)
             for step in self.range:
-                assert coming is not None
                 began = time.perf_counter()
-                batches = coming.result()
+                batches = pending.result()
                 self.waited += time.perf_counter() - began
-                coming = pool.submit(self.read, step + 1) if step + 1 < self.range.stop else None
+                if step + 1 < self.range.stop:
+                    pending = pool.submit(self.read, step + 1)
                 yield step, batches
 
     def read(self, step: int) -> list[Batch]:
-        position = step * self.global_batch_size
-        ids = self.source.order(self.seed, position, self.global_batch_size)
-        share = self.global_batch_size // self.world
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        sample = position + np.arange(self.global_batch_size, dtype=np.int64)
-        ids = self.source.ready(self.seed, position, ids, mine)
-        parts = zip(ids.reshape(self.accumulation, -1), sample[mine].reshape(self.accumulation, -1))
-        batches = [self.source.gather(i, s) for i, s in parts]
-        return (
-            [{name: pin_memory(value) for name, value in b.items()} for b in batches]
-            if self.device.type == "cuda"
-            else batches
-        )
+        """This rank's batches of a step."""
+        size = self.global_batch_size
+        position, share = step * size, size // self.world_size
+        own = slice(self.rank * share, (self.rank + 1) * share)
+        ids = self.dataset.sample_ids(self.seed, position, size)
+        ids = self.dataset.prepare(self.seed, position, ids, own)
+        sample = (position + np.arange(size, dtype=np.int64))[own]
+        passes = zip(ids.reshape(self.passes, -1), sample.reshape(self.passes, -1))
+        batches = [self.dataset.get_batch(*part) for part in passes]
+        if self.device.type != "cuda":
+            return batches
+        return [{name: pin_memory(value) for name, value in b.items()} for b in batches]
 
-    def counts(self) -> dict[str, float]:
-        """What reading cost so far: `read_mb` of all ranks, of the one with the least and the one with the most. All ranks call it."""
-        counts = self.source.counts()
-        if "read_mb" in counts:
-            each = self.read_by_rank(counts["read_mb"])
-            counts |= {"read_mb": sum(each), "read_mb_least": min(each), "read_mb_most": max(each)}
-        return counts
+    def read_statistics(self) -> dict[str, float]:
+        """What reading cost so far; all ranks call it.
+
+        `read_mb` of all ranks, and of the rank with the least and the most.
+        """
+        found = self.dataset.read_statistics()
+        if "read_mb" in found:
+            each = self.read_by_rank(found["read_mb"])
+            found |= {"read_mb": sum(each), "read_mb_min": min(each), "read_mb_max": max(each)}
+        return found
 
     def describe(self) -> str:
-        """What each rank has read, for the end of a run; empty where nothing is read beside the steps. All ranks call it."""
-        counts = self.source.counts()
-        if "read_mb" not in counts:
-            return ""
-        each = ", ".join(f"{value:.1f}" for value in self.read_by_rank(counts["read_mb"]))
-        return f"read by rank {', '.join(map(str, range(self.world)))}: {each} MB"
+        """A line for the end of a run, what each rank has read; "" for data in memory.
 
-    def read_by_rank(self, mine: float) -> list[float]:
-        table = torch.zeros(self.world, device=self.device)
-        table[self.rank] = mine
+        All ranks call it.
+        """
+        found = self.dataset.read_statistics()
+        if "read_mb" not in found:
+            return ""
+        each = ", ".join(f"{value:.1f}" for value in self.read_by_rank(found["read_mb"]))
+        return f"read by rank {', '.join(map(str, range(self.world_size)))}: {each} MB"
+
+    def read_by_rank(self, own: float) -> list[float]:
+        table = torch.zeros(self.world_size, device=self.device)
+        table[self.rank] = own
         return all_reduce(table).tolist()
 
 
@@ -113,17 +103,20 @@ def pin_memory(value: torch.Tensor) -> torch.Tensor:
     return value.pin_memory() if value.is_cpu else value
 
 
-def check_batch_divides(config: TrainConfig, world: int) -> None:
+def check_batch_divides(config: TrainConfig, world_size: int) -> None:
+    """Raises UserError where a step cannot be split evenly over processes and passes."""
     loop = config.loop
-    parts = world * loop.gradient_accumulation
+    parts = world_size * loop.gradient_accumulation
     if loop.global_batch_size % parts:
         raise UserError(
-            f"loop.global_batch_size={loop.global_batch_size} is not divisible by {world} processes x loop.gradient_accumulation={loop.gradient_accumulation}"
+            f"loop.global_batch_size={loop.global_batch_size} is not divisible by {world_size} "
+            f"processes x loop.gradient_accumulation={loop.gradient_accumulation}"
         )
-    if isinstance(config, schema.TrainWorldModel) and (fraction := config.ctt.fraction) < 1:
+    if isinstance(config, TrainWorldModel) and (fraction := config.ctt.fraction) < 1:
         share = fraction * loop.global_batch_size / parts
         if share < 1 or abs(share - round(share)) > 1e-6:
             raise UserError(
-                f"ctt.fraction={fraction} of the {loop.global_batch_size // parts} windows of a pass is {share:g}: take a fraction that gives a "
-                "whole number, so that the windows chosen do not depend on the number of processes"
+                f"ctt.fraction={fraction} of the {loop.global_batch_size // parts} windows of a "
+                f"pass is {share:g}: take a fraction that gives a whole number, so that the "
+                "windows do not depend on the number of processes"
             )

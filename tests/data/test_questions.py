@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cjepa_dist.clevrer.vocabulary import (
-    ANSWERS,
-    CHOICE_WORDS,
-    QUESTION_WORDS,
-    WORDS,
-    encode,
-    split,
+    ANSWER_IDS,
+    MAX_CHOICE_WORDS,
+    MAX_QUESTION_WORDS,
+    WORD_IDS,
+    encode_text,
+    tokenize,
 )
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
 from cjepa_dist.errors import UserError
@@ -97,23 +97,23 @@ def folder(tmp_path_factory):
 
 def test_vocabulary_is_the_public_one(shared):
     public = json.loads((shared / "clevrer" / "vocab.json").read_text())
-    assert public["q_vocab"] == WORDS
-    assert public["a_vocab"] == ANSWERS
+    assert public["q_vocab"] == WORD_IDS
+    assert public["a_vocab"] == ANSWER_IDS
 
 
 def test_every_real_question_and_choice_is_encoded(shared):
     train = json.loads((shared / "clevrer" / "explanatory_train_sample.json").read_text())
     scenes = [*train.values(), *json.loads((shared / "clevrer" / "test_sample.json").read_text())]
-    names = {number: word for word, number in WORDS.items()}
+    names = {number: word for word, number in WORD_IDS.items()}
     seen = 0
     for scene in scenes:
         for q in scene["questions"]:
             for text, length in [
-                (q["question"], QUESTION_WORDS),
-                *((c["choice"], CHOICE_WORDS) for c in q.get("choices", [])),
+                (q["question"], MAX_QUESTION_WORDS),
+                *((c["choice"], MAX_CHOICE_WORDS) for c in q.get("choices", [])),
             ]:
-                ids = list(encode(text, length))
-                words = split(text)
+                ids = list(encode_text(text, length))
+                words = tokenize(text)
                 assert (
                     len(ids) == length
                     and [names[i] for i in ids[: len(words)]] == words
@@ -125,7 +125,7 @@ def test_every_real_question_and_choice_is_encoded(shared):
 
 
 def test_commas_and_possessives_stay_with_their_word():
-    assert split("If the cube is removed, what will happen?") == [
+    assert tokenize("If the cube is removed, what will happen?") == [
         "if",
         "the",
         "cube",
@@ -135,21 +135,21 @@ def test_commas_and_possessives_stay_with_their_word():
         "will",
         "happen",
     ]
-    assert split("the Cube's exit") == ["the", "cube's", "exit"]
+    assert tokenize("the Cube's exit") == ["the", "cube's", "exit"]
 
 
 @given(st.text(max_size=30))
 def test_any_text_is_encoded_or_refused(text):
     try:
-        ids = encode(text, QUESTION_WORDS)
+        ids = encode_text(text, MAX_QUESTION_WORDS)
     except UserError:
         return
-    assert len(ids) == QUESTION_WORDS and set(split(text)) <= set(WORDS)
+    assert len(ids) == MAX_QUESTION_WORDS and set(tokenize(text)) <= set(WORD_IDS)
 
 
 def test_too_long():
     with pytest.raises(UserError, match="21 words, at most 20"):
-        encode(" ".join(["the"] * 21), QUESTION_WORDS)
+        encode_text(" ".join(["the"] * 21), MAX_QUESTION_WORDS)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_metadata(folder):
 
 def test_batch(folder):
     source = InMemoryQuestions(folder, "val", **PUBLISHED, eval_start=3)
-    batch = source.gather(np.array([13, 1, 0]), np.array([7, 8, 9]))
+    batch = source.get_batch(np.array([13, 1, 0]), np.array([7, 8, 9]))
     shapes = {name: tuple(value.shape) for name, value in batch.items()}
     assert shapes == {
         "slots": (2, 25, S, D), "tokens": (8, 32), "padding": (8, 32), "is_choice": (8,), "kind": (8,), "row_view": (8,), "label": (8,),
@@ -183,7 +183,7 @@ def test_batch(folder):
         batch["row_view"].tolist() == [2, 2, 2, 1, 1, 1, 1, 0]
         or len(set(batch["row_view"].tolist())) < 3
     )
-    assert batch["label"].tolist() == [0, 1, 0, 0, 1, 0, 1, ANSWERS["2"]]
+    assert batch["label"].tolist() == [0, 1, 0, 0, 1, 0, 1, ANSWER_IDS["2"]]
     assert batch["is_choice"].tolist() == [True] * 7 + [False]
     assert batch["question"].tolist() == [13, 1, 0] and batch["sample"].tolist() == [7, 8, 9]
     assert (
@@ -192,9 +192,9 @@ def test_batch(folder):
         and batch["padding"].dtype == torch.bool
     )
     assert torch.equal(batch["padding"], batch["tokens"] == 0)
-    assert bytes(batch["tokens"][4].tolist()) == encode("What will happen next?", 20) + encode(
-        "The sphere collides with the red metal cube", 12
-    )
+    assert bytes(batch["tokens"][4].tolist()) == encode_text(
+        "What will happen next?", 20
+    ) + encode_text("The sphere collides with the red metal cube", 12)
     assert not batch["tokens"][7, 20:].any()
     expected = torch.tensor([3.0, 0.0, 0.0])[:, None] + (3 + 5 * torch.arange(25)) / 1000
     assert torch.allclose(per_question(source, [13, 1, 0], [7, 8, 9])[:, :, 1, 2], expected)
@@ -213,13 +213,13 @@ def test_no_shift_without_rollout(tmp_path):
     source = InMemoryQuestions(
         write(tmp_path / "data", frames=128), "val", **PUBLISHED, eval_start=7
     )
-    assert torch.equal(source.gather([2], [0])["slots"], source.gather([3], [0])["slots"])
-    assert len(source.gather([2, 3], [0, 0])["slots"]) == 1  # one view serves both
+    assert torch.equal(source.get_batch([2], [0])["slots"], source.get_batch([3], [0])["slots"])
+    assert len(source.get_batch([2, 3], [0, 0])["slots"]) == 1  # one view serves both
 
 
 def per_question(source, ids, sample):
     """(Q, F, S, D): the slots that each question sees."""
-    batch = source.gather(ids, sample)
+    batch = source.get_batch(ids, sample)
     first = np.cumsum([0, *(len(source.rows(i)) for i in ids[:-1])])
     return batch["slots"][batch["row_view"][first]]
 
@@ -229,8 +229,8 @@ def test_videos_hold_all_their_questions(folder):
     videos = VideoQuestions(source)
     assert len(videos) == 3
     batch, plain = (
-        videos.gather([2, 0], [70, 71]),
-        source.gather([*range(10, 15), *range(5)], [70] * 5 + [71] * 5),
+        videos.get_batch([2, 0], [70, 71]),
+        source.get_batch([*range(10, 15), *range(5)], [70] * 5 + [71] * 5),
     )
     assert all(torch.equal(batch[name], plain[name]) for name in plain)
     assert len(batch["slots"]) == 4
@@ -239,9 +239,9 @@ def test_videos_hold_all_their_questions(folder):
 def test_only_some_types_are_asked(folder):
     source = InMemoryQuestions(folder, "val", **PUBLISHED)
     videos = VideoQuestions(source, ["predictive", "counterfactual"])
-    batch, plain = videos.gather([1, 2], [7, 8]), source.gather([7, 8, 12, 13], [7, 7, 8, 8])
+    batch, plain = videos.get_batch([1, 2], [7, 8]), source.get_batch([7, 8, 12, 13], [7, 7, 8, 8])
     assert len(videos) == 3 and all(torch.equal(batch[name], plain[name]) for name in plain)
-    assert videos.names([2]) == ["scene 103"]
+    assert videos.sample_names([2]) == ["scene 103"]
     with pytest.raises(
         UserError, match=r"types=\['rhetorical'\]: no question.*counterfactual, descriptive"
     ):
@@ -250,19 +250,19 @@ def test_only_some_types_are_asked(folder):
 
 def test_names_are_what_a_user_can_look_up(folder):
     source = InMemoryQuestions(folder, "val", **PUBLISHED)
-    assert source.names([0, 6]) == ["scene 100 question 0", "scene 101 question 1"]
-    assert VideoQuestions(source).names([0, 2]) == ["scene 100", "scene 103"]
+    assert source.sample_names([0, 6]) == ["scene 100 question 0", "scene 101 question 1"]
+    assert VideoQuestions(source).sample_names([0, 2]) == ["scene 100", "scene 103"]
 
 
 def test_start_depends_on_the_sample_alone(folder):
     source = InMemoryQuestions(folder, "val", **PUBLISHED, seed=4)
     sample = np.arange(10_000, 18_000)
-    drawn = source.shown.start(sample)
+    drawn = source.sampling.start(sample)
     assert drawn.min() == 0 and drawn.max() == 7
     assert np.abs(np.bincount(drawn) / 1000 - 1).max() < 0.15
-    assert (source.shown.start(sample[5:9]) == drawn[5:9]).all()
+    assert (source.sampling.start(sample[5:9]) == drawn[5:9]).all()
     assert (
-        InMemoryQuestions(folder, "val", **PUBLISHED, seed=5).shown.start(sample) != drawn
+        InMemoryQuestions(folder, "val", **PUBLISHED, seed=5).sampling.start(sample) != drawn
     ).any()
     assert torch.equal(
         per_question(source, [0, 5, 9], [20, 21, 22])[1:2], per_question(source, [5], [21])
@@ -273,10 +273,10 @@ def test_start_depends_on_the_sample_alone(folder):
 def test_a_batch_is_its_questions(folder, ids, position, shuffle):
     source = shared_source(folder, shuffle)
     sample = position + np.arange(len(ids))
-    batch = source.gather(ids, sample)
+    batch = source.get_batch(ids, sample)
     row = 0
     for i, q in enumerate(ids):
-        alone = source.gather([q], sample[i : i + 1])
+        alone = source.get_batch([q], sample[i : i + 1])
         count = len(alone["label"])
         for name in ("tokens", "padding", "is_choice", "label"):
             assert torch.equal(batch[name][row : row + count], alone[name])
@@ -299,7 +299,9 @@ def test_shuffled_slots_are_one_order_for_all_frames(folder):
         source.slots = source.slots + 10 * np.arange(S)[:, None]
     orders = set()
     for position in range(20):
-        a, b = (source.gather([0], [position])["slots"][0].numpy() for source in (plain, shuffled))
+        a, b = (
+            source.get_batch([0], [position])["slots"][0].numpy() for source in (plain, shuffled)
+        )
         order = [
             int(np.flatnonzero((a == b[:, i : i + 1]).all(axis=(0, 2)))[0])
             for i in range(b.shape[1])
@@ -313,7 +315,7 @@ def test_blind_shows_another_video(folder):
     sighted = InMemoryQuestions(folder, "val", **PUBLISHED, eval_start=0)
     blind = InMemoryQuestions(folder, "val", **PUBLISHED, eval_start=0, blind=True)
     ids = np.arange(15)
-    seen, other = sighted.gather(ids, ids), blind.gather(ids, ids)
+    seen, other = sighted.get_batch(ids, ids), blind.get_batch(ids, ids)
     true, false = (
         per_question(source, ids, ids)[:, 0, 0, 0].floor().long() for source in (sighted, blind)
     )
@@ -333,18 +335,22 @@ def test_negated_questions_without_their_not(tmp_path):
 
     source = InMemoryQuestions(write(tmp_path / "data", change=negate), "val", **PUBLISHED)
     ids = np.arange(len(source))
-    as_asked = source.gather(ids, ids)
-    source.shown.unnegated_until = 5  # samples 0 to 4: the first video
-    affirmed = source.gather(ids, ids)
+    as_asked = source.get_batch(ids, ids)
+    source.sampling.unnegated_until = 5  # samples 0 to 4: the first video
+    affirmed = source.get_batch(ids, ids)
     changed = (as_asked["tokens"] != affirmed["tokens"]).any(1)
     expected = (source.type[source.row_question] == "counterfactual") & (source.row_question < 5)
     assert changed.tolist() == expected.tolist() and changed.sum() == 3
     question = torch.tensor(
-        list(encode("Which event will happen if the red metal cube is removed?", QUESTION_WORDS))
+        list(
+            encode_text(
+                "Which event will happen if the red metal cube is removed?", MAX_QUESTION_WORDS
+            )
+        )
     )
-    assert (affirmed["tokens"][changed, :QUESTION_WORDS] == question).all()
+    assert (affirmed["tokens"][changed, :MAX_QUESTION_WORDS] == question).all()
     assert torch.equal(
-        affirmed["tokens"][:, QUESTION_WORDS:], as_asked["tokens"][:, QUESTION_WORDS:]
+        affirmed["tokens"][:, MAX_QUESTION_WORDS:], as_asked["tokens"][:, MAX_QUESTION_WORDS:]
     )
     assert torch.equal(
         affirmed["label"], torch.where(changed, 1 - as_asked["label"], as_asked["label"])
@@ -359,7 +365,7 @@ def test_questions_without_answers(tmp_path):
 
     source = InMemoryQuestions(write(tmp_path / "data", change=hide), "val", **PUBLISHED)
     assert not source.labelled
-    assert (source.gather([0, 1], [0, 1])["label"] == -1).all()
+    assert (source.get_batch([0, 1], [0, 1])["label"] == -1).all()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

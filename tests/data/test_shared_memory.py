@@ -101,33 +101,33 @@ def test_without_room_each_has_its_own(tmp_path, monkeypatch, capsys):
     def full(*unused):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shared_memory, "MEMORY", tmp_path)
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    array = shared_memory.node_array("x", (5, 2), "float32", lambda array: array.fill(3))
+    array = shared_memory.shared_array("x", (5, 2), "float32", lambda array: array.fill(3))
     assert array[4, 1] == 3 and array.flags.writeable
     assert "no room for one copy a node" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_an_error_while_it_fills_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(shared_memory, "MEMORY", tmp_path)
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
 
     def fail(array):
         raise KeyError("shard")
 
     with pytest.raises(KeyError):
-        shared_memory.node_array("x", (10,), "float32", fail)
+        shared_memory.shared_array("x", (10,), "float32", fail)
     assert not list(tmp_path.iterdir())
-    assert shared_memory.node_array("x", (10,), "float32", lambda array: array.fill(2))[9] == 2
+    assert shared_memory.shared_array("x", (10,), "float32", lambda array: array.fill(2))[9] == 2
 
 
 def test_questions_share_their_slots(small_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(shared_memory, "MEMORY", tmp_path)
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     settings = {"frames": 4, "stride": 9, "eval_start": 1}
     alone = InMemoryQuestions(small_data, "val", **settings)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     together = InMemoryQuestions(small_data, "val", **settings)
     assert not together.slots.flags.writeable and len(list(tmp_path.iterdir())) == 2
-    found, expected = (each.gather([3, 1], [0, 1]) for each in (together, alone))
+    found, expected = (each.get_batch([3, 1], [0, 1]) for each in (together, alone))
     assert all(found[name].equal(expected[name]) for name in expected)

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cjepa_dist.data.format.dtypes import widen
-from cjepa_dist.data.format.frame_order import phase_order, runs
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.dtypes import to_float32
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
-from cjepa_dist.data.labels import load_truth
+from cjepa_dist.data.ground_truth import load_truth
 from cjepa_dist.data.sampler import sample_ids
+from cjepa_dist.data.window_spec import WindowSpec, phase_order, window_views
 from cjepa_dist.data.windows import InMemoryWindows, to_device
 from cjepa_dist.errors import UserError
 
@@ -102,12 +102,15 @@ def expected(truth, start, history, pred, skip):
 def test_windows_are_as_defined(data, history, pred, skip):
     folder, truths = data
     source = InMemoryWindows(
-        folder, "train", history_frames=history, pred_frames=pred, frameskip=skip, truth=True
+        folder,
+        "train",
+        WindowSpec(history_frames=history, pred_frames=pred, frameskip=skip),
+        truth=True,
     )
     starts = FRAMES - (history + pred) * skip + 1
     assert len(source) == VIDEOS * starts
     ids = np.random.default_rng(1).permutation(len(source))
-    batch = source.gather(ids, ids + 7)
+    batch = source.get_batch(ids, ids + 7)
     assert batch["slots"].dtype == torch.float32 and batch["slots"].is_contiguous()
     assert batch["sample"].tolist() == (ids + 7).tolist() and batch["sample"].dtype == torch.int64
     assert ("influence" in batch) == (pred * skip == HORIZON)
@@ -127,28 +130,32 @@ def test_windows_are_as_defined(data, history, pred, skip):
 
 def test_presence_needs_no_labels(data, tmp_path):
     source = InMemoryWindows(
-        data[0], "train", history_frames=2, pred_frames=1, frameskip=2, videos=3
+        data[0], "train", WindowSpec(history_frames=2, pred_frames=1, frameskip=2), videos=3
     )
     labelled = InMemoryWindows(
-        data[0], "train", history_frames=2, pred_frames=1, frameskip=2, videos=3, truth=True
+        data[0],
+        "train",
+        WindowSpec(history_frames=2, pred_frames=1, frameskip=2),
+        videos=3,
+        truth=True,
     )
-    batch = source.gather(np.arange(5), np.arange(5))
+    batch = source.get_batch(np.arange(5), np.arange(5))
     assert set(batch) == {"slots", "present", "sample"}
     assert (
-        torch.equal(batch["present"], labelled.gather(np.arange(5), np.arange(5))["present"])
+        torch.equal(batch["present"], labelled.get_batch(np.arange(5), np.arange(5))["present"])
         and not batch["present"].all()
     )
     write(tmp_path / "plain", truth=False)
     plain = InMemoryWindows(
-        tmp_path / "plain", "train", history_frames=2, pred_frames=1, frameskip=2
+        tmp_path / "plain", "train", WindowSpec(history_frames=2, pred_frames=1, frameskip=2)
     )
-    assert plain.gather(np.arange(5), np.arange(5))[
+    assert plain.get_batch(np.arange(5), np.arange(5))[
         "present"
     ].all()  # neither truth nor an empty slot to compare with
-    plain.empty = plain.gather(np.arange(1), np.arange(1))["slots"][0, 0, 2]
-    assert not plain.gather(np.arange(1), np.arange(1))["present"][0, 0, 2]
-    assert source.videos == 3 and source.shape == (FRAMES, SLOTS, WIDTH)
-    assert np.array_equal(source.video(2), data[1][2]["slots"])
+    plain.empty = plain.get_batch(np.arange(1), np.arange(1))["slots"][0, 0, 2]
+    assert not plain.get_batch(np.arange(1), np.arange(1))["present"][0, 0, 2]
+    assert source.num_videos == 3 and source.shape == (FRAMES, SLOTS, WIDTH)
+    assert np.array_equal(source.read_video(2), data[1][2]["slots"])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -160,15 +167,15 @@ def test_on_a_device_a_batch_is_the_same(tmp_path, dtype):
         for d in (None, torch.device("cpu"))
     )
     ids = np.random.default_rng(0).permutation(len(host))
-    found, expected = device.gather(ids, ids), host.gather(ids, ids)
+    found, expected = device.get_batch(ids, ids), host.get_batch(ids, ids)
     assert found.keys() == expected.keys() and all(
         torch.equal(found[name], expected[name]) for name in expected
     )
-    assert device.on_device.dtype == found["slots"].dtype == getattr(torch, dtype)
-    assert device.on_device.data_ptr() != host.slots.ctypes.data
+    assert device.device_views.dtype == found["slots"].dtype == getattr(torch, dtype)
+    assert device.device_views.data_ptr() != host.slots.ctypes.data
     assert (
         InMemoryWindows(tmp_path / "data", "train", **settings, device=torch.device("meta"))
-        .gather(ids, ids)["slots"]
+        .get_batch(ids, ids)["slots"]
         .is_meta
     )
 
@@ -180,8 +187,8 @@ def test_all_values_are_widened_exactly():
     exact = (bits.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is the upper half of float32
     half = bits.view(np.float16)
     for array, wide in ((half, half.astype(np.float32)), (bits, exact), (exact, exact)):
-        assert np.array_equal(widen(array), wide, equal_nan=True) and np.array_equal(
-            widen(array[:2, 5:9]), wide[:2, 5:9], equal_nan=True
+        assert np.array_equal(to_float32(array), wide, equal_nan=True) and np.array_equal(
+            to_float32(array[:2, 5:9]), wide[:2, 5:9], equal_nan=True
         )
     for values, wide in (
         (torch.from_numpy(half), half),
@@ -205,7 +212,7 @@ def test_a_window_is_a_run_of_its_frames(videos, slots, width, length, frameskip
         .reshape(videos, frames, slots, width)
     )
     order = phase_order(frames, frameskip)
-    found = runs(
+    found = window_views(
         np.ascontiguousarray(plain[:, order]), np.dtype((np.void, length * plain[0, 0].nbytes))
     )
     video, start = (index.ravel() for index in np.indices((videos, more + 1)))
@@ -219,8 +226,10 @@ def test_a_window_is_a_run_of_its_frames(videos, slots, width, length, frameskip
 
 
 def test_an_epoch_holds_each_window_once(data):
-    source = InMemoryWindows(data[0], "train", history_frames=2, pred_frames=1, frameskip=2)
-    first = source.gather(sample_ids(3, 0, len(source), len(source)), np.arange(len(source)))[
+    source = InMemoryWindows(
+        data[0], "train", WindowSpec(history_frames=2, pred_frames=1, frameskip=2)
+    )
+    first = source.get_batch(sample_ids(3, 0, len(source), len(source)), np.arange(len(source)))[
         "slots"
     ]
     rows = {row.numpy().tobytes() for row in first}
@@ -234,29 +243,29 @@ def test_contact_share(data, share):
     plain = InMemoryWindows(folder, "train", **settings)
     source = InMemoryWindows(folder, "train", contact_share=share, **settings)
     natural = (
-        plain.gather(np.arange(len(plain)), np.arange(len(plain)))["collides"]
+        plain.get_batch(np.arange(len(plain)), np.arange(len(plain)))["collides"]
         .any(1)
         .float()
         .mean()
         .item()
     )
     found = (
-        source.gather(np.arange(len(source)), np.arange(len(source)))["collides"]
+        source.get_batch(np.arange(len(source)), np.arange(len(source)))["collides"]
         .any(1)
         .float()
         .mean()
         .item()
     )
     assert found == pytest.approx(max(share, natural), abs=0.01)
-    assert set(np.unique(source.table)) == set(range(len(plain)))
+    assert set(np.unique(source.window_ids)) == set(range(len(plain)))
     hidden = InMemoryWindows(folder, "train", contact_share=share, **{**settings, "truth": False})
-    assert np.array_equal(hidden.table, source.table) and hidden.truth is None
+    assert np.array_equal(hidden.window_ids, source.window_ids) and hidden.labels is None
 
 
 def test_clear_errors(data, tmp_path):
     settings = dict(history_frames=3, pred_frames=1, frameskip=4)
     with pytest.raises(UserError, match=r"= 32 frames, the videos in .* have 30"):
-        InMemoryWindows(data[0], "train", history_frames=6, pred_frames=2, frameskip=4)
+        InMemoryWindows(data[0], "train", WindowSpec(history_frames=6, pred_frames=2, frameskip=4))
     with pytest.raises(UserError, match="contact_share"):
         InMemoryWindows(data[0], "train", contact_share=1.0, **settings)
     write(tmp_path / "bare", truth=False)

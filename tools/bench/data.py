@@ -39,6 +39,7 @@ from cjepa_dist.data.dataset import Batch
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import load_slots
 from cjepa_dist.data.streaming.windows import StreamingWindows
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows, to_device
 from cjepa_dist.runtime.files import write_json
 from cjepa_dist.training.data_loader import PrefetchingLoader
@@ -46,7 +47,7 @@ from tools.bench import data_import
 from tools.bench.child_process import run_module
 from tools.bench.random_data import FRAMES, SLOT_DIM, SLOTS, write_random_slots
 
-WINDOW = {"history_frames": 3, "pred_frames": 1, "frameskip": 5}
+WINDOW = WindowSpec(history_frames=3, pred_frames=1, frameskip=5)
 PER_WINDOW = "per window"
 MEMCPY, MEMCPY_FLOAT32 = "memcpy, as stored", "memcpy, float32"
 AS_FLOAT32 = ", then float32"  # behind the name of a source
@@ -158,7 +159,7 @@ def memcpy_batches(config: BenchData, slots: np.ndarray, width: int) -> Iterator
 def loader_batches(config: BenchData, kind: str, data: str) -> Iterator[Any]:
     """The batches that a training step gets, without end."""
     loader = PrefetchingLoader(
-        WINDOW_SOURCES[kind](data, "train", **WINDOW),
+        WINDOW_SOURCES[kind](data, "train", WINDOW),
         seed=0,
         start=0,
         stop=0,
@@ -205,7 +206,7 @@ def measure_opening(kind: str, data: str, batch: int) -> dict[str, float]:
     threading.Thread(target=watch_memory, daemon=True).start()
     began = time.perf_counter()
     source = WINDOW_SOURCES[kind](
-        data, "train", **WINDOW, **block_settings(data) if kind == "streaming" else {}
+        data, "train", WINDOW, **block_settings(data) if kind == "streaming" else {}
     )
     seconds = 0.0
     for step in range(400):
@@ -219,7 +220,7 @@ def measure_opening(kind: str, data: str, batch: int) -> dict[str, float]:
 
 def block_settings(data: str) -> dict[str, int]:
     """A block of as many bytes as the default has with shards of 256 MiB."""
-    return {"shards": -(-(512 << 20) // Manifest.load(data).shards("train")[0].bytes)}
+    return {"shuffle_shards": -(-(512 << 20) // Manifest.load(data).shards("train")[0].bytes)}
 
 
 def measure_waiting(config: BenchData, data: str, run: Path, kind: str) -> dict[str, float]:

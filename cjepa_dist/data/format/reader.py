@@ -1,15 +1,17 @@
-"""Slot shards: webdataset tars, one sample a video, read and checked.
+"""Reads data sets: folders of shards, which are webdataset tars with one sample a video.
 
-    DIR/manifest.json             what there is: counts, keys, checksums (`manifest.py`)
-    DIR/<split>/000000.tar ...    video_00000.json  .slots.npy  [.questions.json]  [.truth.npz]  [.worlds.npz]  [.match.npz]
+    DIR/manifest.json             counts, keys, checksums (`manifest.py`)
+    DIR/<split>/000000.tar ...    video_00000.json  .slots.npy
+                                  [.questions.json]  [.truth.npz]  [.worlds.npz]  [.match.npz]
 
-    writer.py: DatasetWriter ──> tars + manifest ──┬─> read_split    samples, one at a time, members of choice
-                                                   ├─> load_slots    one array (V, T, S, D), straight from the page cache
-                                                   └─> verify.py     list of faults
+    DatasetWriter ──> tars + manifest ──┬──> read_split   samples, one at a time, chosen members
+                                        ├──> load_slots   one array (V, T, S, D)
+                                        └──> verify.py    list of faults
 
-Any webdataset user can read the tars. Here they are read by their headers instead: one `pread` a header and one a member that is
-wanted, so truth (which can be far larger than the slots) costs nothing where it is not asked for, and anything
-that webdataset passes over in silence (an early end, a bad header, a missing sample) is an error that names shard and key.
+Any webdataset user can read the tars. Here they are read by their headers: one `pread` a header and
+one for each member that is wanted, so ground truth (which can be far larger than the slots) costs
+nothing where it is not needed. What webdataset silently accepts (an early end, a bad header, a
+missing sample) is an error that names shard and key.
 """
 
 from __future__ import annotations
@@ -25,9 +27,18 @@ from typing import Any
 
 import numpy as np
 
-from cjepa_dist.data.format.dtypes import finite, stored
+from cjepa_dist.data.format.dtypes import all_finite, storage_dtype
 from cjepa_dist.data.format.manifest import Manifest, ShardEntry
-from cjepa_dist.data.format.split_writer import Sample, SplitWriter
+from cjepa_dist.data.format.sample import (
+    ANNOTATION,
+    MATCH,
+    MEMBERS,
+    QUESTIONS,
+    SLOTS,
+    TRUTH,
+    WORLDS,
+    Sample,
+)
 from cjepa_dist.data.format.storage import (
     DEFAULT_RETRY,
     RetryPolicy,
@@ -35,39 +46,26 @@ from cjepa_dist.data.format.storage import (
     is_remote,
     local_copy,
 )
-from cjepa_dist.data.format.tar import BLOCK, Extent, Part, npy_header, parse_header, parse_npy
-from cjepa_dist.data.format.writer import DatasetWriter
-from cjepa_dist.data.shared_memory import node_array
+from cjepa_dist.data.format.tar import (
+    BLOCK_BYTES,
+    Extent,
+    MemberFile,
+    parse_header,
+    parse_npy,
+    parse_npy_header,
+)
+from cjepa_dist.data.shared_memory import shared_array
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import file_checksum
-
-__all__ = [
-    "DatasetWriter",
-    "Manifest",
-    "Sample",
-    "ShardEntry",
-    "SplitWriter",
-    "load_slots",
-    "read_split",
-]
-
-SLOTS, ANNOTATION, QUESTIONS, TRUTH, WORLDS, MATCH = (
-    "slots.npy",
-    "json",
-    "questions.json",
-    "truth.npz",
-    "worlds.npz",
-    "match.npz",
-)
-MEMBERS = (SLOTS, ANNOTATION, QUESTIONS, TRUTH, WORLDS, MATCH)
 
 
 def read_split(
     folder: str | Path, split: str, members: Sequence[str] = MEMBERS, *, videos: int = 0
 ) -> Iterator[Sample]:
-    """The samples of a split in order; only `members` are read, the fields of the others are None. `videos` > 0: the first so many.
+    """The samples of a split in order, or its first `videos`.
 
-    Counts and keys are checked against the manifest, shape, type and finiteness of slots too. UserError naming shard and key.
+    Only `members` are read; the fields of the others are None. Counts and keys are checked against
+    the manifest; slots must be finite and of its shape and type. UserError naming shard and key.
     """
     manifest = Manifest.load(folder)
     for entry, keys in select_shards(manifest, split, videos):
@@ -75,22 +73,23 @@ def read_split(
             for key in keys:
                 yield Sample(
                     key=key,
-                    slots=shard.slots(key, manifest) if SLOTS in members else None,
-                    annotation=shard.json(key, ANNOTATION) if ANNOTATION in members else None,
-                    questions=shard.json(key, QUESTIONS) if QUESTIONS in members else None,
-                    truth=shard.arrays(key, TRUTH) if TRUTH in members else None,
-                    worlds=shard.arrays(key, WORLDS) if WORLDS in members else None,
-                    match=shard.arrays(key, MATCH) if MATCH in members else None,
+                    slots=shard.read_slots(key, manifest) if SLOTS in members else None,
+                    annotation=shard.read_json(key, ANNOTATION) if ANNOTATION in members else None,
+                    questions=shard.read_json(key, QUESTIONS) if QUESTIONS in members else None,
+                    truth=shard.read_arrays(key, TRUTH) if TRUTH in members else None,
+                    worlds=shard.read_arrays(key, WORLDS) if WORLDS in members else None,
+                    match=shard.read_arrays(key, MATCH) if MATCH in members else None,
                 )
 
 
 def load_slots(
-    folder: str | Path, split: str, videos: int = 0, order: np.ndarray | None = None
+    folder: str | Path, split: str, videos: int = 0, frame_order: np.ndarray | None = None
 ) -> np.ndarray:
-    """All slots of a split (or of its first `videos`) as one array (V, T, S, D) in the stored type; one copy a node (`shared.py`).
+    """All slots of a split (or of its first `videos`) as one array (V, T, S, D) in the stored type.
 
-    Video v is `Manifest.load(folder).keys(split)[v]`, its frames as they are or in `order` (T,). UserError naming shard and key if
-    anything is missing, of another shape or type, or not finite; if there are fewer than `videos`.
+    One copy a node (`shared_memory.py`). Video v is `Manifest.load(folder).keys(split)[v]`, its
+    frames as stored or in `frame_order` (T,). UserError naming shard and key if anything is
+    missing, of another shape or type, or not finite; or if there are fewer than `videos`.
     """
     manifest = Manifest.load(folder)
     chosen = list(select_shards(manifest, split, videos))
@@ -100,30 +99,31 @@ def load_slots(
         for entry, keys in chosen:
             with ShardReader(folder, split, entry) as shard:
                 for key in keys:
-                    shard.slots(key, manifest, into=array[row], order=order)
+                    shard.read_slots(key, manifest, into=array[row], frame_order=frame_order)
                     row += 1
 
     count = sum(len(keys) for _, keys in chosen)
-    what = repr(
+    key = repr(
         (
             os.path.realpath(folder),
             split,
             count,
             [entry.xxh3 for entry, _ in chosen],
-            order if order is None else order.tolist(),
+            frame_order if frame_order is None else frame_order.tolist(),
         )
     )
-    return node_array(what, (count, *manifest.shape), stored(manifest.dtype), fill)
+    return shared_array(key, (count, *manifest.shape), storage_dtype(manifest.dtype), fill)
 
 
 def select_shards(
     manifest: Manifest, split: str, videos: int
 ) -> Iterator[tuple[ShardEntry, list[str]]]:
-    """The shards that hold the first `videos` (0 = all) videos, each with the keys that are wanted from it."""
+    """The shards of the first `videos` (0 = all) videos, each with the keys to read from it."""
     count = manifest.count(split)
     if videos < 0 or videos > count:
         raise UserError(
-            f"videos={videos}, but split {split!r} has {count}; give a number from 1 to {count}, or 0 for all"
+            f"videos={videos}, but split {split!r} has {count}; "
+            f"give a number from 1 to {count}, or 0 for all"
         )
     left = videos or count
     for entry in manifest.shards(split):
@@ -134,9 +134,10 @@ def select_shards(
 
 
 class ShardReader:
-    """One open tar, checked against its manifest entry; members are read by offset. A context manager.
+    """An open shard, checked against its manifest entry; a context manager. Reads by offset.
 
-    UserError on opening: the file is missing, has another length, is no tar from end to end, or holds other keys than the manifest says.
+    UserError on opening if the file is missing, has another length, is not a valid tar from end to
+    end, or holds other keys than the manifest says.
     """
 
     def __init__(
@@ -145,30 +146,33 @@ class ShardReader:
         split: str,
         entry: ShardEntry,
         *,
-        verified: bool = False,
-        patience: RetryPolicy = DEFAULT_RETRY,
+        check_bytes: bool = False,
+        retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
-        """`verified`: its bytes are compared with the manifest's xxh3 first, as a remote one's always are."""
+        """`check_bytes`: compare its xxh3 with the manifest's, as always for a remote shard."""
         self.path = f"{folder if is_remote(folder) else local_copy(folder)}/{split}/{entry.name}"
         if is_remote(folder):
-            self.descriptor = download_to_memory(self.path, entry.bytes, entry.xxh3, patience)
+            self.descriptor = download_to_memory(self.path, entry.bytes, entry.xxh3, retry)
         else:
             try:
                 self.descriptor = os.open(self.path, os.O_RDONLY)
             except OSError as error:
                 raise UserError(
-                    f"shard {self.path} cannot be opened ({error.strerror}); restore it or make the data set again"
+                    f"shard {self.path} cannot be opened ({error.strerror}); "
+                    "restore it or make the data set again"
                 ) from error
         try:
             size = os.fstat(self.descriptor).st_size
             if size != entry.bytes:
                 what = "truncated" if size < entry.bytes else "longer than written"
                 raise UserError(
-                    f"shard {self.path} is {what}: {size} bytes, the manifest says {entry.bytes}; run data_prep.verify"
+                    f"shard {self.path} is {what}: {size} bytes, the manifest says "
+                    f"{entry.bytes}; run data_prep.verify"
                 )
-            if verified and not is_remote(folder) and file_checksum(self.path) != entry.xxh3:
+            if check_bytes and not is_remote(folder) and file_checksum(self.path) != entry.xxh3:
                 raise UserError(
-                    f"shard {self.path} is damaged: its xxh3 is not the manifest's; restore it, or make the data set again"
+                    f"shard {self.path} is damaged: its xxh3 is not the manifest's; "
+                    "restore it, or make the data set again"
                 )
             self.members = self.scan(size)
             self.check_keys(entry.keys)
@@ -188,28 +192,32 @@ class ShardReader:
         os.close(self.descriptor)
 
     def scan(self, size: int) -> dict[str, dict[str, Extent]]:
-        """{key: {member: extent}} from the tar headers alone. Strict: a plain ustar archive up to its two zero blocks, nothing else."""
+        """{key: {member: extent}} from the tar headers alone.
+
+        Strict: a plain ustar archive up to its two zero blocks, nothing else.
+        """
         members: dict[str, dict[str, Extent]] = {}
         offset, key = 0, "(none)"
         while True:
-            header = os.pread(self.descriptor, BLOCK, offset)
-            if header == bytes(BLOCK) and os.pread(self.descriptor, BLOCK, offset + BLOCK) == bytes(
-                BLOCK
-            ):
+            header = os.pread(self.descriptor, BLOCK_BYTES, offset)
+            if header == bytes(BLOCK_BYTES) and os.pread(
+                self.descriptor, BLOCK_BYTES, offset + BLOCK_BYTES
+            ) == bytes(BLOCK_BYTES):
                 return members
             try:
                 name, length = parse_header(header)
             except ValueError as error:
                 raise UserError(
-                    f"shard {self.path} is damaged at byte {offset}, after key {key}: {error}; run data_prep.verify"
+                    f"shard {self.path} is damaged at byte {offset}, after key {key}: {error}; "
+                    "run data_prep.verify"
                 ) from None
             key, _, member = name.partition(".")
-            if offset + BLOCK + length > size:
+            if offset + BLOCK_BYTES + length > size:
                 raise UserError(f"shard {self.path} ends within {name}; run data_prep.verify")
             if member in members.setdefault(key, {}):
                 raise UserError(f"shard {self.path} holds {name} twice; run data_prep.verify")
-            members[key][member] = Extent(offset + BLOCK, length)
-            offset += BLOCK + -(-length // BLOCK) * BLOCK
+            members[key][member] = Extent(offset + BLOCK_BYTES, length)
+            offset += BLOCK_BYTES + -(-length // BLOCK_BYTES) * BLOCK_BYTES
 
     def check_keys(self, expected: list[str]) -> None:
         found = list(self.members)
@@ -225,59 +233,65 @@ class ShardReader:
                 else f"holds key {extra[0]}, unknown to the manifest"
             )
         raise UserError(
-            f"shard {self.path} {problem}: {len(found)} samples, the manifest says {len(expected)}; run data_prep.verify"
+            f"shard {self.path} {problem}: {len(found)} samples, the manifest says "
+            f"{len(expected)}; run data_prep.verify"
         )
 
-    def slots(
+    def read_slots(
         self,
         key: str,
         manifest: Manifest,
         into: np.ndarray | None = None,
-        order: np.ndarray | None = None,
+        frame_order: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Slots (T, S, D) of a video in the stored type, read into `into` if given, the frames in `order` (T,) if given.
+        """Slots (T, S, D) of a video in the stored type.
 
-        UserError if wrong in shape or type, or not finite.
+        Read into `into` if given, the frames in `frame_order` (T,) if given. UserError if their
+        shape or type is wrong, or if they are not finite.
         """
         extent = self.members[key].get(SLOTS)
         if extent is None:
             raise UserError(f"shard {self.path}, key {key}: has no {SLOTS}")
         try:
-            shape, dtype, start = npy_header(
+            shape, dtype, start = parse_npy_header(
                 os.pread(self.descriptor, min(extent.length, 128), extent.offset)
             )
         except ValueError as error:
             raise UserError(f"shard {self.path}, key {key}: {SLOTS} is damaged ({error})") from None
-        if shape != manifest.shape or dtype != stored(manifest.dtype):
+        if shape != manifest.shape or dtype != storage_dtype(manifest.dtype):
             raise UserError(
-                f"shard {self.path}, key {key}: slots are {dtype} {shape}, the manifest says {manifest.dtype} {manifest.shape}"
+                f"shard {self.path}, key {key}: slots are {dtype} {shape}, "
+                f"the manifest says {manifest.dtype} {manifest.shape}"
             )
-        array = np.empty(shape, dtype) if into is None or order is not None else into
+        array = np.empty(shape, dtype) if into is None or frame_order is not None else into
         if (
             start + array.nbytes != extent.length
             or os.preadv(self.descriptor, [array.data], extent.offset + start) != array.nbytes
         ):
             raise UserError(
-                f"shard {self.path}, key {key}: {SLOTS} has {extent.length} bytes, {start + array.nbytes} expected"
+                f"shard {self.path}, key {key}: {SLOTS} has {extent.length} bytes, "
+                f"{start + array.nbytes} expected"
             )
-        if not finite(array):
+        if not all_finite(array):
             raise UserError(
-                f"shard {self.path}, key {key}: a slot holds a value that is not finite (NaN or infinity)"
+                f"shard {self.path}, key {key}: a slot holds a value that is not finite "
+                "(NaN or infinity)"
             )
-        return (
-            array if order is None else np.take(array, order, axis=0, out=into, mode="clip")
-        )  # "raise" would copy to a buffer first
+        if frame_order is None:
+            return array
+        # mode="raise" would copy to a buffer first.
+        return np.take(array, frame_order, axis=0, out=into, mode="clip")
 
-    def stack(
-        self, keys: Sequence[str], manifest: Manifest, order: np.ndarray | None = None
+    def read_videos(
+        self, keys: Sequence[str], manifest: Manifest, frame_order: np.ndarray | None = None
     ) -> np.ndarray:
-        """Slots (n, T, S, D) of the videos `keys`, as `slots`."""
-        array = np.empty((len(keys), *manifest.shape), stored(manifest.dtype))
+        """Slots (n, T, S, D) of the videos `keys`, as `read_slots`."""
+        array = np.empty((len(keys), *manifest.shape), storage_dtype(manifest.dtype))
         for key, video in zip(keys, array):
-            self.slots(key, manifest, into=video, order=order)
+            self.read_slots(key, manifest, into=video, frame_order=frame_order)
         return array
 
-    def json(self, key: str, member: str) -> dict[str, Any] | None:
+    def read_json(self, key: str, member: str) -> dict[str, Any] | None:
         """A JSON member; None if the sample has none. UserError if it is damaged."""
         extent = self.members[key].get(member)
         if extent is None:
@@ -286,11 +300,14 @@ class ShardReader:
             return json.loads(os.pread(self.descriptor, extent.length, extent.offset))
         except ValueError as error:
             raise UserError(
-                f"shard {self.path}, key {key}: {member} is no JSON ({error})"
+                f"shard {self.path}, key {key}: {member} is not JSON ({error})"
             ) from None
 
-    def field(self, key: str, member: str, name: str) -> Any:
-        """One top-level field of a JSON member, without parsing the others: most of an annotation is the motion. None without it."""
+    def read_json_field(self, key: str, member: str, name: str) -> Any:
+        """One top-level field of a JSON member, without parsing the others; None if absent.
+
+        Most of an annotation is the motion.
+        """
         extent = self.members[key].get(member)
         text = (
             ""
@@ -302,23 +319,26 @@ class ShardReader:
             return None if found is None else json.JSONDecoder().raw_decode(text, found.end())[0]
         except ValueError as error:
             raise UserError(
-                f"shard {self.path}, key {key}: {name} in {member} is no JSON ({error})"
+                f"shard {self.path}, key {key}: {name} in {member} is not JSON ({error})"
             ) from None
 
-    def arrays(
+    def read_arrays(
         self, key: str, member: str, names: Iterable[str] | None = None
     ) -> dict[str, np.ndarray] | None:
-        """The arrays of an npz member, or those of `names` that it has; None without the member. UserError if it is damaged (CRC)."""
+        """The arrays of an npz member, or those of `names` that it has; None without the member.
+
+        UserError if it is damaged (CRC).
+        """
         extent = self.members[key].get(member)
         if extent is None:
             return None
         try:
-            with zipfile.ZipFile(Part(self.descriptor, extent)) as archive:
-                there = archive.namelist()
+            with zipfile.ZipFile(MemberFile(self.descriptor, extent)) as archive:
+                found = archive.namelist()
                 wanted = (
-                    there
+                    found
                     if names is None
-                    else [f"{name}.npy" for name in names if f"{name}.npy" in there]
+                    else [f"{name}.npy" for name in names if f"{name}.npy" in found]
                 )
                 return {name.removesuffix(".npy"): parse_npy(archive.read(name)) for name in wanted}
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError) as error:

@@ -1,9 +1,9 @@
 """Writes the tars of one split.
 
-    Sample ──check, narrow──┬─> pieces ──one thread──> OpenShard: hashed as it is written ──┬──flush──> ShardEntry
-                            └─> slots ──another──> Moments ─────────────────────────────────┘
+    Sample ──check, convert──┬─> buffers ──a thread──> OpenShard (and its hash) ──┬──> ShardEntry
+                             └─> slots ──another──> RunningStatistics ─────────┘
 
-The same samples give the same bytes: no time of writing is stored, in the tar or in the npz.
+The same samples give the same bytes: no time is stored, neither in the tar nor in the npz.
 """
 
 from __future__ import annotations
@@ -13,49 +13,46 @@ import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
 
-from cjepa_dist.data.format.dtypes import finite, narrow, stored
+from cjepa_dist.data.format.dtypes import all_finite, storage_dtype, to_storage_dtype
 from cjepa_dist.data.format.journal import CompletedShards
-from cjepa_dist.data.format.manifest import ShardEntry, initials
+from cjepa_dist.data.format.manifest import ShardEntry, question_type_letters
+from cjepa_dist.data.format.sample import (
+    ANNOTATION,
+    MATCH,
+    QUESTIONS,
+    SLOT_ARRAYS,
+    SLOTS,
+    TRUTH,
+    WORLDS,
+    Sample,
+    scene_index,
+)
 from cjepa_dist.data.format.statistics import RunningStatistics, slot_statistics
-from cjepa_dist.data.format.tar import npy_pieces, npz, tar_end, tar_pieces, to_json
+from cjepa_dist.data.format.tar import json_bytes, npy_buffers, npz_bytes, tar_buffers, tar_end
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import fsync_path
 
-SLOT_ARRAYS = (
-    "future_slots",
-    "counterfactual_slots",
-    "slots",
-)  # arrays of npz members that are slots: stored in the type of the slots
-AHEAD = 8  # samples that wait for the writing thread
-
-
-@dataclass
-class Sample:
-    """One video. `slots` (T, S, D); `annotation` and `questions` CLEVRER's JSON; the others as in docs/design.md; None = absent."""
-
-    key: str
-    slots: np.ndarray | None = None
-    annotation: dict[str, Any] | None = None
-    questions: dict[str, Any] | None = None
-    truth: dict[str, np.ndarray] | None = None
-    worlds: dict[str, np.ndarray] | None = None
-    match: dict[str, np.ndarray] | None = None
+MAX_PENDING = 8  # samples that wait for the writing thread
 
 
 class SplitWriter:
-    """Writes one split's tars in `folder/split`, a new one when `shard_bytes` would be passed (a larger sample has one to itself).
+    """Writes one split's tars in `folder/split`.
 
-    `add` raises UserError, naming the key, for a sample whose slots are not finite (also after conversion to `dtype`), differ
-    in shape from those before, or whose key was there already. `close` returns the shards' entries for the manifest.
-    A thread hashes and writes, another measures: what fails there is raised by a later `add`, or by `close`. `done` are whole shards of
-    a stopped run, and `finished(split, shape, entry)` is called for each new one when it is safe on the disk.
+    A new tar begins when `shard_bytes` would be exceeded; a larger sample has a tar of its own.
+    `add` raises UserError, naming the key, for a sample whose slots are not finite (also after
+    conversion to `dtype`) or differ in shape from those before, or whose key was used already.
+    `close` returns the shards' entries for the manifest.
+
+    One thread hashes and writes, another computes statistics; their errors are raised by a later
+    `add`, or by `close`. `completed`: the complete shards of a stopped run; `written_keys` are
+    theirs, and those added since. `on_complete(split, shape, entry)` is called for each new shard
+    once it is safe on the disk.
     """
 
     def __init__(
@@ -65,195 +62,177 @@ class SplitWriter:
         dtype: str = "float16",
         shard_bytes: int = 256 << 20,
         *,
-        done: CompletedShards | None = None,
-        finished: Callable[[str, tuple[int, ...], ShardEntry], None] | None = None,
+        completed: CompletedShards | None = None,
+        on_complete: Callable[[str, tuple[int, ...], ShardEntry], None] | None = None,
     ) -> None:
-        stored(dtype)
-        self.folder, self.split, self.dtype, self.shard_bytes = (
-            Path(folder) / split,
-            split,
-            dtype,
-            shard_bytes,
-        )
+        storage_dtype(dtype)
+        self.folder, self.split = Path(folder) / split, split
+        self.dtype, self.shard_bytes = dtype, shard_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.shape, self.entries = (done.shape, list(done.entries)) if done else (None, [])
-        self.known = {key for entry in self.entries for key in entry.keys}
-        self.finished = finished
+        self.shape = completed.shape if completed else None
+        self.entries = list(completed.entries) if completed else []
+        self.written_keys = {key for entry in self.entries for key in entry.keys}
+        self.on_complete = on_complete
         self.shard: OpenShard | None = None
-        self.thread, self.measuring = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.writer_thread, self.statistics_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.pending: collections.deque[Future[None]] = collections.deque()
-        self.broken = False
+        self.failed = False
 
     def add(self, sample: Sample) -> None:
-        """Check a sample and hand it to the thread. Its arrays must not be changed afterwards."""
-        if sample.key in self.known:
+        """Check a sample and pass it to the threads. Do not change its arrays afterwards."""
+        if sample.key in self.written_keys:
             raise UserError(f"split {self.split!r} has key {sample.key} twice")
-        slots = self.checked(sample)
-        members: dict[str, list[Any]] = {
-            "json": [to_json(sample.annotation or {"scene_index": scene_index(sample.key)})],
-            "slots.npy": npy_pieces(slots),
-        }
+        slots = self.convert_slots(sample)
+        annotation = sample.annotation or {"scene_index": scene_index(sample.key)}
+        members = {ANNOTATION: [json_bytes(annotation)], SLOTS: npy_buffers(slots)}
         if sample.questions is not None:
-            members["questions.json"] = [to_json(sample.questions)]
+            members[QUESTIONS] = [json_bytes(sample.questions)]
         for member, content in (
-            ("truth.npz", sample.truth),
-            ("worlds.npz", sample.worlds),
-            ("match.npz", sample.match),
+            (TRUTH, sample.truth),
+            (WORLDS, sample.worlds),
+            (MATCH, sample.match),
         ):
             if content is not None:
                 arrays = {name: np.asarray(array) for name, array in content.items()}
-                members[member] = [
-                    npz(
-                        {
-                            k: self.narrow(sample.key, v) if k in SLOT_ARRAYS else v
-                            for k, v in arrays.items()
-                        }
-                    )
-                ]
-        pieces = [
-            piece
+                for name in arrays.keys() & set(SLOT_ARRAYS):
+                    arrays[name] = self.convert(sample.key, arrays[name])
+                members[member] = [npz_bytes(arrays)]
+        buffers = [
+            buffer
             for name in sorted(members)
-            for piece in tar_pieces(f"{sample.key}.{name}", members[name])
+            for buffer in tar_buffers(f"{sample.key}.{name}", members[name])
         ]
-        self.known.add(sample.key)
-        given = None if slots.dtype == sample.slots.dtype else sample.slots  # type: ignore[union-attr]
-        self.later(
-            self.put,
+        self.written_keys.add(sample.key)
+        original = None if slots.dtype == sample.slots.dtype else sample.slots  # type: ignore[union-attr]
+        self.submit(
+            self.write_sample,
             sample.key,
-            pieces,
-            self.measuring.submit(slot_statistics, slots, given),
-            initials(sample.questions),
+            buffers,
+            self.statistics_thread.submit(slot_statistics, slots, original),
+            question_type_letters(sample.questions),
         )
 
-    def checked(self, sample: Sample) -> np.ndarray:
-        where = f"split {self.split!r}, key {sample.key}"
-        if (
-            not sample.key
-            or "." in sample.key
-            or "/" in sample.key
-            or len(sample.key.encode()) > 80
-        ):
+    def convert_slots(self, sample: Sample) -> np.ndarray:
+        """A sample's slots in the stored type. UserError for a bad key or shape."""
+        key, slots = sample.key, sample.slots
+        where = f"split {self.split!r}, key {key}"
+        # A '.' ends the key in webdataset.
+        if not key or "." in key or "/" in key or len(key.encode()) > 80:
+            raise UserError(f"{where}: a key must be 1 to 80 bytes without '.' and '/'")
+        if slots is None or slots.ndim != 3 or slots.size == 0:
+            found = None if slots is None else slots.shape
+            raise UserError(f"{where}: slots must be (frames, slots, slot_dim), got {found}")
+        if self.shape not in (None, slots.shape):
             raise UserError(
-                f"{where}: a key must be 1 to 80 bytes without '.' and '/'"
-            )  # '.' ends the key in webdataset
-        if sample.slots is None or sample.slots.ndim != 3 or sample.slots.size == 0:
-            raise UserError(
-                f"{where}: slots must be (frames, slots, slot_dim), got {None if sample.slots is None else sample.slots.shape}"
+                f"{where}: slots are {slots.shape}, those before were {self.shape}; "
+                "all videos must agree"
             )
-        if self.shape not in (None, sample.slots.shape):
-            raise UserError(
-                f"{where}: slots are {sample.slots.shape}, those before were {self.shape}; all videos must agree"
-            )
-        self.shape = sample.slots.shape
-        return self.narrow(sample.key, sample.slots)
+        self.shape = slots.shape
+        return self.convert(key, slots)
 
-    def narrow(self, key: str, array: np.ndarray) -> np.ndarray:
-        narrowed = narrow(array, self.dtype)
-        if not finite(narrowed):
+    def convert(self, key: str, array: np.ndarray) -> np.ndarray:
+        converted = to_storage_dtype(array, self.dtype)
+        if not all_finite(converted):
             cause = "a value that is not finite (NaN or infinity)"
             if array.dtype.kind == "f" and np.isfinite(array).all():
                 cause = f"a value too large for {self.dtype}"
             raise UserError(
                 f"split {self.split!r}, key {key}: a slot holds {cause}; nothing was written"
             )
-        return narrowed
+        return converted
 
-    def later(self, work: Callable[..., None], *arguments: Any) -> None:
+    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Run `work` in the writing thread, unless something failed there before."""
+
         def attempt() -> None:
-            if self.broken:  # a shard with a hole must not be finished
+            if self.failed:  # a shard that lacks a sample must not be completed
                 return
             try:
                 work(*arguments)
             except BaseException:
-                self.broken = True
+                self.failed = True
                 raise
 
-        self.pending.append(self.thread.submit(attempt))
-        while len(self.pending) > AHEAD:
+        self.pending.append(self.writer_thread.submit(attempt))
+        while len(self.pending) > MAX_PENDING:
             self.pending.popleft().result()
 
-    def put(
-        self, key: str, pieces: list[Any], moments: Future[RunningStatistics], asked: str
+    def write_sample(
+        self,
+        key: str,
+        buffers: list[Any],
+        statistics: Future[RunningStatistics],
+        question_types: str,
     ) -> None:
-        """In the thread: append a sample to the open shard, or to a new one where it would grow too large."""
-        size = sum(memoryview(piece).nbytes for piece in pieces)
+        """In the thread: append a sample to the open shard, or to a new one if it is full."""
+        size = sum(memoryview(buffer).nbytes for buffer in buffers)
         if self.shard is not None and self.shard.size + size > self.shard_bytes:
-            self.finish()
+            self.finish_shard()
         if self.shard is None:
             self.shard = OpenShard(self.folder / f"{len(self.entries):06d}.tar")
-        for piece in pieces:
-            self.shard.write(piece)
+        for buffer in buffers:
+            self.shard.write(buffer)
         self.shard.keys.append(key)
-        self.shard.asked.append(asked)
-        self.shard.moments.merge(moments.result())
+        self.shard.question_types.append(question_types)
+        self.shard.statistics.merge(statistics.result())
 
-    def finish(self) -> None:
-        """In the thread: end the open shard."""
+    def finish_shard(self) -> None:
+        """In the thread: complete the open shard."""
         if self.shard is not None:
             self.entries.append(self.shard.close())
             self.shard = None
-            if self.finished is not None:
+            if self.on_complete is not None:
                 fsync_path(self.folder)
-                self.finished(self.split, self.shape, self.entries[-1])  # type: ignore[arg-type]
+                self.on_complete(self.split, self.shape, self.entries[-1])  # type: ignore[arg-type]
 
     def close(self) -> list[ShardEntry]:
-        """End the last shard and wait until all is on the disk."""
-        self.later(self.finish)
+        """Complete the last shard and wait until everything is on the disk."""
+        self.submit(self.finish_shard)
         while self.pending:
             self.pending.popleft().result()
-        self.thread.shutdown()
-        self.measuring.shutdown()
+        self.writer_thread.shutdown()
+        self.statistics_thread.shutdown()
         fsync_path(self.folder)
         return self.entries
 
-    def abandon(self) -> None:
-        """Stop the thread; the open shard stays unfinished."""
-        self.broken = True
-        self.thread.shutdown(cancel_futures=True)
-        self.measuring.shutdown(cancel_futures=True)
+    def abort(self) -> None:
+        """Stop the threads; the open shard stays incomplete."""
+        self.failed = True
+        self.writer_thread.shutdown(cancel_futures=True)
+        self.statistics_thread.shutdown(cancel_futures=True)
         if self.shard is not None:
-            with contextlib.suppress(OSError):  # a full disk is what may have brought us here
+            with contextlib.suppress(OSError):  # perhaps the disk is full, and that is why we abort
                 self.shard.file.close()
 
 
 class OpenShard:
-    """A tar that is being written, hashed on the way, so that it need not be read again; `moments` of its videos."""
+    """A tar that is being written; hashed on the way, so that it need not be read again."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.size, self.digest, self.keys, self.moments = (
-            path,
-            0,
-            xxhash.xxh3_64(),
-            list[str](),
-            RunningStatistics(),
-        )
-        self.asked: list[str] = []
+        self.path, self.size, self.digest = path, 0, xxhash.xxh3_64()
+        self.keys: list[str] = []
+        self.question_types: list[str] = []
+        self.statistics = RunningStatistics()
         self.file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115  (closed by close)
 
-    def write(self, piece: Any) -> None:
-        self.digest.update(piece)
-        self.size += self.file.write(piece)
+    def write(self, buffer: Any) -> None:
+        self.digest.update(buffer)
+        self.size += self.file.write(buffer)
 
     def close(self) -> ShardEntry:
-        """End mark, flush to the disk, entry."""
+        """Write the end of the tar, flush it to the disk, and return its entry."""
         self.write(tar_end(self.size))
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        moments = self.moments
-        spread = moments.mean.tolist(), moments.squares.tolist(), [moments.lost, moments.largest]
-        asked = self.asked if any(self.asked) else []
         return ShardEntry(
-            self.path.name,
-            len(self.keys),
-            self.size,
-            self.digest.hexdigest(),
-            self.keys,
-            *spread,
-            asked,
+            name=self.path.name,
+            samples=len(self.keys),
+            bytes=self.size,
+            xxh3=self.digest.hexdigest(),
+            keys=self.keys,
+            mean=self.statistics.mean.tolist(),
+            squared_deviations=self.statistics.squared_deviations.tolist(),
+            conversion_error=[self.statistics.squared_error, self.statistics.max_error],
+            question_types=self.question_types if any(self.question_types) else [],
         )
-
-
-def scene_index(key: str) -> int:
-    digits = "".join(c for c in key if c.isdigit())
-    return int(digits or 0)

@@ -1,13 +1,14 @@
-"""Files of a data set that may be elsewhere: a folder, or a URL to which a file's name is added.
+"""Reads files of a data set from a folder, or from a URL to which a file's name is added.
 
     DIR                       the file itself
-    http(s)://HOST/DIR        Range requests: what broke off goes on where it was
-    pipe:COMMAND DIR          what a shell command prints, `pipe:ssh HOST cat DIR` + /train/000000.tar
+    http(s)://HOST/DIR        Range requests; a broken download resumes where it stopped
+    pipe:COMMAND DIR          the output of a shell command: `pipe:ssh HOST cat DIR` + /train/0.tar
     s3://..., gs://..., ...   by fsspec, with its package for the scheme (s3: s3fs)
 
     shard ──> file in memory ──xxh3 = the manifest's──> descriptor        a manifest ──> bytes
 
-Every read has a time limit. What fails in passing is tried again after a pause that doubles; what the server refuses is an error.
+Every read has a timeout. What fails for a moment is tried again after a delay that doubles; what
+the server refuses is an error.
 """
 
 from __future__ import annotations
@@ -32,17 +33,21 @@ import xxhash
 
 from cjepa_dist.errors import UserError
 
-PIECE = 1 << 20
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP: ask again later
+CHUNK_BYTES = 1 << 20
+RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)  # HTTP: ask again later
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Seconds without a byte after which a read has failed; failures in a row, without a byte between, after which to give up."""
+    """When a remote read has failed, and when to give up.
+
+    A read fails after `timeout` seconds without a byte. `max_attempts` failures in a row, without a
+    byte between them, are an error.
+    """
 
     timeout: float = 30.0
-    tries: int = 6
-    pause: float = 0.5  # seconds before the second try, then twice that, ...
+    max_attempts: int = 6
+    initial_delay: float = 0.5  # seconds before the second attempt, then twice that, ...
 
 
 DEFAULT_RETRY = RetryPolicy()
@@ -52,25 +57,24 @@ def is_remote(folder: str | Path) -> bool:
     return isinstance(folder, str) and ("://" in folder or folder.startswith("pipe:"))
 
 
-def read_remote(place: str, patience: RetryPolicy = DEFAULT_RETRY) -> bytes:
-    """All of a small remote file. UserError naming it if it cannot be had."""
-    return b"".join(stream_remote(place, None, patience))
+def read_remote(url: str, retry: RetryPolicy = DEFAULT_RETRY) -> bytes:
+    """All of a small remote file. UserError naming it if it cannot be read."""
+    return b"".join(stream_remote(url, None, retry))
 
 
-def download_to_memory(
-    place: str, size: int, xxh3: str, patience: RetryPolicy = DEFAULT_RETRY
-) -> int:
-    """A descriptor of a file in memory (freed when it is closed) with the bytes of a remote one, checked against size and xxh3.
+def download_to_memory(url: str, size: int, xxh3: str, retry: RetryPolicy = DEFAULT_RETRY) -> int:
+    """Download a file to memory and check size and xxh3; returns its descriptor.
 
-    UserError naming it if it cannot be had, or has other bytes at the second look too.
+    Closing the descriptor frees the memory. UserError naming the file if it cannot be read, or if
+    its bytes are wrong at the second attempt too.
     """
     descriptor = os.memfd_create("shard")
     try:
-        for look in (1, 2):
+        for attempt in (1, 2):
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
             digest, length = xxhash.xxh3_64(), 0
-            for piece in stream_remote(place, size, patience):
+            for piece in stream_remote(url, size, retry):
                 digest.update(piece)
                 length += len(piece)
                 view = memoryview(piece)
@@ -78,14 +82,14 @@ def download_to_memory(
                     view = view[os.write(descriptor, view) :]
             if (length, digest.hexdigest()) == (size, xxh3):
                 return descriptor
-            if look == 2:
+            if attempt == 2:
                 what = (
                     "its xxh3 is not the manifest's"
                     if length == size
                     else f"it has {length} bytes, the manifest says {size}"
                 )
                 raise UserError(
-                    f"shard {place} is damaged: {what}; restore it, or make the data set again"
+                    f"shard {url} is damaged: {what}; restore it, or make the data set again"
                 )
     except BaseException:
         os.close(descriptor)
@@ -93,18 +97,17 @@ def download_to_memory(
     raise AssertionError
 
 
-def stream_remote(place: str, size: int | None, patience: RetryPolicy) -> Iterator[bytes]:
-    """The bytes of a remote file in order; `size`, if known, is where an end that comes early is told from the end."""
+def stream_remote(url: str, size: int | None, retry: RetryPolicy) -> Iterator[bytes]:
+    """The bytes of a remote file in order; `size`, if known, tells an early end from the end."""
     done, failures = 0, 0
     while True:
         try:
-            with open_remote(place, done, patience) as stream:
-                while piece := stream.read(PIECE):
+            with open_remote(url, done, retry) as stream:
+                while piece := stream.read(CHUNK_BYTES):
                     yield piece
                     done, failures = done + len(piece), 0
-                left = (
-                    (getattr(stream, "length", 0) or 0) if size is None else size - done
-                )  # HTTPResponse.length: what is still to come
+                # HTTPResponse.length: the bytes still to come.
+                left = (getattr(stream, "length", 0) or 0) if size is None else size - done
             if left > 0:
                 raise ConnectionError(f"it ended {left} bytes early")
             return
@@ -112,62 +115,62 @@ def stream_remote(place: str, size: int | None, patience: RetryPolicy) -> Iterat
             reason = str(error) or type(error).__name__
             if (
                 isinstance(error, FileNotFoundError | PermissionError)
-                or getattr(error, "code", 503) not in PASSING
+                or getattr(error, "code", 503) not in RETRYABLE_STATUS
             ):
                 raise UserError(
-                    f"{place} cannot be read ({reason}); is it there, and may this machine read it?"
+                    f"{url} cannot be read ({reason}); is it there, and may this machine read it?"
                 ) from error
             failures += 1
-            if failures >= patience.tries:
+            if failures >= retry.max_attempts:
                 raise UserError(
-                    f"{place} cannot be read: {failures} failures in a row, the last: {reason}; is its server up?"
+                    f"{url} cannot be read: {failures} failures in a row, the last: {reason}; "
+                    "is its server up?"
                 ) from error
-            time.sleep(
-                patience.pause * 2 ** (failures - 1) * random.uniform(0.75, 1.25)
-            )  # many processes would ask at once
+            # Random, or many processes would ask at the same moment.
+            delay = retry.initial_delay * 2 ** (failures - 1) * random.uniform(0.75, 1.25)
+            time.sleep(delay)
 
 
 @contextlib.contextmanager
-def open_remote(place: str, offset: int, patience: RetryPolicy) -> Iterator[Any]:
-    """Something to `read(n)` from, from byte `offset` on. OSError or HTTPException for what may pass."""
-    if place.startswith(("http://", "https://")):
-        url = urllib.parse.quote(place, safe=":/?&=%+@,~#[]!$'()*;")
+def open_remote(url: str, offset: int, retry: RetryPolicy) -> Iterator[Any]:
+    """A stream from byte `offset` on. OSError or HTTPException for what may pass."""
+    if url.startswith(("http://", "https://")):
+        url = urllib.parse.quote(url, safe=":/?&=%+@,~#[]!$'()*;")
         request = urllib.request.Request(
             url, headers={"Range": f"bytes={offset}-"} if offset else {}
         )
-        with urllib.request.urlopen(request, timeout=patience.timeout) as response:
+        with urllib.request.urlopen(request, timeout=retry.timeout) as response:
             if offset and response.status != 206:
-                skip(response, offset)  # a server without ranges sends all of it again
+                skip_bytes(response, offset)  # a server without ranges sends all of it again
             yield response
-    elif place.startswith("pipe:"):
-        with PipeReader(place.removeprefix("pipe:"), patience.timeout) as stream:
-            skip(stream, offset)
+    elif url.startswith("pipe:"):
+        with PipeReader(url.removeprefix("pipe:"), retry.timeout) as stream:
+            skip_bytes(stream, offset)
             yield stream
     else:
         from fsspec.core import url_to_fs  # here: local folders and plain servers need none of it
 
         try:
-            system, path = url_to_fs(place)
-            with system.open(path, "rb", block_size=16 * PIECE) as stream:
+            system, path = url_to_fs(url)
+            with system.open(path, "rb", block_size=16 * CHUNK_BYTES) as stream:
                 stream.seek(offset)
                 yield stream
         except (ImportError, ValueError) as error:
-            raise UserError(f"{place} cannot be read: {error}") from error
+            raise UserError(f"{url} cannot be read: {error}") from error
         except OSError:
             raise
-        except (
-            Exception
-        ) as error:  # of the scheme's own package: botocore's EndpointConnectionError is no OSError
+        except Exception as error:
+            # Of the scheme's own package: botocore's EndpointConnectionError is no OSError.
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
-def skip(stream: Any, count: int) -> None:
-    while count > 0 and (piece := stream.read(min(count, PIECE))):
+def skip_bytes(stream: Any, count: int) -> None:
+    while count > 0 and (piece := stream.read(min(count, CHUNK_BYTES))):
         count -= len(piece)
 
 
 class PipeReader:
-    """What a shell command prints, with a time limit on each read. OSError if it prints nothing for so long, or fails."""
+    """The output of a shell command. OSError if it fails, or is silent for `timeout` seconds."""
 
     def __init__(self, command: str, timeout: float) -> None:
         self.command, self.timeout = command, timeout
@@ -187,16 +190,16 @@ class PipeReader:
         if not select.select([self.process.stdout], [], [], self.timeout)[0]:
             raise TimeoutError(f"nothing for {self.timeout:g} s")
         piece = os.read(self.process.stdout.fileno(), size)
-        if not piece and self.code():
+        if not piece and self.exit_code():
             raise ConnectionError(f"the command failed with exit code {self.process.returncode}")
         return piece
 
-    def code(self) -> int:
+    def exit_code(self) -> int:
         try:
             return self.process.wait(self.timeout)
         except subprocess.TimeoutExpired:
             raise TimeoutError(
-                f"the command closed its output and goes on for {self.timeout:g} s"
+                f"the command closed its output and still runs after {self.timeout:g} s"
             ) from None
 
     def __exit__(self, *unused: Any) -> None:
@@ -208,6 +211,6 @@ class PipeReader:
 
 
 def local_copy(folder: str | Path) -> Path:
-    """The folder to read the shards of `folder` from."""
+    """The folder to read the shards of `folder` from: its copy on this node, if a job made one."""
     copies = json.loads(os.environ.get("CJEPA_STAGED") or "{}")
     return Path(copies.get(str(Path(folder).resolve()), folder))

@@ -1,7 +1,9 @@
-"""Bytes of a shard, read and written without tarfile's streams, which are slower and forgive too much.
+"""Reads and writes the bytes of tar, npy and npz files.
 
-tar:  header (512 bytes) | content, padded to 512 | header | ... | two zero blocks
-npy:  magic, version, length | header: type, order, shape | data
+    tar:  header (512 bytes) | content, padded to 512 | header | ... | two zero blocks
+    npy:  magic, version, length | header: type, order, shape | data
+
+Not with tarfile's streams: they are slower, and accept damaged files.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 512
-RECORD = 20 * BLOCK  # a tar ends at a multiple of this
+BLOCK_BYTES = 512
+RECORD_BYTES = 20 * BLOCK_BYTES  # a tar ends at a multiple of this
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Extent:
     length: int
 
 
-class Part(io.RawIOBase):
-    """A member as a seekable file: zipfile then reads the arrays that are asked for and leaves the others on the disk."""
+class MemberFile(io.RawIOBase):
+    """A member as a seekable file, of which zipfile reads only the arrays that are asked for."""
 
     def __init__(self, descriptor: int, extent: Extent) -> None:
         self.descriptor, self.extent, self.at = descriptor, extent, 0
@@ -63,7 +65,7 @@ class Part(io.RawIOBase):
 
 def parse_header(header: bytes) -> tuple[str, int]:
     """(name, length) of a ustar header of a plain file. ValueError if it is anything else."""
-    if len(header) < BLOCK:
+    if len(header) < BLOCK_BYTES:
         raise ValueError("the file ends without the tar's end mark")
     stored = header[148:156].rstrip(b"\0 ") or b"x"
     if int(stored, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
@@ -74,18 +76,21 @@ def parse_header(header: bytes) -> tuple[str, int]:
     return f"{prefix}/{name}" if prefix else name, int(header[124:136].rstrip(b"\0 "), 8)
 
 
-def npy_header(start: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
-    """(shape, dtype, offset of the data) from the first bytes of a .npy of version 1, C order, no objects. ValueError otherwise."""
+def parse_npy_header(start: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
+    """(shape, dtype, offset of the data) from the first bytes of a .npy.
+
+    ValueError unless it is of version 1, in C order and without objects.
+    """
     if start[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError("no .npy of version 1")
     end = 10 + int.from_bytes(start[8:10], "little")
-    shape, dtype = npy_layout(start[8:end])
+    shape, dtype = parse_npy_layout(start[8:end])
     return shape, dtype, end
 
 
 @functools.lru_cache(maxsize=1024)
-def npy_layout(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    # The literal parser behind this costs more than reading a video; all videos share a handful of headers.
+def parse_npy_layout(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    # Parsing a header costs more than reading a video, and all videos share a few headers.
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
     if fortran or dtype.hasobject:
         raise ValueError("array in Fortran order or of objects")
@@ -93,66 +98,76 @@ def npy_layout(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def parse_npy(content: bytes) -> np.ndarray:
-    shape, dtype, start = npy_header(content)
+    shape, dtype, start = parse_npy_header(content)
     return np.frombuffer(content, dtype, offset=start).reshape(shape)
 
 
-def tar_pieces(name: str, content: list[Any]) -> list[Any]:
-    """A member as buffers to write one after the other: header, `content` (buffers), padding; bytes as webdataset's TarWriter has them."""
-    size = sum(memoryview(piece).nbytes for piece in content)
-    start, blank = name.encode(), tar_blank(size)
+def tar_buffers(name: str, content: list[Any]) -> list[Any]:
+    """A member as buffers to write one after the other: header, `content`, padding.
+
+    The bytes are those of webdataset's TarWriter.
+    """
+    size = sum(memoryview(buffer).nbytes for buffer in content)
+    start, template = name.encode(), header_template(size)
     if len(start) > 100:
         raise ValueError(f"{name}: a name in a tar has at most 100 bytes")
     header = (
         start.ljust(100, b"\0")
-        + blank[100:148]
-        + b"%06o\0" % (int(blank[148:154], 8) + sum(start))
-        + blank[155:]
+        + template[100:148]
+        + b"%06o\0" % (int(template[148:154], 8) + sum(start))
+        + template[155:]
     )
-    return [header, *content, bytes(-size % BLOCK)]
+    return [header, *content, bytes(-size % BLOCK_BYTES)]
 
 
 @functools.lru_cache(maxsize=1024)
-def tar_blank(size: int) -> bytes:
-    """The header of a member without a name: most have one of a few sizes, and tarfile takes longer for one than its slots to be hashed."""
+def header_template(size: int) -> bytes:
+    """The header of a member without a name.
+
+    Cached, since members have few sizes, and tarfile takes longer for a header than hashing the
+    slots takes.
+    """
     member = tarfile.TarInfo()
     member.size, member.mode, member.uname, member.gname = size, 0o444, "bigdata", "bigdata"
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def tar_end(size: int) -> bytes:
-    """What ends a tar of `size` bytes: two zero blocks, and zeros up to a whole record."""
-    return bytes(2 * BLOCK + -(size + 2 * BLOCK) % RECORD)
+    """The end of a tar of `size` bytes: two zero blocks, and zeros up to a full record."""
+    return bytes(2 * BLOCK_BYTES + -(size + 2 * BLOCK_BYTES) % RECORD_BYTES)
 
 
-def npy_pieces(array: np.ndarray) -> list[Any]:
+def npy_buffers(array: np.ndarray) -> list[Any]:
     """A .npy of version 1 as two buffers: header, data."""
     array = np.ascontiguousarray(array) if array.ndim else array
     return [
-        npy_start(array.dtype, array.shape),
+        npy_header(array.dtype, array.shape),
         array.reshape(-1).view(np.uint8).data if array.size else b"",
     ]
 
 
 @functools.lru_cache(maxsize=1024)
-def npy_start(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
     layout = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, layout)
     return buffer.getvalue()
 
 
-def npz(arrays: dict[str, np.ndarray]) -> bytes:
-    """An .npz like np.savez, with fixed times. Stored: deflating noisy float16 saves a tenth and costs ten times the write."""
+def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    """An .npz like np.savez, with fixed times.
+
+    Not compressed: on noisy float16 that saves a tenth, and takes ten times as long.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
             archive.writestr(
                 zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)),
-                b"".join(npy_pieces(arrays[name])),
+                b"".join(npy_buffers(arrays[name])),
             )
     return buffer.getvalue()
 
 
-def to_json(content: dict[str, Any]) -> bytes:
+def json_bytes(content: dict[str, Any]) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode()

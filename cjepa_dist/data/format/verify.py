@@ -1,7 +1,9 @@
-"""Is a data set what was written? Every fault, named.
+"""Verifies a data set: lists every fault.
 
 manifest.json ──each shard, by several processes──> length, xxh3, tar, keys, every member ──┐
-folder ──what the manifest does not know────────────────────────────────────────────────────┴──> [Fault]
+folder ──files that the manifest does not list──────────────────────────────────────────────┤
+                                                                                            v
+                                                                                         [Fault]
 """
 
 from __future__ import annotations
@@ -13,25 +15,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cjepa_dist.data.format.manifest import NAME, Manifest, ShardEntry, initials
-from cjepa_dist.data.format.reader import ANNOTATION, MATCH, QUESTIONS, TRUTH, WORLDS, ShardReader
+from cjepa_dist.data.format.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    question_type_letters,
+)
+from cjepa_dist.data.format.reader import ShardReader
+from cjepa_dist.data.format.sample import ANNOTATION, MATCH, QUESTIONS, TRUTH, WORLDS
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import file_checksum
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, in a line, and the file that it is wrong with (for a shard: where it is, or should be)."""
+    """What is wrong, in a line, and with which file (for a shard: where it is, or should be)."""
 
     text: str
     path: Path
 
 
-def verify_folder(folder: str | Path, processes: int = 1) -> list[Fault]:
-    """Every fault of a data set, naming the shard (and the key): [] if it is whole. UserError if there is none.
+def verify_dataset(folder: str | Path, processes: int = 1) -> list[Fault]:
+    """Every fault of a data set, naming the shard (and the key); [] if there is no fault.
 
-    Finds missing and extra files, truncation (also between two samples), flipped bytes, wrong or doubled keys, slots of a wrong shape or
-    type, values that are not finite, JSON and truth that cannot be read. Goes on after a fault, so that one call names them all.
+    Finds missing and extra files, truncation (also between two samples), flipped bytes, wrong or
+    repeated keys, slots of a wrong shape or type, values that are not finite, and JSON or ground
+    truth that cannot be read. Continues after a fault, so that one call names them all. UserError
+    if the folder holds no data set.
     """
     manifest = Manifest.load(folder)
     shards = [(split, entry) for split, entries in manifest.splits.items() for entry in entries]
@@ -57,8 +67,8 @@ def verify_folder(folder: str | Path, processes: int = 1) -> list[Fault]:
 
 
 def extra_files(folder: Path, manifest: Manifest) -> list[Fault]:
-    """Files and folders that the manifest does not know."""
-    known = {folder / NAME, *(folder / split for split in manifest.splits)}
+    """Files and folders that the manifest does not list."""
+    known = {folder / MANIFEST_NAME, *(folder / split for split in manifest.splits)}
     known |= {
         folder / split / entry.name
         for split, entries in manifest.splits.items()
@@ -66,13 +76,13 @@ def extra_files(folder: Path, manifest: Manifest) -> list[Fault]:
     }
     places = [folder, *(folder / split for split in manifest.splits if (folder / split).is_dir())]
     extra = {path for place in places for path in place.iterdir()} - known
-    return [Fault(f"{path}: extra, the manifest does not know it", path) for path in sorted(extra)]
+    return [Fault(f"{path}: extra, the manifest does not list it", path) for path in sorted(extra)]
 
 
 def shard_faults(
     folder: str | Path, split: str, entry: ShardEntry, manifest: Manifest
 ) -> list[str]:
-    """Faults of one shard; of `manifest` only shape and type are asked."""
+    """Faults of one shard; of `manifest` only shape and type are used."""
     faults: list[str] = []
 
     def attempt(read: Any, *arguments: Any) -> None:
@@ -91,22 +101,21 @@ def shard_faults(
     try:
         with ShardReader(folder, split, entry) as shard:
             for i, key in enumerate(entry.keys):
-                attempt(shard.slots, key, manifest)
-                attempt(shard.json, key, ANNOTATION)
-                if entry.asked is None:
-                    attempt(shard.json, key, QUESTIONS)
-                else:
-                    attempt(check_questions, shard, key, entry.asked[i] if entry.asked else "")
+                attempt(shard.read_slots, key, manifest)
+                attempt(shard.read_json, key, ANNOTATION)
+                types = entry.question_types[i] if entry.question_types else ""
+                attempt(check_questions, shard, key, types)
                 for member in (TRUTH, WORLDS, MATCH):
-                    attempt(shard.arrays, key, member)
+                    attempt(shard.read_arrays, key, member)
     except UserError as error:
         faults.append(str(error))
     return faults
 
 
-def check_questions(shard: ShardReader, key: str, asked: str) -> None:
+def check_questions(shard: ShardReader, key: str, types: str) -> None:
     """Raises UserError if a video's questions are of other types than the manifest says."""
-    if (found := initials(shard.json(key, QUESTIONS))) != asked:
+    if (found := question_type_letters(shard.read_json(key, QUESTIONS))) != types:
         raise UserError(
-            f"shard {shard.path}, key {key}: has questions of the types {found!r}, the manifest says {asked!r}"
+            f"shard {shard.path}, key {key}: has questions of the types {found!r}, "
+            f"the manifest says {types!r}"
         )

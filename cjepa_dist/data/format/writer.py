@@ -1,6 +1,7 @@
-"""Writes data sets so that what is there is whole: everything happens in OUT.partial, which becomes OUT by one rename.
+"""Writes data sets completely or not at all: in OUT.partial, which one rename makes OUT.
 
-    Sample ──SplitWriter──> OUT.partial/<split>/%06d.tar ──┬──> journal.jsonl: whole shards, from which a stopped run may go on
+    Sample ──SplitWriter──> OUT.partial/<split>/%06d.tar ──┬──> journal.jsonl: complete shards,
+                                                           │    from which a stopped run resumes
                                                            └──> manifest.json ──rename──> OUT
 
 The same samples give the same bytes, however often the writing was stopped.
@@ -19,27 +20,31 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.data.format import journal
-from cjepa_dist.data.format.dtypes import stored
-from cjepa_dist.data.format.journal import Journal, acquire
-from cjepa_dist.data.format.manifest import Manifest, partial
-from cjepa_dist.data.format.split_writer import Sample, SplitWriter
+from cjepa_dist.data.format.dtypes import storage_dtype
+from cjepa_dist.data.format.journal import Journal, lock_folder
+from cjepa_dist.data.format.manifest import Manifest, partial_folder
+from cjepa_dist.data.format.split_writer import SplitWriter
 from cjepa_dist.data.format.statistics import set_statistics
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import fsync_path
 
-__all__ = ["DatasetWriter", "Sample", "SplitWriter", "publish"]
-
 
 class DatasetWriter:
-    """Context manager: `with DatasetWriter(out, encoder=..., source=...) as writer: writer.split("train").add(sample)`.
+    """A context manager that writes a data set.
 
-    `out` appears, whole, when the block ends without an error; otherwise nothing is left. `source` (JSON) says how the slots were made,
-    `empty_slot` (D,) is the vector of a slot without an object, if known. UserError if `out` holds anything, if another process is
-    writing it, or if splits disagree in shape. What a killed run left in `out.partial` is removed.
+        with DatasetWriter(out, encoder=..., source=...) as writer:
+            writer.split("train").add(sample)
 
-    With `resume` (JSON: what the samples are made from) whole shards of a stopped run with the same settings and `resume` stay: what is
-    in `writer.split(name).known` is written already, the caller leaves it out and adds the rest in the same order. An interrupt, a signal
-    and a full disk then leave those shards behind; any other error means bad input, and leaves nothing.
+    `out` appears, complete, when the block ends without an error; otherwise nothing is left.
+    `source` (JSON) says how the slots were made; `empty_slot` (D,) is the vector of a slot without
+    an object, if known. UserError if `out` holds anything, if another process is writing it, or if
+    splits differ in shape. What a killed run left in `out.partial` is removed.
+
+    With `resume` (JSON: what the samples are made from) the complete shards of a stopped run with
+    the same settings and the same `resume` are kept. What is in `writer.split(name).written_keys`
+    is written already: the caller skips it and adds the rest in the same order. An interrupt, a
+    signal and a full disk then leave those shards behind; any other error means bad input, and
+    leaves nothing.
     """
 
     def __init__(
@@ -53,14 +58,10 @@ class DatasetWriter:
         empty_slot: Sequence[float] | np.ndarray | None = None,
         resume: dict[str, Any] | None = None,
     ) -> None:
-        stored(dtype)
-        self.out, self.partial = Path(out).absolute(), partial(out)
-        self.encoder, self.source, self.dtype, self.shard_bytes = (
-            encoder,
-            source,
-            dtype,
-            int(shard_mb) << 20,
-        )
+        storage_dtype(dtype)
+        self.out, self.partial = Path(out).absolute(), partial_folder(out)
+        self.encoder, self.source = encoder, source
+        self.dtype, self.shard_bytes = dtype, int(shard_mb) << 20
         self.empty_slot = None if empty_slot is None else [float(x) for x in empty_slot]
         self.resume = resume
         self.writers: dict[str, SplitWriter] = {}
@@ -74,9 +75,9 @@ class DatasetWriter:
                     f"{self.out} already holds something; choose another folder, or remove it first"
                 )
             self.partial.mkdir(parents=True, exist_ok=True)
-            self.lock = acquire(self.partial)
+            self.lock = lock_folder(self.partial)
             if self.resume is None:
-                journal.clear(self.partial, set())
+                journal.remove_files_except(self.partial, set())
             else:
                 job = {
                     "encoder": self.encoder,
@@ -96,11 +97,13 @@ class DatasetWriter:
         if name not in self.writers:
             if not name.isidentifier():
                 raise UserError(f"split name {name!r}: must be letters, digits and underscores")
-            done, note = (
-                (self.journal.done.get(name), self.journal.note) if self.journal else (None, None)
-            )
             self.writers[name] = SplitWriter(
-                self.partial, name, self.dtype, self.shard_bytes, done=done, finished=note
+                self.partial,
+                name,
+                self.dtype,
+                self.shard_bytes,
+                completed=self.journal.completed.get(name) if self.journal else None,
+                on_complete=self.journal.add if self.journal else None,
             )
         return self.writers[name]
 
@@ -119,14 +122,17 @@ class DatasetWriter:
         finally:
             try:
                 if error is not None:
-                    self.leave(error)
+                    self.clean_up(error)
             finally:
                 os.close(self.lock)
 
-    def leave(self, error: BaseException) -> None:
-        """Keep the whole shards of a run that was stopped, if it may go on; else nothing. A full disk becomes an error of the user."""
+    def clean_up(self, error: BaseException) -> None:
+        """Keep the complete shards of a stopped run if it can resume; else nothing.
+
+        A full disk becomes a UserError.
+        """
         for writer in self.writers.values():
-            writer.abandon()
+            writer.abort()
         stopped = isinstance(error, OSError) or not isinstance(error, Exception)
         if self.resume is None or not stopped:
             shutil.rmtree(self.partial, ignore_errors=True)
@@ -134,7 +140,7 @@ class DatasetWriter:
             left = (
                 "nothing was kept"
                 if self.resume is None
-                else "make room and run the same again: it goes on from the last whole shard"
+                else "free some space and run the same again: it resumes after the last full shard"
             )
             raise UserError(f"no space left for {self.out}: {error.strerror}; {left}") from error
 
@@ -165,8 +171,8 @@ class DatasetWriter:
 
 
 def publish(manifest: Manifest, partial: Path, out: Path) -> None:
-    """Finish a data set: its manifest, then the rename that makes it `out`."""
+    """Complete a data set: write its manifest, then rename it to `out`."""
     manifest.save(partial)
-    (partial / journal.NAME).unlink(missing_ok=True)
+    (partial / journal.JOURNAL_NAME).unlink(missing_ok=True)
     os.rename(partial, out)
     fsync_path(out.parent)

@@ -1,6 +1,7 @@
-"""Shards that could not be read while training: counted, written down, and the same after a resume.
+"""Shards that cannot be read while a run trains: counted, recorded, the same after a resume.
 
-shard gone or damaged ──> RUN/replaced.jsonl: shard, samples, from which position on, why ──> all ranks, and the run that goes on
+shard missing or damaged ──> RUN/missing_shards.jsonl: shard, samples, position, reason
+                              └──> read by all ranks, and by the run when it resumes
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ from cjepa_dist.errors import UserError
 
 
 class MissingShards:
-    """The lost shards of a run, in `record`; up to `tolerate` samples (videos, as the manifest counts them) may be lost in all."""
+    """The missing shards of a run, recorded in the file `record`.
 
-    def __init__(self, record: Path | None = None, tolerate: int = 0) -> None:
-        self.record, self.tolerate = record, tolerate
+    Up to `max_missing_samples` samples (videos, as the manifest counts them) may be missing.
+    """
+
+    def __init__(self, record: Path | None = None, max_missing_samples: int = 0) -> None:
+        self.record, self.max_missing_samples = record, max_missing_samples
         self.lines: list[dict[str, Any]] = []
-        self.read()
+        self.reload()
 
-    def read(self) -> None:
-        """What all ranks have written so far; a line that a full disk or a kill cut off is left out."""
+    def reload(self) -> None:
+        """Read what all ranks have written so far.
+
+        A line that a full disk or a kill cut off is left out.
+        """
         if self.record is not None and self.record.exists():
             self.lines = [
                 json.loads(line)
@@ -29,23 +36,23 @@ class MissingShards:
                 if line.endswith("\n")
             ]
 
-    def at(self, shard: str, position: int) -> bool:
-        """Whether a shard is lost to the samples from `position` on."""
+    def is_missing(self, shard: str, position: int) -> bool:
+        """Whether a shard is missing for the samples from `position` on."""
         return any(line["shard"] == shard and line["position"] <= position for line in self.lines)
 
-    def samples(self) -> int:
-        """How many samples are lost, by any rank."""
+    def count_samples(self) -> int:
+        """How many samples are missing, by the record of all ranks."""
         return sum({line["shard"]: line["samples"] for line in self.lines}.values())
 
     def add(self, shard: str, samples: int, position: int, error: UserError) -> None:
-        """Note that `shard` is lost from `position` on. The error, if that is more than is tolerated."""
-        self.read()
-        total = self.samples() + (
-            0 if any(line["shard"] == shard for line in self.lines) else samples
-        )
-        if total > self.tolerate:
+        """Record that `shard` is missing from `position` on. UserError if that is too much."""
+        self.reload()
+        known = any(line["shard"] == shard for line in self.lines)
+        total = self.count_samples() + (0 if known else samples)
+        if total > self.max_missing_samples:
             raise UserError(
-                f"{error}. Or let others stand in for its {samples} samples: reading.max_missing_samples={total} (it is {self.tolerate})"
+                f"{error}. Or let others replace its {samples} samples: "
+                f"reading.max_missing_samples={total} (it is {self.max_missing_samples})"
             ) from error
         line = {"shard": shard, "samples": samples, "position": position, "reason": str(error)}
         self.lines.append(line)
@@ -53,6 +60,7 @@ class MissingShards:
             with self.record.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
         print(
-            f"warning: {error}; others stand in for its {samples} samples, {total} of reading.max_missing_samples={self.tolerate}",
+            f"warning: {error}; others replace its {samples} samples, "
+            f"{total} of reading.max_missing_samples={self.max_missing_samples}",
             flush=True,
         )

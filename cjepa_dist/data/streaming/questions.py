@@ -1,11 +1,11 @@
-"""Questions about a split that does not fit in memory, or is elsewhere (`blocks.py`).
+"""The dataset of the questions of a split that does not fit in memory, or is remote.
 
-    manifest: types of each video's questions ──> samples a shard, so ids and the length of an epoch
-    held: shard ──> Questions of its videos ──gather──┐
-                    Questions of another      ──gather┴──joined──> batch, as `Questions.gather`
+    manifest: types of each video's questions ──> samples a shard: ids, length of an epoch
+    loaded: shard ──> QuestionDataset of its videos ──get_batch──┐
+                      QuestionDataset of another    ──get_batch──┴──concatenate──> batch
 
-Words, labels, slots and worlds of a question come with its shard, when its turn comes: only how many questions there are is known before,
-from the manifest. One that does not say it (an older data set) costs reading the questions of all shards once: over a network, the shards.
+Words, labels, slots and worlds of a question are read with its shard. Before that only the number
+of questions is known, from the manifest.
 """
 
 from __future__ import annotations
@@ -17,137 +17,126 @@ from typing import Any
 import numpy as np
 import torch
 
-from cjepa_dist.clevrer.vocabulary import TYPES
+from cjepa_dist.clevrer.vocabulary import QUESTION_TYPES
 from cjepa_dist.data.counterfactual_worlds import QuestionWorlds
-from cjepa_dist.data.format.manifest import Manifest, ShardEntry, initials
-from cjepa_dist.data.format.reader import QUESTIONS, ShardReader, select_shards
-from cjepa_dist.data.format.storage import DEFAULT_RETRY, RetryPolicy, is_remote
+from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import ShardReader, select_shards
+from cjepa_dist.data.format.sample import QUESTIONS, scene_index
 from cjepa_dist.data.frame_sampling import FrameSampling
 from cjepa_dist.data.question_encoding import EncodedQuestions
-from cjepa_dist.data.questions import QuestionBatches, VideoQuestions, scene_of
+from cjepa_dist.data.questions import QuestionDataset, VideoQuestions
 from cjepa_dist.data.streaming.prefetcher import ShardPrefetcher
-from cjepa_dist.data.streaming.shard_sampler import stretches
+from cjepa_dist.data.streaming.shard_sampler import equal_ranges
 from cjepa_dist.errors import UserError
 
 
-class StreamingQuestions(ShardPrefetcher[QuestionBatches | VideoQuestions]):
-    """The questions of a split, or with `by_video` its videos with all of their questions of `types`, a few shards at a time.
+class StreamingQuestions(ShardPrefetcher[QuestionDataset | VideoQuestions]):
+    """The questions of a split, a few shards at a time.
 
-    Ids are those of `QuestionSource` and of `VideoQuestions`. `protocol` is as there; `reading` as of `Blocks`. Raises UserError for frames
-    that do not fit in the videos, and a split without (such) questions; while reading also for what `QuestionSource` refuses.
+    With `by_video` a sample is a video with all of its questions of `types`. Ids are those of
+    `InMemoryQuestions` and of `VideoQuestions`; `protocol` is as there; `reading` are the options
+    of `ShardPrefetcher`. Raises UserError for frames that do not fit in the videos and for a split
+    without (such) questions; while reading also for what `InMemoryQuestions` refuses.
     """
 
     def __init__(
         self,
         folder: str | Path,
         split: str,
-        shown: FrameSampling,
+        sampling: FrameSampling,
         *,
         protocol: str = "published",
         by_video: bool = False,
-        types: Sequence[str] = TYPES,
+        types: Sequence[str] = QUESTION_TYPES,
         **reading: Any,
     ) -> None:
         self.manifest = Manifest.load(folder)
-        shown.check(folder, self.manifest.frames)
-        self.shown, self.protocol, self.by_video, self.types = shown, protocol, by_video, types
+        sampling.check(folder, self.manifest.frames)
+        self.sampling, self.protocol, self.by_video, self.types = (
+            sampling,
+            protocol,
+            by_video,
+            types,
+        )
         entries = list(select_shards(self.manifest, split, 0))
-        if any(entry.asked is None for entry, _ in entries):
-            how = (
-                "fetches the whole split once" if is_remote(folder) else "reads all questions once"
-            )
-            print(
-                f"the manifest of {folder} does not count the questions of every shard: this {how}",
-                flush=True,
-            )
-        patience = reading.get("patience", DEFAULT_RETRY)
-        asked = [
-            counted(folder, split, entry, patience) if entry.asked is None else entry.asked
-            for entry, _ in entries
-        ]
-        places = [self.places(videos) for videos in asked]
-        used = [shard for shard, found in enumerate(places) if len(found)]
+        samples = [self.samples_of(entry.question_types) for entry, _ in entries]
+        used = [shard for shard, found in enumerate(samples) if found]
         if not used:
             raise UserError(
-                f"split {split!r} of {folder} has no questions of the types {', '.join(types)}; ALOE needs some"
+                f"split {split!r} of {folder} has no questions of the types {', '.join(types)}; "
+                "ALOE needs some"
             )
-        first = np.cumsum([0, *(len("".join(videos)) for videos in asked)])
-        self.first_question = first[used]
-        # Of each sample, for people: the key of its video and, unless it is all of them, which of its questions.
-        self.sample_names = [
+        counts = [len("".join(entry.question_types)) for entry, _ in entries]
+        self.first_question = np.cumsum([0, *counts])[used]
+        self.names = [
             entries[shard][1][video] + (f" question {question}" if question >= 0 else "")
             for shard in used
-            for video, question in places[shard]
+            for video, question in samples[shard]
         ]
         super().__init__(
             folder,
             split,
             [entries[shard] for shard in used],
-            [len(places[shard]) for shard in used],
+            [len(samples[shard]) for shard in used],
             **reading,
         )
-        self.left_out: dict[int, int] = {}
+        self.lacking_world: dict[int, int] = {}  # shard -> its questions without a world
 
-    def places(self, asked: list[str]) -> list[tuple[int, int]]:
+    def samples_of(self, question_types: list[str]) -> list[tuple[int, int]]:
         """(video, question of it) of each sample of a shard; question -1: all of them."""
         if not self.by_video:
             return [
                 (video, question)
-                for video, types in enumerate(asked)
+                for video, types in enumerate(question_types)
                 for question in range(len(types))
             ]
         return [
             (video, -1)
-            for video, types in enumerate(asked)
+            for video, types in enumerate(question_types)
             if any(name[0] in types for name in self.types)
         ]
 
-    def hold(self, content: ShardReader, number: int) -> QuestionBatches | VideoQuestions:
+    def load_shard(self, shard: ShardReader, number: int) -> QuestionDataset | VideoQuestions:
         keys = self.entries[number][1]
         rows = EncodedQuestions(str(self.folder), self.split)
         for video, key in enumerate(keys):
-            rows.add(video, content.json(key, QUESTIONS), scene_of(key))
+            rows.add(video, shard.read_json(key, QUESTIONS), scene_index(key, unknown=-1))
         worlds = None
         if self.protocol == "counterfactual":
             worlds = QuestionWorlds(self.manifest, rows.type.count("counterfactual"))
             for video, key in enumerate(keys):
-                worlds.add(content, key, video)
-        questions = QuestionBatches(rows, content.stack(keys, self.manifest), self.shown, worlds)
-        self.left_out[number] = int(questions.left_out.sum())
-        held = VideoQuestions(questions, self.types) if self.by_video else questions
-        if len(held) != self.lanes.sizes[number]:
+                worlds.add(shard, key, video)
+        slots = shard.read_videos(keys, self.manifest)
+        questions = QuestionDataset(rows, slots, self.sampling, worlds)
+        self.lacking_world[number] = int(questions.lacks_world.sum())
+        loaded = VideoQuestions(questions, self.types) if self.by_video else questions
+        if len(loaded) != self.sampler.sizes[number]:
             raise UserError(
-                f"shard {content.path} holds {len(held)} samples, {self.lanes.sizes[number]} by its manifest; run data_prep.verify"
+                f"shard {shard.path} holds {len(loaded)} samples, {self.sampler.sizes[number]} "
+                "by its manifest; run data_prep.verify"
             )
-        return held
+        return loaded
 
-    def gather(self, ids: np.ndarray, sample: np.ndarray) -> dict[str, torch.Tensor]:
-        """The samples `ids`, as `ready` gave them; keys as of `Questions.gather`."""
-        shards, parts, views = self.lanes.shard(ids), [], 0
-        for begin, end in stretches(shards.tolist()):
+    def get_batch(self, ids: np.ndarray, sample: np.ndarray) -> dict[str, torch.Tensor]:
+        """The samples `ids` that `prepare` returned, as `QuestionDataset.get_batch` lists them."""
+        shards, parts, views = self.sampler.shard_of(ids), [], 0
+        for begin, end in equal_ranges(shards.tolist()):
             shard = int(shards[begin])
-            part = (
-                self.held[shard]
-                .result()
-                .gather(ids[begin:end] - self.lanes.first[shard], sample[begin:end])
-            )
+            local_ids = ids[begin:end] - self.sampler.first_id[shard]
+            part = self.loaded[shard].result().get_batch(local_ids, sample[begin:end])
             part["row_view"] += views
             part["question"] += int(self.first_question[shard])
             views += len(part["slots"])
             parts.append(part)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def names(self, ids: np.ndarray) -> list[str]:
-        """For people: the key of each video and which of its questions, `video_00012 question 3`."""
-        return [self.sample_names[i] for i in ids]
+    def sample_names(self, ids: np.ndarray) -> list[str]:
+        """For messages: key of each video and number of its question, `video_00012 question 3`."""
+        return [self.names[i] for i in ids]
 
-    def counts(self) -> dict[str, float]:
-        """As of `Blocks`; left_out_questions: those without a world, in the shards that this process has read, where there are any."""
-        left_out = sum(self.left_out.values())
-        return super().counts() | ({"left_out_questions": float(left_out)} if left_out else {})
-
-
-def counted(folder: str | Path, split: str, entry: ShardEntry, patience: RetryPolicy) -> list[str]:
-    """What `ShardEntry.asked` says, for an entry that does not say it."""
-    with ShardReader(folder, split, entry, patience=patience) as shard:
-        return [initials(shard.json(key, QUESTIONS)) for key in entry.keys]
+    def read_statistics(self) -> dict[str, float]:
+        """As `ShardPrefetcher`; questions_without_world: in the shards read so far, if any."""
+        lacking = sum(self.lacking_world.values())
+        return super().read_statistics() | (
+            {"questions_without_world": float(lacking)} if lacking else {}
+        )

@@ -10,8 +10,9 @@ import webdataset
 
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import ShardReader, load_slots, read_split
-from cjepa_dist.data.format.split_writer import Sample, SplitWriter
-from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.sample import Sample
+from cjepa_dist.data.format.split_writer import SplitWriter
+from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import file_checksum
@@ -104,7 +105,7 @@ def test_what_is_written_comes_back(tmp_path, dtype):
     array = load_slots(folder, "train")
     assert array.dtype == dtype and np.array_equal(array, np.stack([s.slots for s in samples]))
     assert np.array_equal(load_slots(folder, "train", videos=2), array[:2])
-    assert verify_folder(folder) == []
+    assert verify_dataset(folder) == []
 
 
 def test_manifest(whole):
@@ -137,7 +138,7 @@ def test_one_field_of_a_json_member(whole, copy):
     def fields(folder, *names):
         entry = Manifest.load(folder).shards("val")[0]
         with ShardReader(folder, "val", entry) as shard:
-            return [shard.field(entry.keys[0], "json", name) for name in names]
+            return [shard.read_json_field(entry.keys[0], "json", name) for name in names]
 
     assert fields(whole, "scene_index", "collision", "no_such") == [100, [], None]
     path = next((copy / "val").iterdir())
@@ -208,7 +209,7 @@ def test_what_a_killed_run_left_is_removed_but_not_what_a_live_one_writes(tmp_pa
         writer.split("train").add(sample(0))
         with pytest.raises(UserError, match="another process"):
             write(tmp_path / "data")
-    assert verify_folder(tmp_path / "data") == [] and os.listdir(tmp_path) == ["data"]
+    assert verify_dataset(tmp_path / "data") == [] and os.listdir(tmp_path) == ["data"]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_damage_is_named_by_reading_and_by_verify(copy, harm, message):
         with pytest.raises(UserError, match=message) as caught:
             read()
         assert str(shard_of(copy)) in str(caught.value)
-    faults = [fault.text for fault in verify_folder(copy)]
+    faults = [fault.text for fault in verify_dataset(copy)]
     assert any(message in fault and str(shard_of(copy)) in fault for fault in faults)
     assert len(load_slots(copy, "val")) == 2
 
@@ -333,9 +334,9 @@ def test_a_flipped_byte_is_found_anywhere(copy):
         spoiled = bytearray(content)
         spoiled[place] ^= 4
         path.write_bytes(spoiled)
-        assert any(fault.path == path and "xxh3" in fault.text for fault in verify_folder(copy))
+        assert any(fault.path == path and "xxh3" in fault.text for fault in verify_dataset(copy))
     path.write_bytes(content)
-    assert verify_folder(copy) == []
+    assert verify_dataset(copy) == []
 
 
 def test_extra_files_and_doubled_keys_are_found(copy):
@@ -346,7 +347,7 @@ def test_extra_files_and_doubled_keys_are_found(copy):
     shutil.copy(shard_of(copy), copy / "val" / "000000.tar")
     manifest.splits["val"] = manifest.splits["val"][1:]
     manifest.save(copy)
-    faults = [fault.text for fault in verify_folder(copy)]
+    faults = [fault.text for fault in verify_dataset(copy)]
     assert any("000007.tar: extra" in f for f in faults) and any(
         "notes.txt: extra" in f for f in faults
     )
@@ -364,7 +365,7 @@ def test_damaged_truth_and_json_are_found(copy):
     spoiled[start + 140] ^= 1
     path.write_bytes(spoiled)
     refresh(copy)
-    faults = [fault.text for fault in verify_folder(copy)]
+    faults = [fault.text for fault in verify_dataset(copy)]
     assert len(faults) == 2
     assert (
         "video_00001: truth.npz is damaged" in faults[0]

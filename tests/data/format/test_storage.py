@@ -13,14 +13,14 @@ import xxhash
 from moto.server import ThreadedMotoServer
 
 from cjepa_dist.data.format.reader import load_slots
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.storage import RetryPolicy, download_to_memory, read_remote
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 
 BYTES = np.random.default_rng(0).bytes(3_000_000)
 XXH3 = xxhash.xxh3_64(BYTES).hexdigest()
-QUICK = RetryPolicy(timeout=0.3, tries=4, pause=0.01)
+QUICK = RetryPolicy(timeout=0.3, max_attempts=4, initial_delay=0.01)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.split_writer import Sample
-from cjepa_dist.data.format.verify import verify_folder
+from cjepa_dist.data.format.sample import Sample
+from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.frame_sampling import FrameSampling
 from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
@@ -77,12 +77,12 @@ def write(folder, count=True):
             sample.match, sample.worlds = {"slot_object": held}, worlds
             split.add(sample)
             if video % 3 == 2:
-                split.later(split.finish)
+                split.submit(split.finish_shard)
     if not count:
         path = folder / "manifest.json"
         content = json.loads(path.read_text())
         for entry in content["splits"]["train"]:
-            del entry["asked"]
+            del entry["question_types"]
         path.write_text(json.dumps(content))
     return folder
 
@@ -130,8 +130,8 @@ def same(found, expected):
 @given(
     way=st.sampled_from(list(WAYS)),
     seed=st.integers(0, 2**63),
-    shards=st.integers(1, 4),
-    lanes=st.integers(1, 4),
+    shuffle_shards=st.integers(1, 4),
+    shard_groups=st.integers(1, 4),
     workers=st.integers(1, 3),
     world=st.integers(1, 3),
     share=st.integers(1, 6),
@@ -140,26 +140,28 @@ def same(found, expected):
 def test_any_processes_workers_and_stops_read_the_same(
     data, resident, way, seed, shards, lanes, workers, world, share, stop
 ):
-    batch, whole = world * share, stream(data, way, shards=shards, lanes=lanes)
+    batch, whole = world * share, stream(data, way, shuffle_shards=shards, shard_groups=lanes)
     steps = 2 + len(whole) // batch
     stop = min(stop, steps)
-    expected = [whole.order(seed, step * batch, batch) for step in range(steps)]
+    expected = [whole.sample_ids(seed, step * batch, batch) for step in range(steps)]
     for rank in range(world):
         part = slice(rank * share, (rank + 1) * share)
         found = []
         for begin, end in ((0, stop), (stop, steps)):  # stopped and started anew
-            source = stream(data, way, shards=shards, lanes=lanes, workers=workers)
+            source = stream(data, way, shuffle_shards=shards, shard_groups=lanes, workers=workers)
             found += batches(
                 source, start=begin, stop=end, batch=batch, rank=rank, world=world, seed=seed
             )
         for step, (content,) in enumerate(found):
             same(
                 content,
-                resident[way].gather(expected[step][part], step * batch + np.arange(batch)[part]),
+                resident[way].get_batch(
+                    expected[step][part], step * batch + np.arange(batch)[part]
+                ),
             )
     seen = np.concatenate(expected)
     positions = np.concatenate(
-        [whole.lanes.locate(seed, step * batch, batch)[0] for step in range(steps)]
+        [whole.sampler.locate(seed, step * batch, batch)[0] for step in range(steps)]
     )
     assert sorted(seen[positions < len(whole)]) == list(range(len(resident[way]))) and len(
         whole
@@ -170,16 +172,16 @@ def test_questions_without_a_world_are_counted_and_weigh_nothing(data, resident)
     source = stream(data)
     batches(source, start=0, stop=len(source), batch=1)
     questions = resident["worlds"]
-    assert 0 < questions.left_out.sum() < (questions.type == "counterfactual").sum()
+    assert 0 < questions.lacks_world.sum() < (questions.type == "counterfactual").sum()
     assert (
-        source.counts()["left_out_questions"] == questions.left_out.sum()
-        and "left_out_questions" not in stream(data).counts()
+        source.read_statistics()["questions_without_world"] == questions.lacks_world.sum()
+        and "questions_without_world" not in stream(data).read_statistics()
     )
-    rows = questions.left_out[questions.row_question]
+    rows = questions.lacks_world[questions.row_question]
     assert (questions.label[rows] == -1).all() and (questions.label[~rows] >= 0).all()
     published = resident["question"]
-    ids = np.flatnonzero(questions.left_out)
-    here, there = (source.gather(ids, ids) for source in (questions, published))
+    ids = np.flatnonzero(questions.lacks_world)
+    here, there = (source.get_batch(ids, ids) for source in (questions, published))
     assert torch.equal(
         here["slots"][here["row_view"]], there["slots"][there["row_view"]]
     )  # what they see is the observed video
@@ -190,7 +192,7 @@ def test_an_older_manifest_is_counted_once(data, tmp_path, capsys):
     assert "does not count the questions" in capsys.readouterr().out
     assert (
         old.sample_names == stream(data).sample_names
-        and (old.lanes.sizes == stream(data).lanes.sizes).all()
+        and (old.sampler.sizes == stream(data).sampler.sizes).all()
     )
 
 
@@ -204,17 +206,17 @@ def test_names_are_what_a_user_can_look_up(data, resident):
     source, questions = stream(data), resident["worlds"]
     last = len(source) - 1
     expected = f"video_{questions.scene[last]:05d} question {questions.question_id[last]}"
-    assert source.names(np.array([0, last])) == ["video_00000 question 0", expected]
-    assert stream(data, "video").names(np.array([13])) == ["video_00016"]
+    assert source.sample_names(np.array([0, last])) == ["video_00000 question 0", expected]
+    assert stream(data, "video").sample_names(np.array([13])) == ["video_00016"]
 
 
 def test_a_manifest_that_counts_wrong_is_found(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     path = tmp_path / "data" / "manifest.json"
     content = json.loads(path.read_text())
-    content["splits"]["train"][1]["asked"][0] += "d"
+    content["splits"]["train"][1]["question_types"][0] += "d"
     path.write_text(json.dumps(content))
-    (fault,) = verify_folder(tmp_path / "data")
+    (fault,) = verify_dataset(tmp_path / "data")
     assert "000001.tar, key video_00003: has questions of the types" in fault.text
     with pytest.raises(UserError, match=r"train/000001.tar holds \d+ samples, \d+ by its manifest"):
         batches(stream(tmp_path / "data"), start=0, stop=len(stream(data)), batch=1)
@@ -228,13 +230,13 @@ def test_a_lost_shard_is_named_or_replaced_the_same_after_a_resume(data, tmp_pat
         UserError,
         match=r"train/000004.tar .*its xxh3.* its 3 samples: reading.max_missing_samples=3 \(it is 0\)",
     ):
-        batches(stream(tmp_path / "data", shards=3), start=0, stop=steps, batch=batch)
+        batches(stream(tmp_path / "data", shuffle_shards=3), start=0, stop=steps, batch=batch)
 
     def run(record, start, stop):
         return [
             part
             for (part,) in batches(
-                stream(tmp_path / "data", shards=3, lost=MissingShards(record, 3)),
+                stream(tmp_path / "data", shuffle_shards=3, missing=MissingShards(record, 3)),
                 start=start,
                 stop=stop,
                 batch=batch,
@@ -246,18 +248,18 @@ def test_a_lost_shard_is_named_or_replaced_the_same_after_a_resume(data, tmp_pat
         whole, run(tmp_path / "stopped", 0, 3) + run(tmp_path / "stopped", 3, steps), strict=True
     ):
         assert all(torch.equal(one[name], other[name]) for name in one)
-    order, replaced = stream(data, shards=3), 0
+    order, replaced = stream(data, shuffle_shards=3), 0
     for step, content in enumerate(whole):
-        ids, sample = order.order(0, step * batch, batch), step * batch + np.arange(batch)
-        lost = order.names(content["question"].numpy()) != order.names(ids)
+        ids, sample = order.sample_ids(0, step * batch, batch), step * batch + np.arange(batch)
+        lost = order.sample_names(content["question"].numpy()) != order.sample_names(ids)
         replaced += lost
         same(
-            content, resident["worlds"].gather(content["question"].numpy(), sample)
+            content, resident["worlds"].get_batch(content["question"].numpy(), sample)
         )  # whichever it is, it is whole
         assert not any(
             f"video_000{video}" in name
             for video in (12, 13, 14)
-            for name in order.names(content["question"].numpy())
+            for name in order.sample_names(content["question"].numpy())
         )
     assert replaced > 0
 
@@ -269,4 +271,4 @@ def test_refusals(data, tmp_path):
         StreamingQuestions(
             data, "train", FrameSampling(**SHOWN), by_video=True, types=["rhetorical"]
         )
-    assert Manifest.load(data).shards("train")[2].asked == []
+    assert Manifest.load(data).shards("train")[2].question_types == []

@@ -11,8 +11,8 @@ seeds = st.integers(-(2**63), 2**64 - 1)
 lanes = st.builds(
     ShardSampler,
     st.lists(st.integers(1, 40), min_size=1, max_size=9),
-    shards=st.integers(1, 4),
-    lanes=st.integers(1, 7),
+    shuffle_shards=st.integers(1, 4),
+    shard_groups=st.integers(1, 7),
 )
 
 
@@ -21,7 +21,7 @@ lanes = st.builds(
 def test_each_window_once_an_epoch_in_batches_that_divide_nothing(order, seed, epoch, batch):
     begin, end = epoch * order.length, (epoch + 1) * order.length
     steps = range(begin // batch, -(-end // batch))
-    ids = np.concatenate([order.order(seed, step * batch, batch) for step in steps])
+    ids = np.concatenate([order.sample_ids(seed, step * batch, batch) for step in steps])
     samples = np.concatenate([order.locate(seed, step * batch, batch)[0] for step in steps])
     within = (samples >= begin) & (samples < end)
     assert sorted(ids[within]) == list(range(order.length))
@@ -31,7 +31,7 @@ def test_each_window_once_an_epoch_in_batches_that_divide_nothing(order, seed, e
 @given(lanes, seeds, st.integers(0, 30), st.integers(1, 6), st.integers(1, 12))
 def test_a_part_of_a_batch_needs_the_blocks_it_names(order, seed, step, ranks, share):
     batch = ranks * share
-    ids = order.order(seed, step * batch, batch)
+    ids = order.sample_ids(seed, step * batch, batch)
     for rank in range(ranks):
         part = slice(rank * share, (rank + 1) * share)
         now, _ = order.blocks(seed, step * batch, batch, part)
@@ -53,14 +53,16 @@ def test_what_comes_next_was_announced(order, seed, step, share):
 @settings(deadline=None)
 @given(lanes, seeds, st.integers(0, 400))
 def test_no_memory_between_calls(order, seed, position):
-    fresh = ShardSampler(order.sizes.tolist(), shards=1, lanes=order.lanes)
+    fresh = ShardSampler(order.sizes.tolist(), shuffle_shards=1, shard_groups=order.lanes)
     fresh.groups = order.groups
-    order.order(seed, 7, 31)
-    assert np.array_equal(order.order(seed, position, 20), fresh.order(seed, position, 20))
+    order.sample_ids(seed, 7, 31)
+    assert np.array_equal(
+        order.sample_ids(seed, position, 20), fresh.sample_ids(seed, position, 20)
+    )
 
 
 def test_a_lane_reads_its_share_of_the_shards():
-    order = ShardSampler([100] * 16, shards=1, lanes=4)
+    order = ShardSampler([100] * 16, shuffle_shards=1, shard_groups=4)
     read = [set(), set()]
     for step in range(100):
         for rank in (0, 1):
@@ -71,13 +73,16 @@ def test_a_lane_reads_its_share_of_the_shards():
 
 def test_blocks_are_about_as_large():
     assert [
-        len(block.shards) for block in ShardSampler([5] * 9, shards=4, lanes=1).line(0, 0)[0]
+        len(block.shards)
+        for block in ShardSampler([5] * 9, shuffle_shards=4, shard_groups=1).epoch_layout(0, 0)[0]
     ] == [3, 3, 3]
 
 
 def test_order_is_what_it_was():
     """A resumed run depends on this order: a change breaks every run that is under way."""
-    assert ShardSampler([3, 2, 4], shards=2, lanes=2).order(0, 0, 9).tolist() == [
+    assert ShardSampler([3, 2, 4], shuffle_shards=2, shard_groups=2).sample_ids(
+        0, 0, 9
+    ).tolist() == [
         2,
         0,
         1,
@@ -93,4 +98,4 @@ def test_order_is_what_it_was():
 def test_bad_requests_are_refused():
     for sizes, shards, count in (([], 1, 1), ([3, 0], 1, 1), ([3], 0, 1), ([3], 1, 0)):
         with pytest.raises(ValueError):
-            ShardSampler(sizes, shards=shards, lanes=count)
+            ShardSampler(sizes, shuffle_shards=shards, shard_groups=count)

@@ -15,7 +15,7 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.train_aloe import main as answer
 from cjepa_dist.train_world_model import main
 from data_prep.simulate.__main__ import main as simulate
-from data_prep.simulate.video import Simulate
+from data_prep.simulate.settings import Simulate
 from tests.data.format.test_storage import server
 from tests.test_protocol import lose
 from tests.test_protocol import rolled as rollout
@@ -81,8 +81,8 @@ def test_two_processes_are_one(data, whole, command, tmp_path):
     ]
     read = [line for line in lines if line["kind"] == "train"][-1]
     assert (
-        read["read_mb"] == pytest.approx(read["read_mb_least"] + read["read_mb_most"])
-        and read["read_mb_least"] > 0
+        read["read_mb"] == pytest.approx(read["read_mb_min"] + read["read_mb_max"])
+        and read["read_mb_min"] > 0
     )
     assert re.search(r"read by rank 0, 1: [\d.]+, [\d.]+ MB", done.stdout)
 
@@ -103,13 +103,14 @@ def test_a_lost_shard(data, command, tmp_path):
     done = command(WORLD, *arguments, "reading.max_missing_samples=3")
     assert done.returncode == 0 and "3 of reading.max_missing_samples=3" in done.stdout, done.stderr
     (line,) = [
-        json.loads(line) for line in (tmp_path / "run" / "replaced.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "run" / "missing_shards.jsonl").read_text().splitlines()
     ]
     assert line["shard"] == "train/000002.tar" and line["samples"] == 3 and "xxh3" in line["reason"]
     lines = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
-    assert [line["lost_samples"] for line in lines if line["kind"] == "train"][-1] == 3
+    assert [line["missing_samples"] for line in lines if line["kind"] == "train"][-1] == 3
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_what_does_not_stream_is_refused(data, tmp_path, change, says):
 QUESTIONS = (
     "aloe.frames=6", "stride=20", "aloe.width=32", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=64", "aloe.dropout=0", "loop.steps=18",
     "loop.precision=fp32", "loop.global_batch_size=4", "loop.checkpoint_every=9", "loop.log_every=9", "loop.keep_checkpoints=9", "reading.kind=streaming",
-    "by_video=true", "aloe.shared_vision=true", "protocol=counterfactual", "unnegated_fraction=0.5", "reading.shard_groups=2", "reading.shuffle_shards=1",
+    "group_by_video=true", "aloe.shared_vision=true", "protocol=counterfactual", "unnegated_fraction=0.5", "reading.shard_groups=2", "reading.shuffle_shards=1",
 )  # fmt: skip
 
 
@@ -177,7 +178,7 @@ def answered(rolled, command, tmp_path_factory):
         and "read by rank 0: " in done.stdout
     )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["left_out_questions"] for line in lines if line["kind"] == "train"][-1] > 0
+    assert [line["questions_without_world"] for line in lines if line["kind"] == "train"][-1] > 0
     return run
 
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.storage import RetryPolicy
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.streaming.missing_shards import MissingShards
 from cjepa_dist.data.streaming.windows import StreamingWindows
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from cjepa_dist.training.data_loader import PrefetchingLoader
@@ -41,7 +42,7 @@ def write(folder, dtype="float16", truth=True):
                 )
             )
             if video % 3 == 2:
-                split.later(split.finish)
+                split.submit(split.finish_shard)
     return folder
 
 
@@ -52,7 +53,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resident(data):
-    return InMemoryWindows(data, "train", **WINDOW)
+    return InMemoryWindows(data, "train", WindowSpec(**WINDOW))
 
 
 def batches(source, *, start, stop, batch, rank=0, world=1, seed=0, accumulation=1):
@@ -70,8 +71,8 @@ def batches(source, *, start, stop, batch, rank=0, world=1, seed=0, accumulation
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**63),
-    shards=st.integers(1, 4),
-    lanes=st.integers(1, 5),
+    shuffle_shards=st.integers(1, 4),
+    shard_groups=st.integers(1, 5),
     workers=st.integers(1, 3),
     world=st.integers(1, 4),
     share=st.integers(1, 9),
@@ -80,28 +81,30 @@ def batches(source, *, start, stop, batch, rank=0, world=1, seed=0, accumulation
 def test_any_processes_workers_and_stops_read_the_same(
     data, resident, seed, shards, lanes, workers, world, share, stop
 ):
-    batch, reading = world * share, {"shards": shards, "lanes": lanes}
+    batch, reading = world * share, {"shuffle_shards": shards, "shard_groups": lanes}
     steps = 2 + (VIDEOS * STARTS) // batch
     stop = min(stop, steps)
-    whole = StreamingWindows(data, "train", **WINDOW, **reading)
-    expected = [whole.order(seed, step * batch, batch) for step in range(steps)]
+    whole = StreamingWindows(data, "train", WindowSpec(**WINDOW), **reading)
+    expected = [whole.sample_ids(seed, step * batch, batch) for step in range(steps)]
     for rank in range(world):
         part = slice(rank * share, (rank + 1) * share)
         found = []
         for begin, end in ((0, stop), (stop, steps)):  # stopped and started anew
-            source = StreamingWindows(data, "train", **WINDOW, **reading, workers=workers)
+            source = StreamingWindows(
+                data, "train", WindowSpec(**WINDOW), **reading, workers=workers
+            )
             found += batches(
                 source, start=begin, stop=end, batch=batch, rank=rank, world=world, seed=seed
             )
         for step, (content,) in enumerate(found):
             sample = step * batch + np.arange(batch)[part]
-            same = resident.gather(expected[step][part], sample)
+            same = resident.get_batch(expected[step][part], sample)
             assert content.keys() == same.keys()
             for name, value in same.items():
                 assert torch.equal(content[name], value), (name, step, rank)
     seen = np.concatenate(expected)
     positions = np.concatenate(
-        [whole.lanes.locate(seed, step * batch, batch)[0] for step in range(steps)]
+        [whole.sampler.locate(seed, step * batch, batch)[0] for step in range(steps)]
     )
     assert (
         sorted(seen[positions < len(whole)]) == list(range(VIDEOS * STARTS))
@@ -118,30 +121,32 @@ def opened(monkeypatch, source):
 
 
 def test_memory_holds_two_blocks_and_the_middle_of_an_epoch_reads_no_more(data, monkeypatch):
-    source = StreamingWindows(data, "train", **WINDOW, shards=2, lanes=1)
-    blocks = source.lanes.line(0, 0)[0]
+    source = StreamingWindows(data, "train", WindowSpec(**WINDOW), shuffle_shards=2, shard_groups=1)
+    blocks = source.sampler.epoch_layout(0, 0)[0]
     assert len(blocks) == 3
     names = opened(monkeypatch, source)
     middle = blocks[1].first + 5
-    source.ready(0, middle, source.order(0, middle, 4), slice(0, 4))
-    for held in source.held.values():
+    source.prepare(0, middle, source.sample_ids(0, middle, 4), slice(0, 4))
+    for held in source.loaded.values():
         held.result()
     assert set(names[:2]) == set(blocks[1].shards) and set(names[2:]) == set(blocks[2].shards)
     most = 0
     for position in range(0, 3 * len(source), 4):
-        ids = source.ready(0, position, source.order(0, position, 4), slice(0, 4))
-        source.gather(ids, ids)
-        most = max(most, len(source.held))
+        ids = source.prepare(0, position, source.sample_ids(0, position, 4), slice(0, 4))
+        source.get_batch(ids, ids)
+        most = max(most, len(source.loaded))
     assert most == 4 and len(names) <= 4 + 3 * 6
 
 
 def test_with_lanes_each_process_reads_its_share(data):
     read = []
     for rank in range(2):
-        source = StreamingWindows(data, "train", **WINDOW, shards=1, lanes=2)
+        source = StreamingWindows(
+            data, "train", WindowSpec(**WINDOW), shuffle_shards=1, shard_groups=2
+        )
         batches(source, start=0, stop=len(source) // 16, batch=16, rank=rank, world=2)
         time.sleep(0.2)  # what comes next is read beside
-        read.append(source.counts()["read_mb"])
+        read.append(source.read_statistics()["read_mb"])
     total = 1e-6 * sum(entry.bytes for entry in Manifest.load(data).shards("train"))
     assert (
         max(read) < 0.85 * total
@@ -149,18 +154,18 @@ def test_with_lanes_each_process_reads_its_share(data):
 
 
 def test_the_next_block_is_read_while_this_one_is_used(data):
-    source = StreamingWindows(data, "train", **WINDOW, shards=2)
+    source = StreamingWindows(data, "train", WindowSpec(**WINDOW), shuffle_shards=2)
     gate, read = threading.Event(), source.read
-    blocks = source.lanes.line(0, 0)[0]
+    blocks = source.sampler.epoch_layout(0, 0)[0]
     source.read = lambda shard: (shard in blocks[0].shards or gate.wait(20)) and read(shard)  # type: ignore[method-assign]
-    ids = source.ready(0, 0, source.order(0, 0, 4), slice(0, 4))
-    assert source.gather(ids, ids)["slots"].shape == (
+    ids = source.prepare(0, 0, source.sample_ids(0, 0, 4), slice(0, 4))
+    assert source.get_batch(ids, ids)["slots"].shape == (
         4,
         3,
         SLOTS,
         WIDTH,
     )  # though the next is not there yet
-    assert {shard for shard, held in source.held.items() if not held.done()} == set(
+    assert {shard for shard, held in source.loaded.items() if not held.done()} == set(
         blocks[1].shards
     )
     gate.set()
@@ -170,17 +175,17 @@ def test_the_next_block_is_read_while_this_one_is_used(data):
 def test_without_truth(tmp_path, dtype):
     write(tmp_path / "data", dtype, truth=False)
     source, resident = (
-        kind(tmp_path / "data", "train", **WINDOW, videos=8)
+        kind(tmp_path / "data", "train", WindowSpec(**WINDOW), videos=8)
         for kind in (StreamingWindows, InMemoryWindows)
     )
     assert len(source) == len(resident) == 8 * STARTS
-    ids = source.ready(0, 0, source.order(0, 0, 8 * STARTS), slice(0, 8 * STARTS))
-    found, expected = source.gather(ids, ids), resident.gather(ids, ids)
+    ids = source.prepare(0, 0, source.sample_ids(0, 0, 8 * STARTS), slice(0, 8 * STARTS))
+    found, expected = source.get_batch(ids, ids), resident.get_batch(ids, ids)
     assert (
         all(torch.equal(found[name], expected[name]) for name in expected)
         and found["present"].all()
     )
-    assert source.names(ids[:2]) == resident.names(ids[:2])
+    assert source.sample_names(ids[:2]) == resident.sample_names(ids[:2])
 
 
 def damage(folder, kind, shard):
@@ -202,7 +207,7 @@ def damage(folder, kind, shard):
 def test_a_lost_shard_is_an_error_that_names_it(data, tmp_path, kind, says):
     shutil.copytree(data, tmp_path / "data")
     damage(tmp_path / "data", kind, 4)
-    source = StreamingWindows(tmp_path / "data", "train", **WINDOW)
+    source = StreamingWindows(tmp_path / "data", "train", WindowSpec(**WINDOW))
     with pytest.raises(
         UserError,
         match=rf"shard .*train/000004.tar .*{says}.* its 3 samples: reading.max_missing_samples=3 \(it is 0\)",
@@ -221,7 +226,11 @@ def test_tolerated_samples_are_replaced_the_same_after_a_resume(
 
     def run(record, start, stop, rank, tolerate=6):
         source = StreamingWindows(
-            tmp_path / "data", "train", **WINDOW, shards=3, lost=MissingShards(record, tolerate)
+            tmp_path / "data",
+            "train",
+            WindowSpec(**WINDOW),
+            shuffle_shards=3,
+            missing=MissingShards(record, tolerate),
         )
         found = batches(source, start=start, stop=stop, batch=batch, rank=rank, world=world)
         return [part["slots"] for (part,) in found], source
@@ -241,40 +250,48 @@ def test_tolerated_samples_are_replaced_the_same_after_a_resume(
         again, source = run(tmp_path / "stopped", 7, steps, rank)
         assert (
             all(map(torch.equal, part + again, whole[rank]))
-            and source.counts()["lost_samples"] == 6
+            and source.read_statistics()["missing_samples"] == 6
         )
     with pytest.raises(UserError, match=r"reading.max_missing_samples=6 \(it is 5\)"):
         run(tmp_path / "fewer", 0, steps, 0, tolerate=5)
 
     # Each batch is what it would have been, but for windows of the six lost videos, of which others of the block are in place.
-    order = StreamingWindows(data, "train", **WINDOW, shards=3)
+    order = StreamingWindows(data, "train", WindowSpec(**WINDOW), shuffle_shards=3)
     replaced = 0
     for step in range(steps):
-        ids = order.order(0, step * batch, batch)
-        expected = resident.gather(ids, ids)["slots"]
+        ids = order.sample_ids(0, step * batch, batch)
+        expected = resident.get_batch(ids, ids)["slots"]
         found = torch.cat([whole[rank][step] for rank in range(world)])
-        lost = np.isin(order.lanes.shard(ids), [1, 4])
+        lost = np.isin(order.sampler.shard_of(ids), [1, 4])
         assert torch.equal(found[~lost], expected[~lost])
-        rows = resident.gather(np.arange(len(resident)), np.arange(len(resident)))["slots"]
+        rows = resident.get_batch(np.arange(len(resident)), np.arange(len(resident)))["slots"]
         for row in np.flatnonzero(lost):
             stand_in = next(i for i in range(len(rows)) if torch.equal(rows[i], found[row]))
-            assert order.lanes.shard(np.array([stand_in]))[0] not in (1, 4)
+            assert order.sampler.shard_of(np.array([stand_in]))[0] not in (1, 4)
             replaced += 1
     assert replaced == pytest.approx(2 * 6 * STARTS, abs=8)
 
 
 def test_a_shard_that_heals_is_lost_from_where_it_was(data, tmp_path):
     """What the record says holds, whatever is on disk by now: the run that goes on is the run."""
-    record = tmp_path / "replaced.jsonl"
+    record = tmp_path / "missing_shards.jsonl"
     shutil.copytree(data, tmp_path / "data")
     damage(tmp_path / "data", "gone", 2)
     broken = StreamingWindows(
-        tmp_path / "data", "train", **WINDOW, shards=6, lost=MissingShards(record, 3)
+        tmp_path / "data",
+        "train",
+        WindowSpec(**WINDOW),
+        shuffle_shards=6,
+        missing=MissingShards(record, 3),
     )
     first = batches(broken, start=0, stop=12, batch=8)
     shutil.copy(data / "train" / "000002.tar", tmp_path / "data" / "train")
     healed = StreamingWindows(
-        tmp_path / "data", "train", **WINDOW, shards=6, lost=MissingShards(record, 3)
+        tmp_path / "data",
+        "train",
+        WindowSpec(**WINDOW),
+        shuffle_shards=6,
+        missing=MissingShards(record, 3),
     )
     again = batches(healed, start=5, stop=12, batch=8)
     assert all(torch.equal(a["slots"], b["slots"]) for (a,), (b,) in zip(first[5:], again))
@@ -284,7 +301,11 @@ def test_a_block_without_a_sample_left_is_an_error(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     damage(tmp_path / "data", "gone", 2)
     source = StreamingWindows(
-        tmp_path / "data", "train", **WINDOW, shards=1, lost=MissingShards(None, 99)
+        tmp_path / "data",
+        "train",
+        WindowSpec(**WINDOW),
+        shuffle_shards=1,
+        missing=MissingShards(None, 99),
     )
     with pytest.raises(UserError, match=r"all shards of a block are lost \(train/000002.tar\)"):
         batches(source, start=0, stop=20, batch=8)
@@ -293,7 +314,7 @@ def test_a_block_without_a_sample_left_is_an_error(data, tmp_path):
 def test_a_stalled_server_is_an_error_in_time(data, tmp_path):
     shutil.copy(data / "manifest.json", tmp_path)
     place = f"pipe:f() {{ case $1 in *json) cat $1;; *) sleep 60;; esac; }}; f {tmp_path}"
-    source = StreamingWindows(place, "train", **WINDOW, patience=RetryPolicy(0.2, 2, 0.01))
+    source = StreamingWindows(place, "train", WindowSpec(**WINDOW), retry=RetryPolicy(0.2, 2, 0.01))
     with pytest.raises(
         UserError,
         match=r"train/00000\d.tar cannot be read: 2 failures in a row, the last: nothing for 0.2 s",
