@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import cjepa_dist
 from cjepa_dist.config import completion, locate
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import UserError, exit_on_user_error
 
 
 class Command(NamedTuple):
@@ -76,23 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The exit code is the command's, or 2 and one line for an unknown command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
-    try:
+    with exit_on_user_error():
         if name in ("-h", "--help"):
             print(usage())
         elif name == "--version":
             print(cjepa_dist.__version__)
         elif name == "completion":
             print(completion.script(arguments[1:]))
-        elif name == "__complete":
-            print("\n".join(complete(int(arguments[1]), arguments[2:])))
+        elif name == "__complete":  # called by the script of `cjepa completion`
+            print(*complete(int(arguments[1]), arguments[2:]), sep="\n")
         elif name in COMMANDS:
             run_command(name, arguments[1:])
         else:
             near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)
             raise UserError(f"unknown command {name}; the nearest is {near[0]}; see cjepa --help")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 
