@@ -1,4 +1,7 @@
-"""A real Slurm of three nodes on this machine (tools/slurm_cluster.sh), and experiments small enough for it."""
+"""A real Slurm of three nodes on this machine, and experiments that are small enough for it.
+
+tools/slurm_cluster.sh starts and stops the cluster.
+"""
 
 import json
 import os
@@ -18,27 +21,40 @@ from tests.training.test_resume import weights
 RUN = "world_model/baseline/seed_0"
 
 WORLD = {
-    "predictor.width": 32, "predictor.depth": 1, "predictor.mlp_dim": 64, "loop.steps": 6, "loop.global_batch_size": 8, "loop.log_every": 1,
-    "loop.checkpoint_every": 2, "loop.keep_checkpoints": 99, "val_windows": 16,
-}  # fmt: skip
-ALOE = {
-    "aloe.frames": 6, "stride": 20, "aloe.width": 32, "aloe.depth": 1, "aloe.mlp_dim": 64, "loop.steps": 2, "loop.global_batch_size": 4,
+    "predictor.width": 32,
+    "predictor.depth": 1,
+    "predictor.mlp_dim": 64,
+    "loop.steps": 6,
+    "loop.global_batch_size": 8,
     "loop.log_every": 1,
-}  # fmt: skip
+    "loop.checkpoint_every": 2,
+    "loop.keep_checkpoints": 99,
+    "val_windows": 16,
+}
+ALOE = {
+    "aloe.frames": 6,
+    "stride": 20,
+    "aloe.width": 32,
+    "aloe.depth": 1,
+    "aloe.mlp_dim": 64,
+    "loop.steps": 2,
+    "loop.global_batch_size": 4,
+    "loop.log_every": 1,
+}
 
 
 def call(*command, timeout=300):
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=timeout)
 
 
-def ours(name, *arguments):
-    """slurm.submit and its like, as a user runs them."""
+def run_command(name, *arguments):
+    """`python -m slurm.NAME`, as a user runs it."""
     return call(sys.executable, "-m", f"slurm.{name}", *map(str, arguments))
 
 
 @contextmanager
 def background(name, *arguments):
-    """slurm.submit and its like while the block runs, and not longer: a Popen."""
+    """`python -m slurm.NAME` for as long as the block runs: a Popen."""
     command = [sys.executable, "-u", "-m", f"slurm.{name}", *map(str, arguments)]
     process = subprocess.Popen(
         command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -63,13 +79,13 @@ def queue(*options):
 
 
 def submit(path, *arguments):
-    done = ours("submit", path, *arguments)
+    done = run_command("submit", path, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def paused(steps):
-    """Cluster facts under which each step takes two seconds, and no CPU."""
+    """Fields of a cluster on which each step takes two seconds, and no CPU."""
     return {
         "environment": {
             "OMP_NUM_THREADS": "1",
@@ -79,7 +95,7 @@ def paused(steps):
 
 
 def events(runs, name=RUN):
-    """What the job said of itself: [{"event": "start" | "stopped" | ..., ...}]."""
+    """The events of a job: [{"event": "start" | "stopped" | ..., ...}]."""
     lines = (
         (runs / ".slurm" / "events" / f"{name.replace('/', '.')}.jsonl").read_text().splitlines()
     )
@@ -98,7 +114,7 @@ def wait_for_checkpoints(*folders):
     wait_for(
         lambda: all(saved(runs) for runs in folders),
         180,
-        lambda: "\n".join(ours("status", runs).stdout for runs in folders),
+        lambda: "\n".join(run_command("status", runs).stdout for runs in folders),
     )
 
 
@@ -115,14 +131,17 @@ def ended(runs, seconds=300):
     wait_for(
         lambda: not queue("-j", numbers, "-o", "%A"),
         seconds,
-        lambda: f"still in the queue: {ours('status', runs).stdout}",
+        lambda: f"still in the queue: {run_command('status', runs).stdout}",
     )
-    return ours("status", runs)
+    return run_command("status", runs)
 
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
-    """Starts the cluster; every Slurm command of this session then talks to it. slurm("crash", "node1") calls its script."""
+    """Starts the cluster, with which all Slurm commands of this session then work.
+
+    slurm("crash", "node1") calls its script.
+    """
     missing = [
         name
         for name in ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch")
@@ -130,7 +149,8 @@ def slurm(tmp_path_factory):
     ]
     if missing:
         pytest.skip(
-            f"no Slurm on this machine ({missing[0]} is missing): bash tools/slurm_cluster.sh install"
+            f"no Slurm on this machine ({missing[0]} is missing):"
+            " bash tools/slurm_cluster.sh install"
         )
     folder = tmp_path_factory.mktemp("slurm")
     env = {
@@ -153,9 +173,8 @@ def slurm(tmp_path_factory):
     up = script("up")
     if up.returncode:
         script("down")
-        pytest.skip(
-            f"no Slurm can be started here: {(up.stderr.strip() or up.stdout.strip()).splitlines()[-1]}"
-        )
+        reason = (up.stderr.strip() or up.stdout.strip()).splitlines()[-1]
+        pytest.skip(f"no Slurm can be started here: {reason}")
     os.environ["SLURM_CONF"] = str(folder / "etc" / "slurm.conf")
     yield script
     script("down")
@@ -163,22 +182,21 @@ def slurm(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def whole(small_data, tmp_path_factory, command):
-    """whole(steps, processes=1, field=value, ...) -> final weights of a run that nothing disturbs, made once."""
+def uninterrupted(small_data, tmp_path_factory, command):
+    """uninterrupted(steps, processes=1, field=value, ...) -> final weights of a run, made once."""
     made = {}
 
     def run(steps, processes=1, **fields):
         key = steps, processes, *fields.items()
         if key not in made:
-            folder = tmp_path_factory.mktemp("whole")
+            folder = tmp_path_factory.mktemp("uninterrupted")
             given = [
                 f"{name}={value}"
                 for name, value in {**WORLD, "loop.steps": steps, **fields}.items()
             ]
             module, cores = "cjepa_dist.train_world_model", os.sched_getaffinity(0)
-            os.sched_setaffinity(
-                0, {max(cores)}
-            )  # a job has one core, and so one thread: more would sum in another order
+            # A job has one core, and so one thread: more would sum in another order.
+            os.sched_setaffinity(0, {max(cores)})
             try:
                 arguments = [
                     "configs/world_model/quickstart.yaml",
@@ -197,7 +215,10 @@ def whole(small_data, tmp_path_factory, command):
 
 
 def write(folder: Path, data: Path, *, cluster=None, **fields) -> Path:
-    """Both YAML files of an experiment whose runs go to folder/runs; the path of the experiment's."""
+    """Writes the configs of an experiment and its cluster; returns the path of the first.
+
+    The runs go to folder/runs.
+    """
     facts = yaml.safe_load((PROJECT / "configs" / "slurm" / "test.yaml").read_text())
     (folder / "cluster.yaml").write_text(yaml.safe_dump({**facts, **(cluster or {})}))
     content = {
@@ -216,5 +237,8 @@ def write(folder: Path, data: Path, *, cluster=None, **fields) -> Path:
 
 @pytest.fixture
 def experiment(tmp_path, small_data):
-    """experiment(cluster={field: value}, field=value, ...) -> path of its YAML; its runs go to tmp_path/runs."""
+    """experiment(cluster={field: value}, field=value, ...) -> path of its config.
+
+    Its runs go to tmp_path/runs.
+    """
     return lambda **fields: write(tmp_path, small_data, **fields)

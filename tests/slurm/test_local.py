@@ -1,10 +1,23 @@
-"""executor=local: the same graph without Slurm, one job after another or several side by side."""
+"""Experiments on this machine, without Slurm: one job after another, or several at a time."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
-from tests.slurm.conftest import RUN, WORLD, background, log, ours, paused, wait_for_checkpoints
+from tests.fork_server import PROJECT
+from tests.slurm.conftest import (
+    ALOE,
+    RUN,
+    WORLD,
+    background,
+    log,
+    paused,
+    run_command,
+    wait_for_checkpoints,
+)
 
 
 @pytest.mark.slow
@@ -17,12 +30,12 @@ def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, t
     }
     path, runs = experiment(arms=arms, executor="local", at_once=2, graphs=False), tmp_path / "runs"
 
-    done = ours("submit", path, "dry_run=true")
+    done = run_command("submit", path, "dry_run=true")
     assert done.returncode == 0 and "world_model/odd/seed_0" in done.stdout and not runs.exists(), (
         done.stderr
     )
 
-    done = ours("submit", path)
+    done = run_command("submit", path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert (
         "error: 2 of 5 jobs failed: evaluate/world_model/odd/seed_0, world_model/odd/seed_0"
@@ -44,7 +57,7 @@ def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, t
     )
     assert "graphs_val.json" not in text, "graphs were not asked for"
 
-    status = ours("status", runs)
+    status = run_command("status", runs)
     assert (
         status.returncode == 1
         and "world_model/odd/seed_0: cjepa_dist.train_world_model ended with exit code 2"
@@ -52,12 +65,12 @@ def test_a_failed_branch_stops_nothing_else_and_the_report_says_so(experiment, t
     )
     assert "3 of 5 jobs done" in status.stdout and "6/6" in status.stdout
 
-    done = ours("submit", path, "world_model.loop.steps=8")
+    done = run_command("submit", path, "world_model.loop.steps=8")
     assert (
         done.returncode == 2
         and "world_model/baseline/seed_0 was made with other settings than today's" in done.stderr
     )
-    done = ours("submit", path, "stage=evaluate")
+    done = run_command("submit", path, "stage=evaluate")
     assert (
         done.returncode == 2
         and "evaluate/world_model/odd/seed_0 needs world_model/odd/seed_0" in done.stderr
@@ -78,13 +91,13 @@ def test_watched_cancelled_and_resumed(experiment, tmp_path):
     with background("submit", path) as submitted:
         wait_for_checkpoints(runs)
         with background("status", runs, "watch=true", "seconds=0.2") as watcher:
-            refused = ours("submit", path)
+            refused = run_command("submit", path)
             assert (
                 refused.returncode == 2 and f"is in use: process {submitted.pid}" in refused.stderr
             )
             assert (
                 f"process {submitted.pid}, which runs the jobs on this machine"
-                in ours("cancel", runs).stdout
+                in run_command("cancel", runs).stdout
             )
             assert submitted.wait(60) == 75
             seen, _ = watcher.communicate(timeout=60)
@@ -94,10 +107,57 @@ def test_watched_cancelled_and_resumed(experiment, tmp_path):
         and "│ PENDING" in seen
         and f"{RUN}: stopped by SIGTERM" in seen
     )
-    assert "no job of this experiment" in ours("cancel", runs).stdout
-    done = ours("resume", runs)
+    assert "no job of this experiment" in run_command("cancel", runs).stdout
+    done = run_command("resume", runs)
     assert done.returncode == 0, done.stderr
     assert json.loads((runs / RUN / "done.json").read_text())[
         "step"
     ] == 8 and "resumed from" in log(runs)
-    assert ours("status", runs, "watch=true").returncode == 0
+    assert run_command("status", runs, "watch=true").returncode == 0
+
+
+@pytest.mark.slow
+def test_quickstart_from_another_folder(tmp_path):
+    """The experiment of tools/quickstart.sh, by its name and at a tiny size, to its report."""
+    fields = [
+        *(f"prepare_fields.{split}={videos}" for split, videos in (("train", 16), ("val", 8))),
+        "prepare_fields.test=8",
+        *(f"world_model.{key}={value}" for key, value in {**WORLD, "loop.steps": 4}.items()),
+        *(f"aloe.{key}={value}" for key, value in ALOE.items()),
+        *("evaluate.draws=10", "evaluate.videos=4", "evaluate.windows=32"),
+        *("evaluate_graph.windows=32", "evaluate_graph.draws=5"),
+        "evaluate_graph.estimators=[attention,distance]",
+    ]
+    command = [sys.executable, "-m", "slurm.run", "quickstart", "runs=made", "at_once=2", *fields]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+
+    def run():
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+        )
+
+    done, runs = run(), tmp_path / "made"
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "report: made/report/report.md" in done.stdout and "--logdir made" in done.stdout
+    text = (runs / "report" / "report.md").read_text()
+    assert "# Missing" not in text and "Warning" not in text
+    for part in ("own slot only", "| attention |", "descriptive", "world_model/ctt/seed_0"):
+        assert part in text, part
+    status = run_command("status", runs)
+    assert status.returncode == 0 and "13 of 13 jobs done" in status.stdout, status.stdout
+    again = run()
+    assert again.returncode == 0 and "nothing to run" in again.stdout, again.stdout + again.stderr
+
+
+@pytest.mark.slow
+def test_arms_are_compared_over_seeds(experiment, tmp_path):
+    config = "configs/world_model/quickstart.yaml"
+    arms = {"a": {"config": config}, "b": {"config": config, "optimizer.lr": 0}}
+    fields = {"graphs": False, "seed": [0, 1], "evaluate": {"windows": 64, "draws": 10}}
+    fields["world_model"] = {**WORLD, "loop.steps": 2}
+    done = run_command("run", experiment(arms=arms, at_once=2, **fields))
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "runs" / "report" / "report.md").read_text()
+    assert "## World models over seeds" in text and "| b | 2 |" in text
+    wrong = run_command("run", experiment(arms={"b": {"config": config, "optimizer.rl": 0}}))
+    assert wrong.returncode == 2 and "optimizer.rl" in wrong.stderr

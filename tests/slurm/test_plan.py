@@ -1,5 +1,6 @@
 """The graph of an experiment, and what is refused before anything is queued. Needs no Slurm."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -20,9 +21,10 @@ from slurm.record import Record
 from slurm.schema import Cluster, Experiment, read_cluster
 from slurm.status import format_duration
 from tests.fork_server import PROJECT
-from tests.slurm.conftest import ours
+from tests.slurm.conftest import run_command
 
 CLEVRER = str(PROJECT / "configs" / "experiment" / "clevrer.yaml")
+EXPERIMENTS = sorted((PROJECT / "configs" / "experiment").glob("*.yaml"))
 
 
 def jobs_of(tmp_path, *arguments):
@@ -30,6 +32,24 @@ def jobs_of(tmp_path, *arguments):
     jobs = plan.plan(experiment)
     plan.check_commands(experiment, jobs)
     return {job.name: job for job in jobs}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments_can_be_planned_by_name_from_any_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = command_line.parse(Experiment, [path.stem])
+    jobs = plan.plan(experiment)
+    plan.check_commands(experiment, jobs)
+    configs = [part for job in jobs for part in job.commands[0] if part.endswith(".yaml")]
+    assert configs and all(Path(config).is_absolute() for config in configs)
+    assert isinstance(read_cluster(experiment.cluster), Cluster)
+    assert "# Cost: " in path.read_text() and "# Should reach: " in path.read_text()
+
+
+@pytest.mark.parametrize("module", plan.SCHEMA_OF_COMMAND)
+def test_commands_have_their_schemas(module):
+    place, name = plan.SCHEMA_OF_COMMAND[module]
+    assert isinstance(getattr(importlib.import_module(place), name), type)
 
 
 def test_graph(tmp_path):
@@ -59,8 +79,8 @@ def test_graph(tmp_path):
     assert len(jobs) == 1 + 2 * (3 + 2 + 2 + 3 + 3) + 1
 
 
-def test_readers_stand_between_no_two_world_models(tmp_path):
-    """Trained on the simulator's own worlds, each reads the rollout of every world model; one more ALOE sees observed slots alone."""
+def test_shared_readers_read_the_rollouts_of_all_world_models(tmp_path):
+    """They train on the simulator's own worlds. One more ALOE sees only observed slots."""
     fields = [
         "seed=[0,1]",
         "shared_readers=[3,4]",
@@ -143,7 +163,7 @@ def test_zipped_sweeps(tmp_path):
         jobs_of(tmp_path, *lists, "arms.ctt.ctt.margin=[1,2,3]")
 
 
-def test_worlds_without_an_object_are_read_by_programs_and_by_aloe(tmp_path):
+def test_counterfactual_worlds_are_evaluated_by_programs_and_by_aloe(tmp_path):
     experiment = [
         "aloe.protocol=[published,counterfactual]",
         "rollout.mode=counterfactual",
@@ -181,7 +201,8 @@ def test_seeds_of_aloe(tmp_path):
     [
         (
             ["arms.ctt.predictor.widht=3"],
-            "world_model/ctt/seed_0: unknown config key predictor.widht; the nearest is predictor.width",
+            "world_model/ctt/seed_0: unknown config key predictor.widht;"
+            " the nearest is predictor.width",
         ),
         (["aloe.loop.step=3"], "unknown config key loop.step"),
         (["arms.new.seed=3"], "arms.new: needs config=FILE"),
@@ -246,7 +267,7 @@ def test_unknown_cluster_field(tmp_path):
         read_cluster(str(tmp_path / "c.yaml"))
 
 
-def test_a_restart_meets_anew(monkeypatch):
+def test_a_restart_has_its_own_rendezvous(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
     monkeypatch.setattr(
         "slurm.jobs.torchrun.run_slurm_command", lambda *command, attempts: "n1\nn2"
@@ -277,7 +298,7 @@ def test_environment_of_a_job(monkeypatch):
 def test_no_slurm_is_one_line(tmp_path, monkeypatch, experiment):
     path = experiment()
     monkeypatch.setenv("PATH", str(tmp_path))
-    done = ours("submit", path)
+    done = run_command("submit", path)
     assert (
         done.returncode == 2
         and done.stderr.startswith("error: no sbatch on this machine")
@@ -285,10 +306,10 @@ def test_no_slurm_is_one_line(tmp_path, monkeypatch, experiment):
     )
     assert not (tmp_path / "runs").exists()
     (tmp_path / "file").write_text("")
-    done = ours("submit", path, f"runs={tmp_path / 'file'}", "executor=local")
+    done = run_command("submit", path, f"runs={tmp_path / 'file'}", "executor=local")
     assert done.returncode == 2 and "cannot write to" in done.stderr
     for name in ("status", "cancel", "resume"):
-        done = ours(name, tmp_path)
+        done = run_command(name, tmp_path)
         assert done.returncode == 2 and "holds no experiment" in done.stderr
 
 
@@ -300,7 +321,7 @@ def test_no_slurm_is_one_line(tmp_path, monkeypatch, experiment):
     ],
 )
 def test_installing_slurm_fails_in_one_line(tmp_path, script, message):
-    """What tools/test.sh does where apt-get has no network: it says so and goes on."""
+    """tools/test.sh then prints the line and leaves out what needs Slurm."""
     (tmp_path / "bin").mkdir()
     for name in ("bash", "hostname", "realpath", "timeout", "rm", "chmod", "dirname", "cat"):
         (tmp_path / "bin" / name).symlink_to(shutil.which(name))
@@ -328,7 +349,7 @@ def test_duration():
 
 
 def test_tail(tmp_path):
-    """What a launcher says after our error does not hide it; what an earlier start said does not count."""
+    """A launcher's messages do not hide our error; those of an earlier start are left out."""
     log = tmp_path / "log"
     log.write_text(
         "== start 1\nerror: old\n== start 2\nerror: the cause\n" + "traceback\n\n" * 20 + "end\n"
@@ -338,7 +359,7 @@ def test_tail(tmp_path):
 
 
 def test_a_job_whose_processes_have_ended_while_slurm_has_it_run(tmp_path, monkeypatch):
-    """So it is from the loss of a node until Slurm misses that node."""
+    """After the loss of a node, until Slurm notices it."""
     name = "world_model/baseline/seed_0"
     record = Record(tmp_path, {}, {name: jobs_of(tmp_path)[name]}, {name: "7"})
     said = events_path(record.state_dir, name)

@@ -1,4 +1,7 @@
-"""On a real Slurm: what ends a job, and what becomes of the run. Jobs that train are slowed down by pauses, which take no CPU."""
+"""On a real Slurm: jobs that end, fail, are cancelled, requeued or reach their time limit.
+
+Pauses, which take no CPU, make the trainings slow.
+"""
 
 import json
 import subprocess
@@ -17,9 +20,9 @@ from tests.slurm.conftest import (
     events,
     ids,
     log,
-    ours,
     paused,
     queue,
+    run_command,
     saved,
     submit,
     wait_for_checkpoints,
@@ -32,7 +35,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def timed(slurm, small_data, tmp_path_factory):
-    """A job whose first start takes 90 seconds of pauses, while its limit allows at most 90. Submitted before the other tests."""
+    """A job whose first start takes 90 seconds of pauses and has at most 90 before its limit.
+
+    It is submitted before the other tests.
+    """
     folder = tmp_path_factory.mktemp("timed")
     steps = {**WORLD, "loop.steps": 45, "loop.checkpoint_every": 100}
     pauses = ",".join(f"pause@{step}" for step in range(45))
@@ -49,7 +55,7 @@ def timed(slurm, small_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def requeued(timed, small_data, tmp_path_factory):
-    """A job of two nodes that trains on staged data and was put back into the queue; left to itself beside another test."""
+    """A job of two nodes on staged data that was requeued; it runs while another test does."""
     folder = tmp_path_factory.mktemp("requeued")
     facts = {**paused(8), "nodes": 2, "scratch": f"{folder}/$SLURMD_NODENAME", "stage_data": True}
     submit(
@@ -61,7 +67,7 @@ def requeued(timed, small_data, tmp_path_factory):
     return folder / "runs"
 
 
-def test_whole_graph_with_a_branch_that_fails(requeued, tmp_path, small_data):
+def test_all_stages_with_a_branch_that_fails(requeued, tmp_path, small_data):
     config = "configs/world_model/quickstart"
     arms = {
         "baseline": {"config": f"{config}.yaml"},
@@ -105,21 +111,21 @@ def test_whole_graph_with_a_branch_that_fails(requeued, tmp_path, small_data):
     assert "nothing to submit" in submit(path, "stage=data")
 
 
-def test_requeued_on_two_nodes(requeued, small_data, whole):
+def test_requeued_on_two_nodes(requeued, small_data, uninterrupted):
     status = ended(requeued)
     assert status.returncode == 0, status.stdout
     assert [event["event"] for event in events(requeued)][-2:] == ["start", "done"]
     assert len([event for event in events(requeued) if event["event"] == "start"]) == 2
     assert json.loads((requeued / RUN / "environment.json").read_text())["processes"] == 2
     assert "resumed from" in log(requeued)
-    assert same(weights(requeued / RUN, 8), whole(8, 2))
+    assert same(weights(requeued / RUN, 8), uninterrupted(8, 2))
     assert len(list(requeued.parent.glob("node*/world-*/manifest.json"))) >= 2, (
         "each node has its own copy of the data"
     )
     assert f"data={small_data}" in (requeued / RUN / "command.txt").read_text()
 
 
-def test_cancelled_and_resumed(timed, tmp_path, small_data, whole):
+def test_cancelled_and_resumed(timed, tmp_path, small_data, uninterrupted):
     path, runs = (
         write(
             tmp_path,
@@ -132,17 +138,17 @@ def test_cancelled_and_resumed(timed, tmp_path, small_data, whole):
     )
     submit(path)
     wait_for_checkpoints(runs)
-    refused = ours("submit", path, "world_model.loop.steps=9")
+    refused = run_command("submit", path, "world_model.loop.steps=9")
     assert refused.returncode == 2 and "was made with other settings" in refused.stderr
     assert "nothing to submit" in submit(path)
-    assert "3 jobs cancelled" in ours("cancel", runs).stdout
+    assert "3 jobs cancelled" in run_command("cancel", runs).stdout
     status = ended(runs)
     assert status.returncode == 1 and f"{RUN}: cancelled" in status.stdout, status.stdout
     assert json.loads((runs / RUN / "resume.json").read_text())["reason"] == "SIGTERM"
-    assert "3 jobs submitted" in ours("resume", runs).stdout
+    assert "3 jobs submitted" in run_command("resume", runs).stdout
     status = ended(runs)
     assert status.returncode == 0 and "3 of 3 jobs done" in status.stdout, status.stdout
-    assert same(weights(runs / RUN, 8), whole(8))
+    assert same(weights(runs / RUN, 8), uninterrupted(8))
 
 
 def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
@@ -161,7 +167,7 @@ def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
         ({"gpus_per_node": 9}, "Slurm would not take this job"),
         ({"partitoin": "low"}, "unknown config key partitoin; the nearest is partition"),
     ):
-        done = ours("submit", write(tmp_path, small_data, cluster=cluster))
+        done = run_command("submit", write(tmp_path, small_data, cluster=cluster))
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, (
             done.stderr
         )
@@ -177,7 +183,8 @@ def test_a_folder_that_nodes_cannot_see_is_found_out_before_anything_is_queued(
     path, before = write(tmp_path, small_data), queue("-o", "%A")
 
     def elsewhere(first):
-        command = f"hostname login && {first} && exec {sys.executable} -m slurm.submit {path} dry_run=true"
+        submission = f"{sys.executable} -m slurm.submit {path} dry_run=true"
+        command = f"hostname login && {first} && exec {submission}"
         return call("unshare", "--uts", "--mount", "sh", "-c", command)
 
     (tmp_path / "runs").mkdir()
@@ -196,7 +203,7 @@ def test_a_folder_that_nodes_cannot_see_is_found_out_before_anything_is_queued(
 
 
 def test_preflight(timed, tmp_path, small_data):
-    """2 x 2 processes over gloo; and GPUs that are only links to /dev/null, found out before anything trains."""
+    """2 x 2 processes over gloo; and GPUs that are only links to /dev/null: nothing trains."""
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.mkdir(), bad.mkdir()
     write(good, small_data, cluster={"nodes": 2, "processes_per_node": 2})
@@ -254,8 +261,8 @@ def test_plain_sbatch(timed, tmp_path, small_data):
     assert (tmp_path / "run" / "done.json").is_file()
 
 
-def test_time_limit(timed, tmp_path, small_data, whole):
-    """The job is put back before its limit as often as it takes, and the weights are those of a run without limits."""
+def test_time_limit(timed, tmp_path, small_data, uninterrupted):
+    """The job is requeued before each limit; its weights are those of a run without limits."""
     status = ended(timed, 400)
     assert status.returncode == 0, status.stdout
     stops = [event for event in events(timed) if event["event"] == "stopped"]
@@ -265,4 +272,4 @@ def test_time_limit(timed, tmp_path, small_data, whole):
         and events(timed)[-1]["restart"] == len(stops)
     )
     assert len(saved(timed)) == len(stops) + 1
-    assert same(weights(timed / RUN, 45), whole(45))
+    assert same(weights(timed / RUN, 45), uninterrupted(45))

@@ -1,4 +1,4 @@
-"""A copy of the data on a node's own disk: whole, shared by jobs, or an error in a line."""
+"""A copy of the data on a node's own disk: complete, shared by jobs, or one line of error."""
 
 import json
 import shutil
@@ -44,10 +44,10 @@ def test_one_copy_for_all_and_read_from_there(small_data, tmp_path, monkeypatch,
 
 def test_a_copy_that_is_cut_or_half_made_is_made_again(small_data, tmp_path):
     copy = stage_dataset(small_data, tmp_path)
-    whole = (copy / SHARD).read_bytes()
-    (copy / SHARD).write_bytes(whole[:-512])
+    content = (copy / SHARD).read_bytes()
+    (copy / SHARD).write_bytes(content[:-512])
     (tmp_path / f"{copy.name}.partial").mkdir()
-    assert stage_dataset(small_data, tmp_path) == copy and (copy / SHARD).read_bytes() == whole
+    assert stage_dataset(small_data, tmp_path) == copy and (copy / SHARD).read_bytes() == content
     assert sorted(path.name for path in tmp_path.iterdir()) == [copy.name, f"{copy.name}.lock"]
 
 
@@ -95,7 +95,8 @@ def test_a_folder_that_is_not_shared_is_found_out(tmp_path):
         pytest.skip("needs the right to unshare mounts")
     probe = f"{sys.executable} -m slurm.jobs.preflight_worker runs={tmp_path} wait=1"
     (tmp_path / "rank.sh").write_text(
-        f'[ "$RANK" = 0 ] && exec {probe}\nexec unshare --mount sh -c "mount -t tmpfs none {tmp_path} && exec {probe}"\n'
+        f'[ "$RANK" = 0 ] && exec {probe}\n'
+        f'exec unshare --mount sh -c "mount -t tmpfs none {tmp_path} && exec {probe}"\n'
     )
     start = [
         sys.executable,

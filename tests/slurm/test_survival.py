@@ -1,4 +1,6 @@
-"""On a real Slurm: preemption, lost nodes, a rank that dies, a dependency that can never be met; then weights as if nothing had been.
+"""On a real Slurm: preemption, lost nodes, a rank that dies, a dependency that never succeeds.
+
+After each of them the weights are those of an uninterrupted run.
 
 Engines take turns: four processes run DDP where they are preempted and FSDP2 elsewhere.
 """
@@ -18,9 +20,9 @@ from tests.slurm.conftest import (
     events,
     ids,
     log,
-    ours,
     paused,
     queue,
+    run_command,
     saved,
     submit,
     wait_for,
@@ -66,7 +68,7 @@ def is_down(node):
 
 @pytest.fixture(scope="module")
 def lost(slurm, small_data, tmp_path_factory):
-    """A job whose node Slurm has lost, while its processes work on; left to itself beside another test."""
+    """A job whose node Slurm has lost, while its processes go on. It runs beside a test."""
     runs = start(tmp_path_factory.mktemp("lost") / "job", small_data, steps=LONG)
     wait_for_checkpoints(runs)
     node = node_of(runs)
@@ -75,12 +77,16 @@ def lost(slurm, small_data, tmp_path_factory):
     return runs
 
 
-def test_a_rank_that_dies_and_what_waits_for_it(lost, tmp_path, small_data, whole):
-    """The whole job fails, at once; what needs it leaves the queue; the report names both; submitted again, it ends as if undisturbed."""
+def test_a_rank_that_dies_and_what_waits_for_it(lost, tmp_path, small_data, uninterrupted):
+    """The job fails at once; jobs that need it leave the queue; the report names both.
+
+    Submitted again, it ends with the weights of an uninterrupted run.
+    """
 
     def begin(name, fault, **fields):
         (tmp_path / name).mkdir()
-        once = f"[ -e {tmp_path / name}/once ] || {{ touch {tmp_path / name}/once; export CJEPA_FAULT={fault}; }}"
+        mark = tmp_path / name / "once"
+        once = f"[ -e {mark} ] || {{ touch {mark}; export CJEPA_FAULT={fault}; }}"
         facts = {**(FOUR if name == "four" else TWO), "setup": [once]}
         return write(
             tmp_path / name,
@@ -103,16 +109,21 @@ def test_a_rank_that_dies_and_what_waits_for_it(lost, tmp_path, small_data, whol
         "# Missing: 2 of 2 jobs" in page
         and f"| evaluate/{RUN} | CANCELLED | never started: it needs {RUN} (failed) |" in page
     )
-    assert "3 jobs submitted" in ours("resume", two.parent / "runs").stdout
+    assert "3 jobs submitted" in run_command("resume", two.parent / "runs").stdout
     submit(four, "stage=world_model")
     for path, processes, fields in ((two, 2, ZERO1), (four, 4, FSDP2)):
         status = ended(path.parent / "runs")
         assert status.returncode == 0, status.stdout
-        assert same(weights(path.parent / "runs" / RUN, STEPS), whole(STEPS, processes, **fields))
+        assert same(
+            weights(path.parent / "runs" / RUN, STEPS), uninterrupted(STEPS, processes, **fields)
+        )
 
 
-def test_a_node_that_is_lost_but_works_on(lost, slurm, whole):
-    """Slurm takes the node for dead and starts the job elsewhere; the first start lives. They never train at once."""
+def test_a_node_that_is_lost_but_works_on(lost, slurm, uninterrupted):
+    """Slurm takes the node for dead and starts the job elsewhere, while the first start lives.
+
+    They never train at the same time.
+    """
     status = ended(lost)
     assert slurm("up").returncode == 0
     assert status.returncode == 0, status.stdout
@@ -120,12 +131,15 @@ def test_a_node_that_is_lost_but_works_on(lost, slurm, whole):
     text = log(lost)
     left, went_on = text.index("stopped by SIGTERM after step"), text.index("resumed from")
     assert text.index(", start 2, ") < left < went_on
-    assert same(weights(lost / RUN, LONG), whole(LONG))
+    assert same(weights(lost / RUN, LONG), uninterrupted(LONG))
 
 
 @contextmanager
 def no_user_signal():
-    """A cluster that does not send a job's own signal when it preempts. Entered while no job starts: slurmd is deaf for a moment."""
+    """A cluster that does not send a job's own signal when it preempts.
+
+    To be entered while no job starts: slurmd does not answer for a moment.
+    """
     conf = Path(os.environ["SLURM_CONF"])
     before = conf.read_text()
     try:
@@ -155,8 +169,8 @@ def preempt(nodes, seconds):
     )
 
 
-def test_preempted_with_and_without_the_signal(slurm, tmp_path, small_data, whole):
-    """2 x 2 processes get their USR2, 1 x 2 only Slurm's SIGTERM. Both stop at a step, and go on later."""
+def test_preempted_with_and_without_the_signal(slurm, tmp_path, small_data, uninterrupted):
+    """2 x 2 processes get USR2, 1 x 2 only Slurm's SIGTERM. Both stop at a step and resume."""
     signalled = start(
         tmp_path / "signalled", small_data, cluster={**FOUR, "options": {"nodelist": "node1,node2"}}
     )
@@ -181,11 +195,14 @@ def test_preempted_with_and_without_the_signal(slurm, tmp_path, small_data, whol
             "resumed from" in log(runs)
             and json.loads((runs / RUN / "environment.json").read_text())["processes"] == processes
         )
-        assert same(weights(runs / RUN, STEPS), whole(STEPS, processes, **fields))
+        assert same(weights(runs / RUN, STEPS), uninterrupted(STEPS, processes, **fields))
 
 
-def test_nodes_crash(slurm, tmp_path, small_data, whole):
-    """First a node of both jobs, then the last of a job's nodes: each time it starts again elsewhere, from the last whole checkpoint."""
+def test_nodes_crash(slurm, tmp_path, small_data, uninterrupted):
+    """First a node of both jobs, then the last node of one job: each time they start elsewhere.
+
+    They resume from the last complete checkpoint.
+    """
     steps = 2 * STEPS
     one = start(tmp_path / "one", small_data, steps=steps)
     both = start(tmp_path / "both", small_data, steps=steps, cluster=FOUR, **FSDP2)
@@ -197,7 +214,7 @@ def test_nodes_crash(slurm, tmp_path, small_data, whole):
         wait_for(
             lambda: kinds(both).count("start") == 2 and len(saved(both)) > before,
             180,
-            lambda: ours("status", both).stdout,
+            lambda: run_command("status", both).stdout,
         )
         tail = nodes_of(both)[1]
         assert slurm("crash", tail).returncode == 0
@@ -214,6 +231,6 @@ def test_nodes_crash(slurm, tmp_path, small_data, whole):
                 kinds(runs)
             )
             assert len({event["job"] for event in events(runs)}) == 1
-            assert same(weights(runs / RUN, steps), whole(steps, processes, **fields))
+            assert same(weights(runs / RUN, steps), uninterrupted(steps, processes, **fields))
     finally:
         slurm("up")
