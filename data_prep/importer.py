@@ -162,7 +162,7 @@ def import_videos(
         (entry for entries in manifest.splits.values() for entry in entries),
         manifest.frames * manifest.slots,
     )
-    print(f"conversion to {config.dtype}: {lost.conversion() if lost else 'unknown'}")
+    print(f"conversion to {config.dtype}: {lost.describe_conversion_error() if lost else 'unknown'}")
     print(f"{len(todo)} videos in {time.monotonic() - began:.1f} s")
 
 

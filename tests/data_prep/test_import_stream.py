@@ -20,6 +20,7 @@ from cjepa_dist.data.format.split_writer import OpenShard
 from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.questions import InMemoryQuestions
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from data_prep import annotations
@@ -305,7 +306,7 @@ def test_types_on_disk(tmp_path, dtype, frames, capsys):
         in capsys.readouterr().out
     )
     windows = InMemoryWindows(
-        tmp_path / "out", "train", history_frames=2, pred_frames=1, frameskip=5
+        tmp_path / "out", "train", WindowSpec(history_frames=2, pred_frames=1, frameskip=5)
     )
     batch = windows.get_batch(np.array([7]), np.array([0]))
     assert batch["slots"].dtype == getattr(torch, dtype) and np.array_equal(

@@ -13,6 +13,7 @@ from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.ground_truth import load_presence
 from cjepa_dist.data.questions import InMemoryQuestions
 from cjepa_dist.data.removed_slots import removed_slots
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from data_prep.match import Match, main
@@ -25,7 +26,7 @@ NOTHING = {"questions": "none", "influence": "none", "counterfactuals": "none", 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     out = tmp_path_factory.mktemp("world") / "noisy"
-    simulate(Simulate(out=str(out), train=40, val=6, test=0, tier="noisy", seed=5, **NOTHING))
+    simulate(Simulate(out=str(out), train=40, val=6, test=0, encoder="noisy", seed=5, **NOTHING))
     return out
 
 
@@ -76,10 +77,10 @@ def test_windows_know_presence_from_matches(world, tmp_path):
     run(bare, tmp_path / "out")
     options = {"history_frames": 2, "pred_frames": 1, "frameskip": 5}
     ids = np.arange(0, 4000, 37)
-    expected = InMemoryWindows(world, "train", **options).get_batch(ids, ids)["present"]
+    expected = InMemoryWindows(world, "train", WindowSpec(**options)).get_batch(ids, ids)["present"]
     assert expected.any() and not expected.all()
     assert (
-        InMemoryWindows(tmp_path / "out", "train", **options).get_batch(ids, ids)["present"]
+        InMemoryWindows(tmp_path / "out", "train", WindowSpec(**options)).get_batch(ids, ids)["present"]
         == expected
     ).all()
 
@@ -95,7 +96,7 @@ def test_presence_that_ends_before_rolled_out_slots_is_not_used(world, tmp_path)
     )
     assert load_presence(rolled, "train") is None
     assert (
-        InMemoryWindows(rolled, "train", history_frames=2, pred_frames=1, frameskip=5)
+        InMemoryWindows(rolled, "train", WindowSpec(history_frames=2, pred_frames=1, frameskip=5))
         .get_batch(np.array([140]), np.array([0]))["present"]
         .all()
     )
