@@ -1,10 +1,13 @@
-"""Our questions beside the real ones: `python -m tools.question_statistics data=DIR [splits=train,val]`.
+"""Compare a data set's questions with the real ones: one Markdown table.
 
-    DIR/<split>/*.tar ─questions.json─> statistics(videos) ─> {section: {row: number}} ─┬─> one Markdown table
-                                                                  REAL, published ──────┘
+    python -m tools.question_statistics data=DIR [splits=train,val]
 
-Every number is a mean a video or a share, so that sets of any size stand beside each other. What an option is (a presence, a collision,
-an entrance) and how objects are named is read from its sentence by the parser that reads the real ones.
+    DIR/<split>/*.tar ─questions.json─> statistics(videos) ─> {section: {row: number}} ─┬─> table
+                                                              REAL, published ──────────┘
+
+Every number is a mean a video or a share, so sets of any size can be compared. The parser of the
+real questions reads from each sentence what an option is (a presence, a collision, an entrance)
+and how it names objects.
 """
 
 from __future__ import annotations
@@ -28,53 +31,78 @@ from cjepa_dist.errors import UserError
 Table = dict[str, dict[str, float]]  # section -> row -> a mean a video, or a share of the section
 
 QUESTIONS, OPTIONS, ANSWERS = "questions a video", "options a video", "descriptive answers a video"
-NEGATED, OPTION_KINDS, NAMES = (
-    "negated",
-    "options of explanatory questions",
-    "how these options name objects",
-)
-TEXT_ONLY = "right by the best guess from the text"  # kind of question and option, "not", an object that both name alike
+NEGATED, OPTION_KINDS = "negated", "options of explanatory questions"
+NAMES = "how these options name objects"
+# From the kind of question and option, "not", and whether both name an object alike.
+TEXT_ONLY = "right by the best guess from the text"
 CORRECT = "correct options of {} questions"
-COLOUR = "a colour"  # the published count is of all eight: about 2,300 each
+COLOR = "a color"  # the published count is of all eight: about 2,300 each
 
-# The real train split: 10,000 videos, counted by the authors of spec/clevrer.md ("Counts", "Surface forms"); names and kinds of options
-# in a sample of its explanatory questions. Yi et al., CLEVRER, ICLR 2020; the questions are CC0.
+# The train split of CLEVRER: 10,000 videos (Yi et al., ICLR 2020; the questions are CC0). Names and
+# kinds of options were counted in a sample of its explanatory questions.
 REAL_VIDEOS = 10_000
 REAL_COUNTS: dict[str, dict[str, int]] = {
-    QUESTIONS: {"descriptive": 109_952, "explanatory": 16_799, "predictive": 7_179, "counterfactual": 18_642},
+    QUESTIONS: {
+        "descriptive": 109_952,
+        "explanatory": 16_799,
+        "predictive": 7_179,
+        "counterfactual": 18_642,
+    },
     OPTIONS: {"correct": 70_836, "wrong": 70_375},
     ANSWERS: {
-        "0": 9862, "1": 11_079, "2": 9292, "3": 6525, "4": 3173, "5": 69, "yes": 10_026, "no": 9974,
-        "rubber": 7311, "metal": 7303, "sphere": 5648, "cylinder": 5635, "cube": 5601, COLOUR: 2300,
+        "0": 9862,
+        "1": 11_079,
+        "2": 9292,
+        "3": 6525,
+        "4": 3173,
+        "5": 69,
+        "yes": 10_026,
+        "no": 9974,
+        "rubber": 7311,
+        "metal": 7303,
+        "sphere": 5648,
+        "cylinder": 5635,
+        "cube": 5601,
+        COLOR: 2300,
     },
-}  # fmt: skip
+}
 REAL_CORRECT = {
     "explanatory": {"0": 2743, "1": 3428, "2": 5541, "3": 4320, "4": 767},
     "predictive": {"1": 1},
     "counterfactual": {"0": 169, "1": 7947, "2": 6406, "3": 4120},
 }
 REAL: Table = {
-    **{section: {row: count / REAL_VIDEOS for row, count in rows.items()} for section, rows in REAL_COUNTS.items()},
-    **{CORRECT.format(kind): {row: n / sum(rows.values()) for row, n in rows.items()} for kind, rows in REAL_CORRECT.items()},
+    section: {row: count / REAL_VIDEOS for row, count in rows.items()}
+    for section, rows in REAL_COUNTS.items()
+}
+for _kind, _rows in REAL_CORRECT.items():
+    _total = sum(_rows.values())
+    REAL[CORRECT.format(_kind)] = {row: count / _total for row, count in _rows.items()}
+REAL |= {
     NEGATED: {"explanatory": 0.5, "counterfactual": 0.5},
     OPTION_KINDS: {"presence": 0.46, "cause_collision": 0.32, "entrance": 0.22},
     NAMES: {
-        "color shape": 0.33, "color": 0.18, "shape": 0.16, "material shape": 0.125, "color material shape": 0.10, "color material": 0.085,
+        "color shape": 0.33,
+        "color": 0.18,
+        "shape": 0.16,
+        "material shape": 0.125,
+        "color material shape": 0.10,
+        "color material": 0.085,
         "material": 0.014,
     },
-}  # fmt: skip
+}
 
 
 @dataclass
 class QuestionStatistics:
-    """Statistics of the questions of a data set beside those of the real ones, as a Markdown table."""
+    """Statistics of a data set's questions beside those of the real ones, as a Markdown table."""
 
     data: str = option(MISSING, "folder of slot shards with questions")
     splits: str = option("train,val", "splits, separated by commas")
 
 
 def main(config: QuestionStatistics) -> None:
-    """UserError for a split that is not there or has no questions."""
+    """Print the table. Raises UserError for a split that is missing or has no questions."""
     Manifest.load(config.data)
     columns = {"real": REAL}
     for split in (name.strip() for name in config.splits.split(",")):
@@ -89,7 +117,10 @@ def main(config: QuestionStatistics) -> None:
 
 
 def statistics(videos: Iterable[list[dict[str, Any]]]) -> Table:
-    """Of the questions of each video; {} of none. Questions without public answers count where no answer is needed."""
+    """The table of the questions of each video; {} where there are none.
+
+    Questions without public answers count where no answer is needed.
+    """
     count: dict[str, Counter[str]] = defaultdict(Counter)
     right: dict[tuple[tuple[str, str], str, bool, bool], list[bool]] = defaultdict(list)
     total = 0
@@ -100,7 +131,7 @@ def statistics(videos: Iterable[list[dict[str, Any]]]) -> Table:
             count[QUESTIONS][kind] += 1
             if kind == "descriptive":
                 answer = str(question.get("answer"))
-                count[ANSWERS][COLOUR if answer in ATTRIBUTES["color"] else answer] += 1
+                count[ANSWERS][COLOR if answer in ATTRIBUTES["color"] else answer] += 1
                 continue
             count[NEGATED][kind] += negated
             effect, program = parse(question["question"])
@@ -122,7 +153,7 @@ def statistics(videos: Iterable[list[dict[str, Any]]]) -> Table:
                     )
     if total == 0 or not count:
         return {}
-    count[ANSWERS][COLOUR] /= len(ATTRIBUTES["color"])  # type: ignore[assignment]
+    count[ANSWERS][COLOR] /= len(ATTRIBUTES["color"])  # type: ignore[assignment]
     table = {
         section: {row: n / total for row, n in count[section].items()}
         for section in (QUESTIONS, OPTIONS, ANSWERS)
@@ -141,7 +172,10 @@ def statistics(videos: Iterable[list[dict[str, Any]]]) -> Table:
 
 
 def object_descriptions(program: list[str]) -> list[tuple[str, ...]]:
-    """The pieces of a program that describe one object each: [("red", "filter_color", "cube", "filter_shape"), ...]."""
+    """The pieces of a program that describe one object each.
+
+    For example [("red", "filter_color", "cube", "filter_shape"), ...].
+    """
     found: list[tuple[str, ...]] = []
     piece: list[str] = []
     for token in program:

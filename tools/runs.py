@@ -1,11 +1,14 @@
-"""Look at run folders: `python -m tools.runs ls DIR | show RUN | compare RUN RUN ...`.
+"""Look at run directories: `python -m tools.runs ls DIR | show RUN | compare RUN RUN ...`.
 
-    ls         all runs under DIR: kind, steps, state, last loss, rate, its last start
-    show       one run: how it was started, its config, newest metrics, checkpoints (good or damaged), skipped steps
+    ls         all runs under DIR: kind, steps, state, last loss, speed, last start
+    show       one run: its command, config, newest metrics, checkpoints, skipped steps
     compare    the fields in which runs differ, and their last metrics side by side
 
-Reads and changes nothing. States: complete; running (its lock is held); stopped (with a checkpoint, by a signal or loop.stop_at_step: the same
-command goes on); broken off (neither: look at its log; the same command goes on from its last checkpoint).
+Reads and changes nothing. The state of a run is one of:
+    complete     it reached its last step
+    running      a living process holds its lock
+    stopped      by a signal or loop.stop_at_step, with a checkpoint: the same command continues it
+    interrupted  otherwise: look at its log; the same command continues from its last checkpoint
 """
 
 from __future__ import annotations
@@ -32,19 +35,22 @@ USAGE = "python -m tools.runs ls DIR | show RUN | compare RUN RUN ..."
 
 @dataclass
 class Run:
-    """What a run folder says. Raises UserError where `path` is none or a file in it cannot be read."""
+    """What a run directory holds.
+
+    Raises UserError if `path` is not one, or if a file in it cannot be read.
+    """
 
     path: Path
 
     def __post_init__(self) -> None:
         if not (self.path / "config.yaml").is_file():
-            raise UserError(f"{self.path} is not a run folder: it has no config.yaml")
+            raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
         self.config = self.read("config.yaml", yaml.safe_load)
         if not isinstance(self.config, dict):
             raise UserError(f"{self.path / 'config.yaml'} must hold key: value pairs")
         self.environment: dict[str, Any] = self.read("environment.json", json.loads) or {}
         self.lines: list[dict[str, Any]] = self.read("metrics.jsonl", parse_json_lines) or []
-        self.saved = checkpoint_steps(self.path / "checkpoints")
+        self.checkpoints = checkpoint_steps(self.path / "checkpoints")
 
     def read(self, name: str, parse: Any) -> Any:
         """A file's content, None if it is not there."""
@@ -63,20 +69,25 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The newest known to be done."""
+        """The newest step that is known to be done."""
         done = self.read("done.json", json.loads) or {}
         return max(
-            [0, done.get("step", 0), *self.saved[-1:], *(line["step"] for line in self.lines[-1:])]
+            [
+                0,
+                done.get("step", 0),
+                *self.checkpoints[-1:],
+                *(line["step"] for line in self.lines[-1:]),
+            ]
         )
 
     @property
     def steps(self) -> int | None:
-        """Of the whole run; a length in epochs is known from the first checkpoint on."""
+        """Steps of the complete run; a length in epochs is known from the first checkpoint on."""
         if done := self.read("done.json", json.loads):
             return done["step"]
         meta = (
-            self.read(f"checkpoints/step_{self.saved[-1]:08d}/meta.json", json.loads)
-            if self.saved
+            self.read(f"checkpoints/step_{self.checkpoints[-1]:08d}/meta.json", json.loads)
+            if self.checkpoints
             else None
         )
         return (self.config.get("loop") or {}).get("steps") or (meta or {}).get("steps")
@@ -88,12 +99,14 @@ class Run:
         if (self.path / "done.json").exists():
             return "complete"
         stop = (self.config.get("loop") or {}).get("stop_at_step")
-        if (self.path / "resume.json").exists() or (stop and self.saved and self.saved[-1] == stop):
+        if (self.path / "resume.json").exists() or (
+            stop and self.checkpoints and self.checkpoints[-1] == stop
+        ):
             return "stopped"
-        return "broken off"
+        return "interrupted"
 
     def last(self, kind: str) -> dict[str, Any]:
-        """The newest line of metrics of a kind, `train` or `val`, {} if there is none."""
+        """The newest metrics of a kind, `train` or `val`; {} if there are none."""
         return next((line for line in reversed(self.lines) if line.get("kind") == kind), {})
 
     def fields(self) -> dict[str, Any]:
@@ -102,12 +115,15 @@ class Run:
 
 
 def parse_json_lines(text: str) -> list[dict[str, Any]]:
-    """The last line may be half written: by a run that is writing it, or that was killed."""
+    """The complete lines: the last one may be half written, by a living or a killed run."""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process trains in the folder: the kernel knows. A shared lock, for a moment: two that look do not see each other."""
+    """Whether a living process trains in the folder.
+
+    Tries a shared lock for a moment, so that two processes that look do not see each other.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -122,7 +138,7 @@ def is_locked(path: Path) -> bool:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """All run folders under `folder`, itself included; none within another."""
+    """All run directories under `folder`, itself included; none inside another."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     found = []
@@ -162,7 +178,7 @@ def list_runs(folder: Path) -> str:
 
 
 def describe_run(path: Path) -> str:
-    """Everything of one run, for reading."""
+    """Everything about one run."""
     run = Run(path)
     parts = [f"{path}: {run.kind}, step {run.step}/{run.steps or '?'}, {run.state}"]
     for name, words in ((".lock.json", "running"), ("resume.json", "stopped")):
@@ -184,12 +200,11 @@ def describe_run(path: Path) -> str:
             ]
     parts += ["", "checkpoints"]
     best = (run.read("checkpoints/best.json", json.loads) or {}).get("step")
-    for step in run.saved:
+    for step in run.checkpoints:
         fault = verify_checkpoint(path / "checkpoints" / f"step_{step:08d}")
-        parts.append(
-            f"  step {step}: {'good' if fault is None else f'DAMAGED ({fault})'}{', the best' if step == best else ''}"
-        )
-    if not run.saved:
+        verdict = "good" if fault is None else f"DAMAGED ({fault})"
+        parts.append(f"  step {step}: {verdict}{', the best' if step == best else ''}")
+    if not run.checkpoints:
         parts.append("  none")
     skipped = run.read("skipped.jsonl", parse_json_lines) or []
     parts += [
@@ -201,7 +216,7 @@ def describe_run(path: Path) -> str:
 
 
 def compare_runs(paths: list[Path]) -> str:
-    """What differs, a column a run."""
+    """What differs, one column a run."""
     runs = [Run(path) for path in paths]
     names = [str(path) for path in paths]
     fields = [run.fields() for run in runs]
@@ -229,15 +244,17 @@ def compare_runs(paths: list[Path]) -> str:
 
 
 def metrics_of(line: dict[str, Any]) -> dict[str, Any]:
+    """The metrics in a line of metrics.jsonl."""
     return {key: value for key, value in line.items() if key not in ("step", "kind")}
 
 
 def format_value(value: Any) -> str:
+    """A cell of a table."""
     return "-" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def align_columns(rows: Sequence[tuple[str, ...]]) -> str:
-    """Left-aligned; as wide as their widest cell."""
+    """Rows with left-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
@@ -245,6 +262,7 @@ def align_columns(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def indent(text: str) -> str:
+    """The text, two columns to the right."""
     return "\n".join(f"  {line}" for line in text.rstrip().splitlines())
 
 
@@ -253,7 +271,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     if argv and argv[0] in ("-h", "--help"):
         print(as_invoked(__doc__ or ""))
         sys.exit(0)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is not an error
     with exit_on_user_error():
         match list(argv):
             case ["ls", folder]:

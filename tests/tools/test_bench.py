@@ -1,4 +1,4 @@
-"""tools.bench: the reference is the published step, and every variant is in the table; no timing."""
+"""tools.bench: the reference is the published step, every variant is in the table; no timing."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_reference_is_the_published_step(rescaled):
     )
     i, k = [j for j in range(5) if j not in masked][:2]
     found = ctt.published_terms(
-        ours, x, hidden, threshold=0.15, slot_invariance=i, slot_sufficiency=k
+        ours, x, hidden, threshold=0.15, invariance_slot=i, sufficiency_slot=k
     )
     invariance, sufficiency = causal_loss(theirs, x, masked, i, k)
     torch.testing.assert_close(
@@ -256,7 +256,7 @@ def test_data_prints_every_way(command, tmp_path):
 
 
 def test_the_per_window_dataset_reads_the_same_windows(small_data):
-    source = InMemoryWindows(small_data, "val", **WINDOW)
+    source = InMemoryWindows(small_data, "val", WINDOW)
     slow, ids = PerWindowDataset(load_slots(small_data, "val")), [0, 108, 109, 500]
     assert len(slow) == len(source)
     for row, expected in zip(ids, source.get_batch(np.array(ids), np.array(ids))["slots"]):

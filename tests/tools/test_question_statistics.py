@@ -11,7 +11,7 @@ from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from tools.question_statistics import (
     ANSWERS,
-    COLOUR,
+    COLOR,
     CORRECT,
     NAMES,
     OPTION_KINDS,
@@ -63,7 +63,7 @@ def test_counts():
     table = statistics([questions("red")["questions"], questions("2")["questions"]])
     assert table[QUESTIONS] == {"descriptive": 1.0, "explanatory": 1.0}
     assert table[OPTIONS] == {"correct": 1.0, "wrong": 2.0}
-    assert table[ANSWERS] == {COLOUR: 0.5 / 8, "2": 0.5}
+    assert table[ANSWERS] == {COLOR: 0.5 / 8, "2": 0.5}
     assert table[CORRECT.format("explanatory")] == {"1": 1.0}
     assert table[OPTION_KINDS] == {"presence": 1 / 3, "entrance": 1 / 3, "cause_collision": 1 / 3}
     assert table[NAMES] == {

@@ -76,7 +76,7 @@ def test_ls(folder, command, small_data):
     assert done.returncode == 0, done.stderr
     rows = table(done.stdout)
     assert {name: row[3] for name, row in rows.items()} == {
-        os.path.join("a", "complete"): "complete", "killed": "broken off", "running": "running", "stopped": "stopped"
+        os.path.join("a", "complete"): "complete", "killed": "interrupted", "running": "running", "stopped": "stopped"
     }  # fmt: skip
     complete = rows[os.path.join("a", "complete")]
     assert (
@@ -141,7 +141,7 @@ def test_mistakes_are_one_line(folder, command, tmp_path):
     (broken / "config.yaml").write_text("a: [")
     (broken / "environment.json").write_text("{}")
     for arguments, words in (
-        (("show", str(folder)), "is not a run folder"),
+        (("show", str(folder)), "is not a run directory"),
         (("ls", str(folder / "nowhere")), "is not a folder"), (("compare", "one"), "usage:"),
         ((), "usage:"), (("show", str(broken)), "cannot be read"),
     ):  # fmt: skip

@@ -88,7 +88,7 @@ def build_variants(
     sample = np.arange(config.batch, dtype=np.int64)
     questions = sample_ids(config.seed, 0, config.batch, len(source))
     shuffled = sample_ids(config.seed, 0, len(videos), len(videos))
-    total = np.cumsum(np.diff(videos.first)[shuffled])
+    total = np.cumsum(np.diff(videos.first_asked)[shuffled])
     # The first videos of the shuffled ones that have about a batch of questions together.
     drawn = shuffled[: int(np.searchsorted(total, config.batch)) + 1]
     batch, by_video = (

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from cjepa_dist.errors import UserError
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def run_module(
@@ -25,7 +22,6 @@ def run_module(
         command[2:3] = [*torchrun, "-m", module]
     done = subprocess.run(
         command,
-        cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,

@@ -30,6 +30,7 @@ import torch
 from cjepa_dist.config import command_line
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import TrainWorldModel
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows, to_device
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.device import make_accelerator, native_precision
@@ -39,7 +40,6 @@ from cjepa_dist.training.flops import meta_copy, step_flops
 from cjepa_dist.training.loop import train
 from cjepa_dist.training.run import Validation
 from tools.bench.bare_step import BareStep
-from tools.bench.child_process import PROJECT
 from tools.bench.comm_bytes import comm_bytes_table, measure_comm_bytes
 from tools.bench.harness import synchronize
 from tools.bench.random_data import write_random_slots
@@ -176,10 +176,12 @@ def time_loop(
     source = InMemoryWindows(
         train_config.data,
         "train",
-        history_frames=model.history_frames,
-        pred_frames=model.pred_frames,
-        frameskip=train_config.frameskip,
-        horizon=train_config.horizon,
+        WindowSpec(
+            history_frames=model.history_frames,
+            pred_frames=model.pred_frames,
+            frameskip=train_config.frameskip,
+            horizon=train_config.horizon,
+        ),
     )
     precision = train_config.loop.precision = native_precision()
     device = make_accelerator(precision).device
@@ -211,7 +213,7 @@ def time_restart(arguments: list[str], steps: int) -> Times:
     ]
     began, first, checkpoint = time.perf_counter(), 0.0, 0.0
     with subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

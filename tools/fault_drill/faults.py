@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tools.fault_drill.runs import PROJECT, TIMEOUT_S, TRAIN, DrillRun, require, wait_for_exit
+from tools.fault_drill.runs import TIMEOUT_S, TRAIN, DrillRun, require, wait_for_exit
 
 # Breaks a fresh run and returns (what happened, exit code).
 BreakRun = Callable[[DrillRun], tuple[str, int]]
@@ -131,7 +131,6 @@ def start_second_run(run: DrillRun) -> tuple[str, int]:
         worker.suspend()  # so that it cannot finish before the other has started
     second = subprocess.run(
         [sys.executable, "-m", TRAIN, *run.arguments()],
-        cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from tools.fault_drill.schema import FaultDrill
 
-PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = "cjepa_dist.train_world_model"
 STEPS = 16
 TIMEOUT_S = 900  # of a run that takes a second or two: the machine may be busy
@@ -62,7 +61,6 @@ class DrillRun:
         with self.log.open("a") as log:
             return subprocess.Popen(
                 [sys.executable, *command, *extra],
-                cwd=PROJECT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,

@@ -9,6 +9,7 @@ import torch
 
 from cjepa_dist.config.schema import TrainWorldModel
 from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows, to_device
 from cjepa_dist.tasks.base import StepContext
 from cjepa_dist.tasks.world_model import WorldModelTask
@@ -32,9 +33,11 @@ def add_statistics(
     source = InMemoryWindows(
         config.data,
         config.split,
-        history_frames=train_config.predictor.history_frames,
-        pred_frames=train_config.predictor.pred_frames,
-        frameskip=train_config.frameskip,
+        WindowSpec(
+            history_frames=train_config.predictor.history_frames,
+            pred_frames=train_config.predictor.pred_frames,
+            frameskip=train_config.frameskip,
+        ),
     )
     if manifest.empty_slot is not None:
         task.empty.copy_(torch.tensor(manifest.empty_slot))
