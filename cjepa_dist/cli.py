@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The exit code is the command's, or 2 and one line for an unknown command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
+    if {"-h", "--help"} & {name, *arguments}:  # `cjepa NAME --help | head` ends without a traceback
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     with exit_on_user_error():
         if name in ("-h", "--help"):
             print(usage())
