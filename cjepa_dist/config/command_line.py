@@ -14,8 +14,6 @@ from cjepa_dist.config.fields import default_of, leaf_fields
 from cjepa_dist.config.merge import ConfigT, build, read_yaml
 from cjepa_dist.errors import UserError, exit_on_user_error
 
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 def launch(
     schema: type[ConfigT], main: Callable[[ConfigT], int | None], argv: Sequence[str] | None = None
@@ -28,7 +26,10 @@ def launch(
 
 
 def parse(schema: type[ConfigT], argv: Sequence[str]) -> ConfigT | None:
-    """`[CONFIG.yaml] key=value ...` -> a checked instance; None after `--help`. Raises UserError, naming the field."""
+    """`[CONFIG.yaml] key=value ...` -> a checked instance; None after `--help`.
+
+    Raises UserError naming the field.
+    """
     if "--help" in argv or "-h" in argv:
         print(usage(schema))
         return None

@@ -16,8 +16,11 @@ def option(
     choices: Sequence[str] = (),
     least: float | None = None,
 ) -> Any:
-    """A config field: its default (a dataclass type for a section), what it means, its unit, what it may be."""
-    metadata = {"meaning": meaning, "unit": unit, "choices": tuple(choices), "least": least}
+    """A config field: its default (a dataclass type for a section), meaning, unit, allowed values.
+
+    `choices` are read at each check, so that plugins can add to a list.
+    """
+    metadata = {"meaning": meaning, "unit": unit, "choices": choices, "least": least}
     if isinstance(default, (type, list, dict)):
         factory = default if isinstance(default, type) else (lambda: type(default)(default))
         return dataclasses.field(default_factory=factory, metadata=metadata)
@@ -36,5 +39,7 @@ def leaf_fields(schema: type, prefix: str = "") -> list[tuple[str, dataclasses.F
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """A field's default."""
-    return field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[operator, misc]
+    """The default of a field, also where a factory makes it."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default

@@ -1,69 +1,24 @@
-"""The only schema: dataclasses <- CONFIG.yaml <- key=value, merged and typed by OmegaConf.
+"""The config of training: every key with its default, meaning, unit and allowed values.
 
-    argv ──> parse(Schema, argv) ──> Schema instance ──> main(config) ──> exit code
-             --help                  UserError ────────> one line on stderr, exit code 2
+    argv ──> parse(TrainAloe, argv) ──> TrainAloe(...) ──> main(config) ──> exit code
+             --help                     UserError ───────> one line on stderr, exit code 2
 
-Every field is made by `option(default, meaning, unit)`, so `--help` can list it.
+Every field is made by `option(default, meaning, unit)`, so `--help` can list it. Entry points that
+do not train have their schema in their own module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from omegaconf import MISSING
 
 from cjepa_dist.config.fields import option
+from cjepa_dist.config.plugins import PLUGINS_MEANING
 
-Schema = TypeVar("Schema")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sections shared by entry points. A section used by one entry point alone stands with that entry point's schema below.
-
-
-@dataclass
-class PredictorConfig:
-    """C-JEPA. The defaults are the released layout (parity); `configs/world_model/` holds the ones that learn faster."""
-
-    slots: int = option(7, "object slots a frame", unit="slots", least=1)
-    slot_dim: int = option(128, "numbers a slot", least=1)
-    history_frames: int = option(3, "T_h, observed frames", unit="frames", least=1)
-    pred_frames: int = option(1, "T_p, predicted frames", unit="frames", least=1)
-    width: int = option(
-        0, "transformer width; 0 takes slot_dim and adds no projection (released layout)"
-    )
-    depth: int = option(6, "transformer layers", unit="layers", least=1)
-    heads: int = option(16, "attention heads", least=1)
-    mlp_dim: int = option(2048, "hidden width of the feed-forward blocks", least=1)
-    dropout: float = option(0.1, "dropout probability in training", least=0.0)
-    norm_first: bool = option(
-        False, "LayerNorm before attention too (the released layout has none)"
-    )
-    predict_change: bool = option(
-        False, "output = last visible slot + change, head initialised to zero"
-    )
-    last_anchor: bool = option(False, "future queries also get Linear(last visible slot)")
-    anchor_all: bool = option(False, "every token, not only queries, gets Linear(slot at t = 0)")
-    rotary: bool = option(False, "rotary embedding of the frame number in queries and keys too")
-    own_slot_only: bool = option(
-        False, "attention within a slot only: the baseline that sees no other object"
-    )
-
-
-@dataclass
-class MaskConfig:
-    """Which slots' history is hidden."""
-
-    mode: str = option("sample", "draw of the hidden set", choices=("fixed", "batch", "sample"))
-    probs: list[float] = option(
-        [0.7, 0.2, 0.1], "probability of hiding 0, 1, 2, ... slots; 0,0,1 hides two always"
-    )
-
-
-# The names of `causal.graph.ESTIMATORS`, and rows of `evaluate_graph`, in this order. First those that read the predictor, then distances
-# and controls, which read the simulator's truth.
-GRAPH_ESTIMATORS = (
+# Graph estimators, and rows of `evaluate_graph`, in this order: first those that use the predictor,
+# then baselines and controls from the ground truth. `causal.graph.register_estimator` adds to it.
+GRAPH_ESTIMATORS = [
     "published",
     "attention",
     "attention_rollout",
@@ -75,28 +30,74 @@ GRAPH_ESTIMATORS = (
     "shuffled",
     "full",
     "empty",
-)
-
-ENGINES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
-
-PRECISIONS = ("auto", "bf16", "fp32")
-
-READING = ("in_memory", "device", "streaming")
-
+]
 INTERVENTIONS = ("hide", "empty", "swap")
+ENGINES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+PRECISIONS = ("auto", "bf16", "fp32")
+READING_KINDS = ("in_memory", "device", "streaming")
+
+
+@dataclass
+class PredictorConfig:
+    """C-JEPA. The defaults are the released layout; configs/world_model/ has faster learners."""
+
+    slots: int = option(7, "object slots a frame", unit="slots", least=1)
+    slot_dim: int = option(128, "dimensions of a slot", least=1)
+    history_frames: int = option(3, "T_h, observed frames", unit="frames", least=1)
+    pred_frames: int = option(1, "T_p, predicted frames", unit="frames", least=1)
+    width: int = option(
+        0, "transformer width; 0 = slot_dim, without a projection (released layout)"
+    )
+    depth: int = option(6, "transformer layers", unit="layers", least=1)
+    heads: int = option(16, "attention heads", least=1)
+    mlp_dim: int = option(2048, "hidden width of the feed-forward blocks", least=1)
+    dropout: float = option(0.1, "dropout probability in training", least=0.0)
+    norm_first: bool = option(
+        False, "LayerNorm before attention too (the released layout has none)"
+    )
+    predict_change: bool = option(
+        False, "output = last visible slot + predicted change; the head starts at zero"
+    )
+    last_anchor: bool = option(False, "add Linear(last visible slot) to future queries")
+    anchor_all: bool = option(
+        False, "add Linear(slot at t = 0) to every token, not only to queries"
+    )
+    rotary: bool = option(False, "rotary embedding of the frame number, besides the learned one")
+    own_slot_only: bool = option(
+        False, "a slot attends only to itself over time: the baseline without interactions"
+    )
+
+
+@dataclass
+class MaskConfig:
+    """The slots whose history is hidden."""
+
+    mode: str = option(
+        "sample",
+        "hidden slots are drawn once (the released set), for each batch, or for each sample",
+        choices=("fixed", "batch", "sample"),
+    )
+    probs: list[float] = option(
+        [0.7, 0.2, 0.1], "probabilities of hiding 0, 1, 2, ... slots; [0,0,1] always hides two"
+    )
 
 
 @dataclass
 class GraphConfig:
-    """Who influences whom: the estimator of the adjacency."""
+    """Who influences whom: the estimator of the adjacency matrix A."""
 
-    estimator: str = option("interventional", "estimator of the graph", choices=GRAPH_ESTIMATORS)
-    intervention: str = option("empty", "what do(j) does to slot j", choices=INTERVENTIONS)
+    estimator: str = option("interventional", "graph estimator", choices=GRAPH_ESTIMATORS)
+    intervention: str = option(
+        "empty",
+        "interventional: hide slot j's history, or replace it by the empty slot or another object",
+        choices=INTERVENTIONS,
+    )
     projections: int = option(4, "gradient: random projections of a slot's prediction", least=1)
-    threshold: float = option(0.15, "published: an entry below it is 'not interacting'", least=0.0)
+    threshold: float = option(0.15, "published: a score below it means no interaction", least=0.0)
     tau: float = option(
         0.0,
-        "score at which A = 0.5; 0 = the predictor's running median residual (interventional, gradient)",
+        "score at which A = 0.5; 0 = the estimator's own"
+        " (interventional, gradient: the predictor's running median residual)",
         least=0.0,
     )
 
@@ -105,152 +106,159 @@ class GraphConfig:
 class TermConfig:
     """One term of the loss."""
 
-    weight: float = option(0.0, "weight at full strength; 0 leaves the term out", least=0.0)
-    start: float = option(
-        0.0, "part of the run after which the term begins", unit="share of steps", least=0.0
-    )
+    weight: float = option(0.0, "final weight; 0 leaves the term out", least=0.0)
+    start: float = option(0.0, "when the term starts", unit="share of steps", least=0.0)
     ramp: float = option(
-        0.05, "part of the run over which the weight grows from 0", unit="share of steps", least=0.0
+        0.05,
+        "how long the weight grows from 0 to its final value",
+        unit="share of steps",
+        least=0.0,
     )
 
 
 @dataclass
 class ConsistencyConfig(TermConfig):
-    """Several predictions in a row against the truth. The k of `steps` join one after another, each over `ramp`."""
+    """Rollouts of k predictions against the truth. The k of `steps` start in turn, `ramp` apart."""
 
     steps: list[int] = option(
-        [1, 2, 4, 6],
-        "numbers of predictions in a row that are compared, weighted 1/k",
-        unit="predictions",
+        [1, 2, 4, 6], "rollout lengths k that are compared, weighted 1/k", unit="predictions"
     )
 
 
 @dataclass
 class CttConfig:
-    """Causal Transformation Theory: invariance, sufficiency, consistency over several steps."""
+    """Causal Transformation Theory: invariance, sufficiency and consistency losses."""
 
     kind: str = option(
         "per_sample",
-        "the released losses, or the corrected ones",
+        "the released losses (published), or the corrected ones with a graph for each sample",
         choices=("published", "per_sample"),
     )
     invariance: TermConfig = option(
-        TermConfig, "hiding a slot that does not interact changes nothing for the others"
+        TermConfig, "hiding a slot without influence on others leaves their prediction unchanged"
     )
-    sufficiency: TermConfig = option(TermConfig, "a slot's causal neighbourhood alone predicts it")
+    sufficiency: TermConfig = option(
+        TermConfig, "a slot is predicted as well from its causal neighbours as from all slots"
+    )
     consistency: ConsistencyConfig = option(
-        ConsistencyConfig, "predictions from predictions stay true; needs horizon >= its last step"
+        ConsistencyConfig, "rollouts stay close to the truth; needs horizon >= the largest step"
     )
     graph: GraphConfig = option(GraphConfig, "the graph that invariance and sufficiency use")
     fraction: float = option(
         1.0,
-        "part of each batch on which the terms are computed, spread evenly over it",
+        "share of each batch on which the terms are computed, at even distances",
         unit="share",
         least=0.0,
     )
     margin: float = option(
-        0.02, "slack of both per_sample terms", unit="residual variances", least=0.0
+        0.02, "per_sample: error that both terms allow", unit="residual variances", least=0.0
     )
 
 
 @dataclass
 class OptimizerConfig:
-    """Update rule and learning rate, the latter a function of the step."""
+    """Optimizer, learning rate schedule and running mean of the weights."""
 
     name: str = option(
         "adamw",
-        "adamw, adam, or muon on the matrices with adamw on the rest",
+        "muon: Muon for matrices, AdamW for the rest",
         choices=("adamw", "adam", "muon"),
     )
     lr: float = option(5e-4, "peak learning rate", least=0.0)
     weight_decay: float = option(0.01, "decoupled weight decay", least=0.0)
-    schedule: str = option("constant", "after warm-up", choices=("constant", "cosine"))
-    warmup_ratio: float = option(0.0, "linear warm-up", unit="share of steps", least=0.0)
+    schedule: str = option(
+        "constant", "learning rate after warm-up", choices=("constant", "cosine")
+    )
+    warmup_ratio: float = option(
+        0.0, "length of the linear warm-up", unit="share of steps", least=0.0
+    )
     min_lr_ratio: float = option(
-        0.0, "learning rate at start of warm-up and end of cosine", unit="share of lr", least=0.0
+        0.0,
+        "learning rate at the start of warm-up and the end of cosine",
+        unit="share of lr",
+        least=0.0,
     )
-    max_grad_norm: float = option(
-        0.0, "gradient norm above which it is scaled down; 0 = off", least=0.0
-    )
+    max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 = off", least=0.0)
     ema_decay: float = option(
         0.0,
-        "decay of a running mean of the weights, which is what is validated and measured; 0 = off",
+        "decay of an exponential moving average of the weights, which is then validated and"
+        " evaluated; 0 = off",
         least=0.0,
     )
 
 
 @dataclass
 class LoopConfig:
-    """The training loop: how long, how much at once, what is written when."""
+    """The training loop: length, batch size, parallelism, logging and checkpoints."""
 
-    epochs: float = option(30.0, "length of the run when steps is 0", unit="epochs", least=0.0)
-    steps: int = option(0, "length of the run; 0 takes epochs", unit="steps", least=0)
+    epochs: float = option(30.0, "length of the run if steps is 0", unit="epochs", least=0.0)
+    steps: int = option(0, "length of the run; 0 = by epochs", unit="steps", least=0)
     global_batch_size: int = option(
-        256, "samples a step over all processes and accumulation", unit="samples", least=1
+        256, "samples a step, over all processes and accumulated passes", unit="samples", least=1
     )
-    gradient_accumulation: int = option(1, "forward passes a step", least=1)
+    gradient_accumulation: int = option(1, "forward and backward passes a step", least=1)
     num_processes: int = option(
-        0,
-        "processes that must be running, else an error; 0 = as many as the launcher starts",
-        least=0,
+        0, "error if another number of processes is running; 0 = any number", least=0
     )
     engine: str = option(
         "auto",
-        "what processes share: nothing (ddp) or weights and optimizer; auto = as launched",
+        "how processes share weights and optimizer state: replicated (ddp) or sharded;"
+        " auto = as launched",
         choices=ENGINES,
     )
     precision: str = option(
         "auto",
-        "autocast of the forward pass; auto = bf16 where the device has it, else fp32",
+        "autocast of the forward pass; auto = bf16 if the device supports it, else fp32",
         choices=PRECISIONS,
     )
     cuda_graph: bool = option(
-        True,
-        "one process on a GPU: a step's launches are recorded once and replayed as one (a CUDA graph)",
+        True, "one process on a GPU: record the kernels of a step as a CUDA graph and replay it"
     )
     replica_check_every: int = option(
         0,
-        "steps between comparisons of what processes hold alike; 0 = never",
+        "steps between checks that replicated state is equal on all processes; 0 = never",
         unit="steps",
         least=0,
     )
-    log_every: int = option(50, "steps between lines of metrics", unit="steps", least=1)
+    log_every: int = option(50, "steps between logged metrics", unit="steps", least=1)
     eval_every: int = option(
         0, "steps between validations; 0 = only at the end", unit="steps", least=0
     )
     checkpoint_every: int = option(
-        500, "steps between checkpoints; one is always written at the end", unit="steps", least=1
+        500, "steps between checkpoints; the last step always has one", unit="steps", least=1
     )
     checkpoint_every_minutes: float = option(
-        0.0, "a checkpoint also after so much time; 0 = off", unit="minutes", least=0.0
+        0.0,
+        "time between checkpoints, besides checkpoint_every; 0 = off",
+        unit="minutes",
+        least=0.0,
     )
     async_checkpoints: bool = option(
-        True,
-        "write checkpoints beside the steps that follow; a step waits for a copy in memory alone",
+        True, "write checkpoints in the background; a step waits only for a copy in memory"
     )
-    keep_checkpoints: int = option(2, "checkpoints kept, the newest", least=1)
+    keep_checkpoints: int = option(2, "newest checkpoints to keep", least=1)
     keep_best: bool = option(
         False,
-        "keep the checkpoint with the best validation loss too; checkpoints/best.json names it",
+        "also keep the checkpoint with the lowest validation loss; checkpoints/best.json names it",
     )
     max_skipped_steps: int = option(
         10,
-        "steps left out for a loss or gradient that is not finite; one more is an error",
+        "steps skipped for a loss or gradient that is not finite; one more is an error",
         unit="steps",
         least=0,
     )
     hang_timeout_minutes: float = option(
         30.0,
-        "no step in that time: write all stacks and end the process; 0 = never",
+        "if no step ends in this time, write all stacks and end the process; 0 = never",
         unit="minutes",
         least=0.0,
     )
     profile: bool = option(
-        False, "a torch profiler trace of some steps after warm-up, into RUN/profile"
+        False, "write a torch profiler trace of some steps after warm-up to RUN/profile"
     )
     stop_at_step: int = option(
         0,
-        "leave after this step with a checkpoint, as a signal would; 0 = run to the end",
+        "write a checkpoint after this step and stop, as after a preemption signal; 0 = off",
         unit="steps",
         least=0,
     )
@@ -262,35 +270,37 @@ class ReadingConfig:
 
     kind: str = option(
         "in_memory",
-        "the split in host memory, on the GPU (world models), or a few shards at a time",
-        choices=READING,
+        "the whole split in host memory or on the GPU (device; world models only), or a few"
+        " shards at a time (streaming)",
+        choices=READING_KINDS,
     )
     shuffle_shards: int = option(
         2,
-        "streaming: shards whose samples are mixed; twice as many are in memory",
+        "streaming: shards that are shuffled together; twice as many are in memory",
         unit="shards",
         least=1,
     )
     shard_groups: int = option(
         1,
-        "streaming: so many groups of shards at a time; with as many processes each reads its own alone",
+        "streaming: groups of shards that are read side by side; with as many processes, each"
+        " process reads one group only",
         least=1,
     )
     workers: int = option(2, "streaming: threads that read", unit="threads", least=1)
     max_missing_samples: int = option(
         0,
-        "streaming: samples of lost shards for which others stand in; one more is an error",
+        "streaming: samples of unreadable shards that are replaced by others; one more is an error",
         unit="samples",
         least=0,
     )
     timeout: float = option(
         30.0,
-        "streaming, URLs: a read without a byte in that time has failed",
+        "streaming, URLs: a read that receives no byte in this time has failed",
         unit="seconds",
         least=0.1,
     )
     max_attempts: int = option(
-        6, "streaming, URLs: failures in a row before it is an error", least=1
+        6, "streaming, URLs: failed attempts in a row before it is an error", least=1
     )
 
 
@@ -302,28 +312,33 @@ class TrainWorldModel:
         MISSING, "folder of slot shards, or its URL: http(s)://, s3://, pipe:COMMAND"
     )
     run: str = option(MISSING, "run folder: config, checkpoints, metrics, TensorBoard")
-    seed: int = option(0, "seed of weights, order, masks, dropout")
+    plugins: list[str] = option([], PLUGINS_MEANING)
+    seed: int = option(0, "seed of weights, order of samples, masks and dropout")
     frameskip: int = option(5, "video frames between model frames", unit="frames", least=1)
     train_split: str = option("train", "split to train on")
     val_split: str = option("val", "split to validate on")
     videos: int = option(
-        0, "use the first so many videos of the train split; 0 = all", unit="videos", least=0
+        0, "train on the first N videos of the train split; 0 = all", unit="videos", least=0
     )
     contact_share: float = option(
         0.0,
-        "share of windows with a contact in the predicted interval (needs truth); 0 = as they come",
+        "share of windows with a contact in the predicted frames (needs truth); 0 = as in the data",
         least=0.0,
     )
     val_windows: int = option(
-        2048, "windows of the validation split used in a validation", unit="windows", least=1
+        2048, "windows of the validation split in each validation", unit="windows", least=1
     )
     horizon: int = option(
         1,
-        "predictions (of T_p frames each) that a training window has room for; runs that are compared need the same",
+        "length of a training window after its history, in predictions of T_p frames; the same in"
+        " runs that are compared",
         least=1,
     )
     future_weight: float = option(1.0, "weight of the error on future slots", least=0.0)
     history_weight: float = option(1.0, "weight of the error on hidden history slots", least=0.0)
+    extra_losses: dict[str, float] = option(
+        {}, "weights of losses that a plugin registers, by name (cjepa_dist/losses/extra.py)"
+    )
     reading: ReadingConfig = option(ReadingConfig, "how the train split is read")
     predictor: PredictorConfig = option(PredictorConfig, "the model")
     mask: MaskConfig = option(MaskConfig, "hidden slots")
@@ -337,7 +352,7 @@ class AloeConfig:
     """ALOE. The defaults are the published size (2.88 M parameters)."""
 
     slots: int = option(7, "object slots a frame", unit="slots", least=1)
-    slot_dim: int = option(128, "numbers a slot", least=1)
+    slot_dim: int = option(128, "dimensions of a slot", least=1)
     frames: int = option(25, "frames sampled from a video", unit="frames", least=1)
     width: int = option(144, "transformer width", least=1)
     depth: int = option(12, "transformer layers", unit="layers", least=1)
@@ -347,11 +362,11 @@ class AloeConfig:
     head_dim: int = option(128, "hidden width of the two answer heads", least=1)
     shared_vision: bool = option(
         False,
-        "slots do not attend to words, so that a video is computed once for all of its questions",
+        "slots do not attend to words, so a video is encoded once for all of its questions",
     )
     factored_position: bool = option(
         False,
-        "add embeddings of frame and of slot number, drawn at random, to the table of positions",
+        "add an embedding of the frame and one of the slot number to the position embedding",
     )
     dropout: float = option(0.1, "dropout probability in training", least=0.0)
 
@@ -362,40 +377,43 @@ class TrainAloe:
 
     data: str = option(
         MISSING,
-        "folder of rolled-out slot shards with questions, or its URL: http(s)://, s3://, pipe:COMMAND",
+        "folder of rolled-out slot shards with questions, or its URL: http(s)://, s3://,"
+        " pipe:COMMAND",
     )
     run: str = option(MISSING, "run folder: config, checkpoints, metrics, TensorBoard")
-    seed: int = option(0, "seed of weights, order, frame starts, dropout")
+    plugins: list[str] = option([], PLUGINS_MEANING)
+    seed: int = option(0, "seed of weights, order of samples, first frames and dropout")
     train_split: str = option("train", "split to train on")
     val_split: str = option("val", "split to validate on")
     stride: int = option(5, "video frames between sampled frames", unit="frames", least=1)
     starts: int = option(
-        8, "the first frame is drawn from 0 .. starts-1 in training", unit="frames", least=1
+        8, "in training, the first frame is drawn from 0 .. starts-1", unit="frames", least=1
     )
     eval_start: int = option(3, "first frame in validation", unit="frames", least=0)
-    by_video: bool = option(
+    group_by_video: bool = option(
         False,
-        "a sample is a video with all of its questions (loop.global_batch_size counts videos), not a question",
+        "a sample is a video with all of its questions, not a question"
+        " (loop.global_batch_size then counts videos)",
     )
-    types: list[str] = option(
+    question_types: list[str] = option(
         ["descriptive", "explanatory", "predictive", "counterfactual"],
-        "types of the questions asked in training; fewer need by_video",
+        "question types to train on; a subset needs group_by_video",
     )
-    shuffle_slots: bool = option(
-        False, "training shows the slots of a video in another order each time"
-    )
+    shuffle_slots: bool = option(False, "shuffle the slots of a video each time in training")
     unnegated_fraction: float = option(
         0.0,
-        'share of the run that asks negated questions without their "not", answers turned round: options are learned first',
+        'share of the run, at its start, in which negated questions have no "not" and the opposite'
+        " answers: easier questions first",
         least=0.0,
     )
     protocol: str = option(
         "published",
-        "what counterfactual questions see: the video, as published systems do, or the world without the object (worlds.npz)",
+        "input of counterfactual questions: the video, as in published systems (published), or the"
+        " world without the object, from worlds.npz (counterfactual)",
         choices=("published", "counterfactual"),
     )
     blind: bool = option(
-        False, "control: every question sees the slots of another video; does not stream"
+        False, "control: every question sees the slots of another video; not for streaming"
     )
     descriptive_weight: float = option(
         1.0, "weight of the cross-entropy of descriptive questions", least=0.0
@@ -405,7 +423,7 @@ class TrainAloe:
         ReadingConfig, "how the train split is read; the validation split is always in memory"
     )
     aloe: AloeConfig = option(AloeConfig, "the model")
-    optimizer: OptimizerConfig = option(OptimizerConfig, "update rule")
+    optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer and learning rate")
     loop: LoopConfig = option(LoopConfig, "training loop")
 
 

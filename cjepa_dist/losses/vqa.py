@@ -1,7 +1,8 @@
-"""What ALOE minimises: cross-entropy of descriptive answers + binary cross-entropy of choices (`spec/aloe.md`).
+"""The ALOE training losses: cross-entropy of descriptive answers, binary cross-entropy of choices.
 
-Each is a sum over the rows at hand divided by a given count, that of the global batch: so it does not matter how rows fall on processes,
-and a process without rows of one kind still takes part. Rows of the other kind carry the label -1.
+Each is a sum over the rows of this process, divided by a count of the global batch: so the result
+does not depend on how rows are distributed over processes, and a process may have no rows of one
+kind. Rows of the other kind have the label -1.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from torch import Tensor
 
 
 def answer_loss(logits: Tensor, label: Tensor, count: Tensor | float) -> Tensor:
-    """Cross-entropy: logits (R, answers), label (R,) int64 answer id or -1 -> sum over labelled rows / count, ()."""
-    return F.cross_entropy(
-        logits.float(), label, ignore_index=-1, reduction="sum"
-    ) / torch.as_tensor(count).clamp(min=1)
+    """Cross-entropy over labelled rows / count, ().
+
+    logits (R, answers), label (R,) int64 answer id or -1.
+    """
+    total = F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="sum")
+    return total / torch.as_tensor(count).clamp(min=1)
 
 
 def choice_loss(logits: Tensor, label: Tensor, count: Tensor | float) -> Tensor:
-    """Binary cross-entropy: logits (R,), label (R,) int64 1 = right, 0 = wrong, or -1 -> sum over labelled rows / count, ()."""
+    """Binary cross-entropy over labelled rows / count, ().
+
+    logits (R,), label (R,) int64: 1 = right, 0 = wrong, or -1.
+    """
     error = F.binary_cross_entropy_with_logits(
         logits.float(), label.clamp(min=0).float(), reduction="none"
     )

@@ -1,10 +1,12 @@
-"""ALOE: slots and the words of a question -> the answer (arXiv 2012.08508; sizes of the public re-implementation, `spec/aloe.md`).
+"""ALOE: slots of a video and the words of a question -> the answer (arXiv 2012.08508).
 
-    [CLS]                                        ┐
-    slots (R, F, S, D) + modality ──> Linear     ├─> + positions ──> pre-norm ReLU blocks ──> [CLS] ──> answer (22) and choice (1)
-    words (R, 32) ──> embedding + role + modality ──> Linear ┘         padding is not attended to
+    [CLS]                                                    ┐
+    slots (R, F, S, D) + modality ──> Linear                 ├─> + positions
+    words (R, 32) ──> embedding + role + modality ──> Linear ┘
+    ──> pre-norm ReLU blocks, padding is not attended to ──> [CLS] ──> answer (22) and choice (1)
 
-A row is a descriptive question, or a multiple-choice question joined with one of its choices.
+A row is a descriptive question, or a multiple-choice question joined with one of its choices. The
+sizes are those of the public re-implementation.
 """
 
 from __future__ import annotations
@@ -15,17 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cjepa_dist.clevrer.vocabulary import ANSWER_IDS, MAX_QUESTION_WORDS, MAX_TEXT_WORDS, WORD_IDS
 from cjepa_dist.config.schema import AloeConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.models.transformer import Block
 
-WORDS, ANSWERS = 82, 22  # CLEVRER's vocabulary with PAD
-QUESTION_WORDS, CHOICE_WORDS = 20, 12
-PARTS, ROWS, LENGTHS = (
-    4,
-    8,
-    4,
-)  # rows of a batch by length: how many parts, multiples of rows and of words, see `by_length`
+# `bucket_by_length`: number of buckets; their numbers of rows and of words are multiples of these.
+BUCKETS, ROW_MULTIPLE, WORD_MULTIPLE = 4, 8, 4
 
 
 class Aloe(nn.Module):
@@ -40,12 +38,13 @@ class Aloe(nn.Module):
             raise UserError(f"aloe.heads={config.heads} must divide aloe.width={width}")
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         self.position = nn.Parameter(
-            torch.zeros(1, 1 + config.frames * config.slots + QUESTION_WORDS + CHOICE_WORDS, width)
+            torch.zeros(1, 1 + config.frames * config.slots + MAX_TEXT_WORDS, width)
         )
-        if config.factored_position:  # "same frame" and "same slot" are then there from the start, and need not be learned pair by pair
+        # With these the model knows from the start which tokens are of one frame or of one slot.
+        if config.factored_position:
             self.frame = nn.Parameter(torch.randn(config.frames, 1, width))
             self.slot = nn.Parameter(torch.randn(1, config.slots, width))
-        self.word = nn.Embedding(WORDS, config.word_dim)
+        self.word = nn.Embedding(len(WORD_IDS), config.word_dim)
         self.word_in = nn.Linear(config.word_dim + 4, width)
         self.slot_in = nn.Linear(config.slot_dim + 2, width)
         self.blocks = nn.ModuleList(
@@ -61,7 +60,9 @@ class Aloe(nn.Module):
             for _ in range(config.depth)
         )
         self.answer = nn.Sequential(
-            nn.Linear(width, config.head_dim), nn.ReLU(), nn.Linear(config.head_dim, ANSWERS)
+            nn.Linear(width, config.head_dim),
+            nn.ReLU(),
+            nn.Linear(config.head_dim, len(ANSWER_IDS)),
         )
         self.choice = nn.Sequential(
             nn.Linear(width, config.head_dim), nn.ReLU(), nn.Linear(config.head_dim, 1)
@@ -77,19 +78,20 @@ class Aloe(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits of both heads for every row: (R, 22) and (R,).
 
-        slots (R, F, S, D), or (U, F, S, D) with `row_view` (R,) int64 saying which of them a row reads;
-        tokens (R, 32) int64; padding (R, 32) bool, True at padding; is_choice (R,) bool, the kind of the row.
+        slots (R, F, S, D), or (U, F, S, D) and `row_view` (R,) int64: which of them a row reads;
+        tokens (R, 32) int64; padding (R, 32) bool, True at padding; is_choice (R,) bool, the kind
+        of the row.
         """
         summary = self.encode(slots, tokens, padding, is_choice, row_view)
         return self.answer(summary), self.choice(summary)[:, 0]
 
-    def descriptive(self, slots: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
+    def answer_logits(self, slots: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
         """Answer logits (R, 22) of descriptive questions; slots (R, F, S, D)."""
         is_choice = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         return self(slots, tokens, padding, is_choice)[0]
 
-    def choices(self, slots: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
-        """Logits (R,) that a choice is right, one row a (question, choice); slots (R, F, S, D)."""
+    def choice_logits(self, slots: Tensor, tokens: Tensor, padding: Tensor) -> Tensor:
+        """Logits (R,) that a choice is right, a row a (question, choice); slots (R, F, S, D)."""
         is_choice = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
         return self(slots, tokens, padding, is_choice)[1]
 
@@ -101,77 +103,72 @@ class Aloe(nn.Module):
         is_choice: Tensor,
         row_view: Tensor | None,
     ) -> Tensor:
-        """What [CLS] has gathered, (R, W); arguments as in `forward`."""
-        seen, expected = (
-            tuple(slots.shape[1:]),
-            (self.config.frames, self.config.slots, self.config.slot_dim),
-        )
-        if seen != expected:
+        """The output of [CLS], (R, W); arguments as in `forward`."""
+        expected = (self.config.frames, self.config.slots, self.config.slot_dim)
+        if tuple(slots.shape[1:]) != expected:
+            frames, count, dim = expected
             raise ValueError(
-                f"slots are (rows, {', '.join(map(str, seen))}); this model takes (rows, {', '.join(map(str, expected))})"
+                f"slots are {tuple(slots.shape)}; this model takes (rows, {frames}, {count}, {dim})"
             )
-        vision, text = self.see(slots), self.read(tokens, is_choice)
+        vision, text = self.embed_slots(slots), self.embed_words(tokens, is_choice)
         blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
-        row = torch.arange(len(tokens), device=tokens.device) if row_view is None else row_view
-        at_cls, at_vision, at_text = self.position.split(
-            [1, vision.shape[1], tokens.shape[1]], dim=1
-        )
-        vision, x = (
-            vision + at_vision,
-            torch.cat(
-                [(self.cls + at_cls).expand(len(tokens), -1, -1).to(text.dtype), text + at_text],
-                dim=1,
-            ),
-        )
-        parts = bucket_by_length(F.pad(padding, (1, 0)))
-        texts = [x[rows[:, None], words] for rows, words, _ in parts]
+        view = torch.arange(len(tokens), device=tokens.device) if row_view is None else row_view
+        sizes = [1, vision.shape[1], tokens.shape[1]]
+        cls_position, vision_position, text_position = self.position.split(sizes, dim=1)
+        vision = vision + vision_position
+        cls = (self.cls + cls_position).expand(len(tokens), -1, -1).to(text.dtype)
+        text = torch.cat([cls, text + text_position], dim=1)
+        buckets = bucket_by_length(F.pad(padding, (1, 0)))
+        texts = [text[rows[:, None], words] for rows, words, _ in buckets]
+        # Of the last block only [CLS], the first token, is read: num_queries=1.
         if self.config.shared_vision:
             for block in blocks:
-                k, v = block.keys(vision)
-                for i, (rows, _, unused) in enumerate(parts):
-                    memory = gather_rows(k, row[rows]), gather_rows(v, row[rows])
-                    texts[i], _ = block(
-                        texts[i], unused, first=1 if block is blocks[-1] else None, memory=memory
-                    )
-                if block is not blocks[-1]:
+                is_last = block is blocks[-1]
+                k, v = block.project_kv(vision)
+                for i, (rows, _, unused) in enumerate(buckets):
+                    kv = gather_rows(k, view[rows]), gather_rows(v, view[rows])
+                    queries = 1 if is_last else None
+                    texts[i], _ = block(texts[i], unused, num_queries=queries, prefix_kv=kv)
+                if not is_last:
                     vision, _ = block(vision)
         else:
-            for i, (rows, _, unused) in enumerate(
-                parts
-            ):  # the order of tokens says nothing: [CLS], words, slots
-                x, ignored = (
-                    torch.cat([texts[i], gather_rows(vision, row[rows])], dim=1),
-                    F.pad(unused, (0, vision.shape[1])),
-                )
+            for i, (rows, _, unused) in enumerate(buckets):
+                # Positions are added already, so the order of tokens is free: [CLS], words, slots.
+                x = torch.cat([texts[i], gather_rows(vision, view[rows])], dim=1)
+                ignored = F.pad(unused, (0, vision.shape[1]))
                 for block in blocks[:-1]:
                     x, _ = block(x, ignored)
-                texts[i], _ = blocks[-1](
-                    x, ignored, first=1
-                )  # nothing else of the last block is read
-        summary, of = (
-            torch.cat([text[:, 0] for text in texts]),
-            torch.cat([rows for rows, _, _ in parts]),
-        )
-        again = len(of) - len(tokens)  # rows that only round sizes up
-        return summary if len(parts) == 1 else summary[again:][of[again:].argsort()]
+                texts[i], _ = blocks[-1](x, ignored, num_queries=1)
+        summary = torch.cat([text[:, 0] for text in texts])
+        if len(buckets) == 1:
+            return summary
+        row = torch.cat([rows for rows, _, _ in buckets])
+        repeated = len(row) - len(tokens)  # the first rows: copies that round up sizes
+        return summary[repeated:][row[repeated:].argsort()]
 
-    def see(self, slots: Tensor) -> Tensor:
-        """(U, F, S, D) -> (U, F * S, W). The modality of slots is (0, 1) always, so its second column is a bias and the first is unused."""
+    def embed_slots(self, slots: Tensor) -> Tensor:
+        """(U, F, S, D) -> (U, F * S, W).
+
+        The modality of slots is always (0, 1): its second column acts as a bias, its first is
+        unused.
+        """
         slot, modality = self.slot_in.weight[:, :-2], self.slot_in.weight[:, -1]
         vision = F.linear(slots.flatten(1, 2), slot, self.slot_in.bias + modality)
-        return (
-            vision + (self.frame + self.slot).flatten(0, 1)
-            if self.config.factored_position
-            else vision
-        )
+        if self.config.factored_position:
+            vision = vision + (self.frame + self.slot).flatten(0, 1)
+        return vision
 
-    def read(self, tokens: Tensor, is_choice: Tensor) -> Tensor:
-        """(R, 32) -> (R, 32, W). Role: the question of a choice (1, 0), a choice or a descriptive question (0, 1); modality (1, 0)."""
+    def embed_words(self, tokens: Tensor, is_choice: Tensor) -> Tensor:
+        """(R, 32) -> (R, 32, W).
+
+        Role: (1, 0) for the question of a choice, (0, 1) for a choice and a descriptive question.
+        Modality: (1, 0).
+        """
         place = torch.arange(tokens.shape[1], device=tokens.device)
-        asks = (is_choice[:, None] & (place < QUESTION_WORDS)).to(self.word.weight.dtype)
-        constant = torch.ones_like(asks)
-        marks = torch.stack([asks, 1 - asks, constant, 0 * constant], dim=-1)
-        return self.word_in(torch.cat([self.word(tokens), marks], dim=-1))
+        role = (is_choice[:, None] & (place < MAX_QUESTION_WORDS)).to(self.word.weight.dtype)
+        constant = torch.ones_like(role)
+        role_and_modality = torch.stack([role, 1 - role, constant, 0 * constant], dim=-1)
+        return self.word_in(torch.cat([self.word(tokens), role_and_modality], dim=-1))
 
     @classmethod
     def from_reference(
@@ -183,9 +180,9 @@ class Aloe(nn.Module):
         slots: int,
         dropout: float = 0.1,
     ) -> Aloe:
-        """A released checkpoint's weights; sizes are read off the shapes. Keys may carry a common prefix.
+        """A model with the weights of a released checkpoint; sizes come from their shapes.
 
-        Raises UserError naming what is missing or does not fit.
+        Keys may carry a common prefix. Raises UserError naming what is missing or does not fit.
         """
         prefix = next(
             (
@@ -196,7 +193,9 @@ class Aloe(nn.Module):
             None,
         )
         if prefix is None:
-            raise UserError("this is no released ALOE model: it has no parameter q_in_proj.weight")
+            raise UserError(
+                "this is not a released ALOE model: it has no parameter q_in_proj.weight"
+            )
         found = {
             key.removeprefix(prefix): value
             for key, value in state_dict.items()
@@ -229,53 +228,55 @@ class Aloe(nn.Module):
             if found[theirs].shape != state[ours].shape:
                 seen, expected = tuple(found[theirs].shape), tuple(state[ours].shape)
                 raise UserError(
-                    f"the checkpoint's {prefix}{theirs} is {seen}, not {expected}: check frames and slots"
+                    f"the checkpoint's {prefix}{theirs} is {seen}, not {expected}:"
+                    " check frames and slots"
                 )
         model.load_state_dict({ours: found[theirs] for ours, theirs in names.items()})
         return model
 
     def to_reference(self) -> dict[str, Tensor]:
-        """The weights by the released names, the constant marks included: the inverse of `from_reference`."""
+        """The weights by the released names, with constants: the inverse of `from_reference`."""
         state = self.state_dict()
         first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-        marks = {
+        constants = {
             "text_token": first,
             "vision_token": second,
             "cls_token": second,
             "mc_question_token": first,
             "mc_choice_token": second,
         }
-        return marks | {
+        return constants | {
             theirs: state[ours].clone()
             for ours, theirs in reference_names(self.config.depth).items()
         }
 
 
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows] along the first axis; as an embedding, whose backward sums in whole rows (ten times faster on a CPU)."""
+    """x[rows] along the first axis, as an embedding: its backward is ten times faster on a CPU."""
     return F.embedding(rows, x.flatten(1)).unflatten(1, x.shape[1:])
 
 
 def bucket_by_length(padding: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Rows of words sorted into parts of like length, for padding (R, N) bool, True at padding: (rows (r,), words (r, n), padding (r, n)).
+    """Rows sorted into buckets of similar length, each (rows (r,), words (r, n), padding (r, n)).
 
-    More than half of the words of a batch are padding, and positions are added before: so what is left is the same, for half of the work.
-    Sizes are rounded up, the first row standing there once more: a CPU compiles its matrix products for each size, at half of a step's
-    time if every step had others. It reads the lengths, which on a GPU would wait for it: there, where a graph is compiled and on the
-    meta device, all rows are one part.
+    `padding` (R, N) bool, True at padding. More than half of the words of a batch are padding:
+    without most of it a step takes half of the work, and the result is the same. The numbers of
+    rows and words are rounded up (by copies of the shortest row), because a CPU compiles its matrix
+    products for each size. Lengths are values of a tensor, and a GPU would have to be waited for:
+    there, in a compiled graph and on the meta device, all rows are one bucket.
     """
     if padding.is_cuda or padding.is_meta or torch.compiler.is_compiling():
         rows, words = (torch.arange(n, device=padding.device) for n in padding.shape)
         return [(rows, words.expand_as(padding), padding)]
     length = (~padding).sum(1)
     order = length.argsort()
-    order = torch.cat([order[:1].expand(-len(order) % (PARTS * ROWS)), order])
-    parts = []
-    for rows in order.chunk(PARTS):
-        longest = -(-int(length[rows].max()) // LENGTHS) * LENGTHS
+    order = torch.cat([order[:1].expand(-len(order) % (BUCKETS * ROW_MULTIPLE)), order])
+    buckets = []
+    for rows in order.chunk(BUCKETS):
+        longest = -(-int(length[rows].max()) // WORD_MULTIPLE) * WORD_MULTIPLE
         words = padding[rows].to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-        parts.append((rows, words, padding[rows].gather(1, words)))
-    return parts
+        buckets.append((rows, words, padding[rows].gather(1, words)))
+    return buckets
 
 
 def reference_names(depth: int) -> dict[str, str]:

@@ -1,12 +1,16 @@
-"""C-JEPA: slots of the past, some objects hidden, -> slots of all frames, the future included (arXiv 2602.11389).
+"""C-JEPA: slots of the past, some objects hidden -> slots of all frames, past and future.
 
     history (B, T_h, S, D), hidden (B, S)
-        visible token  slot                                    + time
-        query          mask token + Linear(slot at t = 0)      + time     hidden slots at t >= 1, every slot of the future
-    ──> transformer over all T_total * S tokens, every token sees every other ──> LayerNorm ──> Linear ──> z (B, T_total, S, D)
+        visible token  slot                               + time
+        query          mask token + Linear(slot at t = 0) + time
+                       (hidden slots at t >= 1, and every slot of the future)
+    ──> transformer over all T_total * S tokens, each token sees all others
+    ──> LayerNorm ──> Linear ──> z (B, T_total, S, D)
 
-There is no embedding over slots: who a slot is comes from its content at t = 0, which is always visible. The mask is an argument and
-shapes are static, so nothing here depends on the value of a tensor. Names of released checkpoints are translated at the end of the file.
+Source: arXiv 2602.11389. There is no embedding of the slot number: the content at t = 0, which is
+always visible, says which object a slot is. The mask is an argument and shapes are static, so no
+control flow depends on the value of a tensor. The end of this file translates the parameter names
+of released checkpoints.
 """
 
 from __future__ import annotations
@@ -19,11 +23,14 @@ from torch import Tensor, nn
 
 from cjepa_dist.config.schema import PredictorConfig
 from cjepa_dist.errors import UserError
-from cjepa_dist.models.transformer import Block, Pair, apply_rotary, rotary_angles
+from cjepa_dist.models.transformer import Block, CosSin, apply_rotary, rotary_angles
 
 
 class SlotPredictor(nn.Module):
-    """The world model. `PredictorConfig`'s defaults are the released layout; every option beside it is described there."""
+    """The world model. `PredictorConfig` describes its options.
+
+    The defaults are the released layout.
+    """
 
     def __init__(self, config: PredictorConfig) -> None:
         """Raises UserError if the width is not a multiple of the heads."""
@@ -31,12 +38,12 @@ class SlotPredictor(nn.Module):
         self.config = config
         slot_dim, width = config.slot_dim, config.width or config.slot_dim
         if width % config.heads:
-            raise UserError(
-                f"predictor.heads={config.heads} must divide predictor.width or, where that is 0, slot_dim: {width}"
-            )
+            name = "width" if config.width else "slot_dim"
+            raise UserError(f"predictor.heads={config.heads} must divide predictor.{name}={width}")
         if config.rotary and width // config.heads % 2:
             raise UserError(
-                f"predictor.rotary turns pairs of numbers: a head's width, {width} / {config.heads}, must be even"
+                "predictor.rotary rotates pairs of dimensions: the width of a head,"
+                f" {width} / {config.heads}, must be even"
             )
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
         self.time = nn.Parameter(
@@ -51,7 +58,7 @@ class SlotPredictor(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, slot_dim)
-        if config.predict_change:  # an untrained model predicts that nothing changes
+        if config.predict_change:  # so an untrained model predicts that nothing changes
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
@@ -63,101 +70,105 @@ class SlotPredictor(nn.Module):
         need_attention: bool | Literal["last"] = False,
         future_only: bool = False,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Predict every slot of every frame, those that were given included.
+        """Predict every slot of every frame, past frames included: z (B, T + T_p, S, D).
 
-        history (B, T, S, D), T <= T_h; hidden (B, S) bool: slots of which only t = 0 is shown -> z (B, T + T_p, S, D),
-        and if `need_attention` the weights of each layer ("last": of the last alone), (B, heads, N, N) with N = (T + T_p) * S tokens,
-        frame-major. `future_only`: z (B, T_p, S, D), and the last layer's weights have rows for the future's tokens alone; the same
-        numbers for less work, since the last layer has nothing to do for other tokens.
+        history (B, T, S, D), T <= T_h; hidden (B, S) bool: slots of which only t = 0 is visible.
+        `need_attention`: also the attention weights of each layer ("last": only the last one),
+        (B, heads, N, N) with N = (T + T_p) * S tokens, frame-major. `future_only`: z
+        (B, T_p, S, D), and the weights of the last layer have rows for future tokens only. The
+        numbers are the same for less work: the last layer skips the other tokens.
         """
         last_visible = torch.where(hidden[..., None], history[:, 0], history[:, -1])
         tokens = self.embed(history, hidden, last_visible)
         batch, frames, slots, width = tokens.shape
-        own = self.config.own_slot_only
-        x = tokens.transpose(1, 2).flatten(0, 1) if own else tokens.flatten(1, 2)
-        turn = self.turn(frames, 1 if own else slots, x.device)
+        own_slot = self.config.own_slot_only  # then a sequence is one slot: (B * S, T + T_p, W)
+        x = tokens.transpose(1, 2).flatten(0, 1) if own_slot else tokens.flatten(1, 2)
+        tokens_per_frame = 1 if own_slot else slots
+        rotary = self.rotary_embedding(frames, tokens_per_frame, x.device)
         attention = []
         for block in self.blocks:
             last = block is self.blocks[-1]
             wanted = need_attention is True or (last and need_attention == "last")
             if last and future_only:
                 frames = self.config.pred_frames
-                x, weights = last_tokens(
-                    cast(Block, block), x, frames * (1 if own else slots), turn, wanted
-                )
+                count = frames * tokens_per_frame
+                x, weights = apply_to_last_tokens(cast(Block, block), x, count, rotary, wanted)
             else:
-                x, weights = block(x, need_weights=wanted, turn=turn)
+                x, weights = block(x, need_weights=wanted, rotary=rotary)
             if weights is not None:
-                attention.append(expand_to_all_slots(weights, batch, slots) if own else weights)
-        x = (
-            x.view(batch, slots, frames, width).transpose(1, 2)
-            if own
-            else x.view(batch, frames, slots, width)
-        )
+                attention.append(
+                    expand_to_all_slots(weights, batch, slots) if own_slot else weights
+                )
+        if own_slot:
+            x = x.view(batch, slots, frames, width).transpose(1, 2)
+        else:
+            x = x.view(batch, frames, slots, width)
         z = self.head(self.norm(x))
         if self.config.predict_change:
             z = last_visible[:, None] + z
         return (z, attention) if need_attention else z
 
-    def turn(self, frames: int, slots: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Rotary positions of frame-major tokens where the config asks for them."""
+    def rotary_embedding(
+        self, frames: int, tokens_per_frame: int, device: torch.device
+    ) -> CosSin | None:
+        """Rotary embedding of the frame number for frame-major tokens; None if it is off."""
         if not self.config.rotary:
             return None
         width = self.config.width or self.config.slot_dim
-        return rotary_angles(
-            torch.arange(frames, device=device).repeat_interleave(slots), width // self.config.heads
-        )
+        position = torch.arange(frames, device=device).repeat_interleave(tokens_per_frame)
+        return rotary_angles(position, width // self.config.heads)
 
     def embed(self, history: Tensor, hidden: Tensor, last_visible: Tensor) -> Tensor:
-        """Tokens (B, T + T_p, S, W) of history (B, T, S, D), with hidden (B, S) and last_visible (B, S, D)."""
+        """history (B, T, S, D), hidden (B, S), last_visible (B, S, D) -> (B, T + T_p, S, W)."""
         length, future = history.shape[1], self.config.pred_frames
         if not 1 <= length <= self.config.history_frames:
             raise ValueError(
-                f"history has {length} frames; this predictor takes 1 to {self.config.history_frames}"
+                f"history has {length} frames; this predictor takes 1 to"
+                f" {self.config.history_frames}"
             )
         anchor = self.first_anchor(history[:, :1])  # (B, 1, S, W)
         query = self.mask_token + anchor
-        shown = self.slot_in(history) + anchor if self.config.anchor_all else self.slot_in(history)
-        past = torch.where(hidden[:, None, :, None], query, shown[:, 1:])  # t = 0 is always visible
-        ahead = (
-            query if self.last_anchor is None else query + self.last_anchor(last_visible)[:, None]
-        )
-        tokens = torch.cat([shown[:, :1], past, ahead.expand(-1, future, -1, -1)], dim=1)
-        return (
-            tokens + self.time[:, -(length + future) :]
-        )  # a history shorter than trained ends at the same "now"
+        visible = self.slot_in(history)
+        if self.config.anchor_all:
+            visible = visible + anchor
+        # The slot at t = 0 is always visible.
+        past = torch.where(hidden[:, None, :, None], query, visible[:, 1:])
+        if self.last_anchor is not None:
+            query = query + self.last_anchor(last_visible)[:, None]
+        tokens = torch.cat([visible[:, :1], past, query.expand(-1, future, -1, -1)], dim=1)
+        # Time counts back from the end: the present has one embedding, however long the history.
+        return tokens + self.time[:, -(length + future) :]
 
     def predict(self, history: Tensor) -> Tensor:
         """The next T_p frames, nothing hidden: (B, T, S, D), T <= T_h -> (B, T_p, S, D)."""
-        hidden = torch.zeros(
-            history.shape[0], history.shape[2], dtype=torch.bool, device=history.device
-        )
+        batch, _, slots, _ = history.shape
+        hidden = torch.zeros(batch, slots, dtype=torch.bool, device=history.device)
         z: Tensor = self(history, hidden, future_only=True)
         return z
 
     def rollout(self, frames: Tensor, count: int, frameskip: int) -> Tensor:
-        """The `count` video frames that follow: (V, T, S, D) -> (V, count, S, D), in steps of `frameskip`.
+        """The next `count` video frames: (V, T, S, D) -> (V, count, S, D).
 
-        A model frame is `frameskip` video frames, so there are `frameskip` interleaved sequences; all of them go in one batch.
-        Frame T + i is position i // frameskip of sequence i % frameskip. Raises UserError if the video is shorter than the history.
+        The model sees every `frameskip`-th video frame, so a video is `frameskip` interleaved
+        sequences, all of them in one batch: frame T + i is position i // frameskip of sequence
+        i % frameskip. Raises UserError if the video is shorter than the history.
         """
         videos, length, slots, slot_dim = frames.shape
         needed, future = self.config.history_frames * frameskip, self.config.pred_frames
         if length < needed:
             raise UserError(
-                f"a rollout needs history_frames x frameskip = {needed} frames; the video has {length}"
+                f"a rollout needs history_frames x frameskip = {needed} frames;"
+                f" the video has {length}"
             )
-        sequence = (
-            frames[:, length - needed :].unflatten(1, (-1, frameskip)).transpose(1, 2).flatten(0, 1)
-        )  # (V * frameskip, T_h, S, D)
+        history = frames[:, length - needed :].unflatten(1, (-1, frameskip))
+        sequence = history.transpose(1, 2).flatten(0, 1)  # (V * frameskip, T_h, S, D)
         steps = -(-count // frameskip)
         for _ in range(-(-steps // future)):
             following = self.predict(sequence[:, -self.config.history_frames :])
             sequence = torch.cat([sequence, following.to(sequence.dtype)], dim=1)
-        rolled = sequence[:, self.config.history_frames :][:, :steps].unflatten(
-            0, (videos, frameskip)
-        )
-        return rolled.transpose(1, 2).reshape(videos, steps * frameskip, slots, slot_dim)[:, :count]
+        rolled = sequence[:, self.config.history_frames :][:, :steps]
+        rolled = rolled.unflatten(0, (videos, frameskip)).transpose(1, 2)
+        return rolled.reshape(videos, steps * frameskip, slots, slot_dim)[:, :count]
 
     @classmethod
     def from_reference(
@@ -170,9 +181,11 @@ class SlotPredictor(nn.Module):
         slots: int = 7,
         dropout: float = 0.1,
     ) -> SlotPredictor:
-        """A released checkpoint's weights. Sizes are read off the shapes; heads, slots and dropout leave no trace in them.
+        """A model with the weights of a released checkpoint.
 
-        Keys may carry a common prefix (the predictor inside a larger model). Raises UserError naming what is missing or does not fit.
+        Sizes come from the shapes of the weights; heads, slots and dropout cannot be seen in them.
+        Keys may carry a common prefix (the predictor inside a larger model). Raises UserError
+        naming what is missing or does not fit.
         """
         prefix = next(
             (
@@ -184,7 +197,7 @@ class SlotPredictor(nn.Module):
         )
         if prefix is None:
             raise UserError(
-                "this is no released C-JEPA predictor: it has no parameter time_pos_embed"
+                "this is not a released C-JEPA predictor: it has no parameter time_pos_embed"
             )
         found = {
             key.removeprefix(prefix): value
@@ -198,9 +211,9 @@ class SlotPredictor(nn.Module):
                 f"the checkpoint lacks {prefix}{missing[0]} ({len(missing)} parameters are missing)"
             )
         if (trained := found["time_pos_embed"].shape[1]) != history_frames + pred_frames:
-            expected = history_frames + pred_frames
             raise UserError(
-                f"the checkpoint has {trained} time embeddings, not history_frames + pred_frames = {expected}"
+                f"the checkpoint has {trained} time embeddings, not history_frames + pred_frames ="
+                f" {history_frames + pred_frames}"
             )
         model = cls(
             PredictorConfig(
@@ -218,7 +231,10 @@ class SlotPredictor(nn.Module):
         return model
 
     def to_reference(self) -> dict[str, Tensor]:
-        """The weights by the released names: the inverse of `from_reference`. Raises UserError if options make it another model."""
+        """The weights by the released names: the inverse of `from_reference`.
+
+        Raises UserError if an option is set that the released layout does not have.
+        """
         config, released = self.config, PredictorConfig()
         options = (
             "width",
@@ -231,7 +247,8 @@ class SlotPredictor(nn.Module):
         )
         if added := [name for name in options if getattr(config, name) != getattr(released, name)]:
             raise UserError(
-                f"the released layout has no {', '.join(added)}: a predictor trained with it cannot be exported"
+                f"the released layout has no {', '.join(added)}: a predictor trained with it cannot"
+                " be exported"
             )
         state = self.state_dict()
         return {
@@ -239,27 +256,29 @@ class SlotPredictor(nn.Module):
         }
 
 
-def last_tokens(
-    block: Block, x: Tensor, count: int, turn: Pair | None, need_weights: bool
+def apply_to_last_tokens(
+    block: Block, x: Tensor, count: int, rotary: CosSin | None, need_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """A layer's result for the last `count` of the tokens x (B, N, W), (B, count, W), and its weights (B, heads, count, N) if needed."""
+    """A layer's output for the last `count` of the tokens x (B, N, W): (B, count, W).
+
+    Also its attention weights (B, heads, count, N) if they are needed.
+    """
     sizes = [x.shape[1] - count, count]
     past, future = x.split(sizes, dim=1)
-    k, v = block.keys(past)
-    if turn is not None:
-        cos, sin = (part.split(sizes) for part in turn)
-        k, turn = apply_rotary(k, (cos[0], sin[0])), (cos[1], sin[1])
-    return block(future, need_weights=need_weights, memory=(k, v), turn=turn)
+    k, v = block.project_kv(past)
+    if rotary is not None:
+        cos, sin = (part.split(sizes) for part in rotary)
+        k, rotary = apply_rotary(k, (cos[0], sin[0])), (cos[1], sin[1])
+    return block(future, need_weights=need_weights, prefix_kv=(k, v), rotary=rotary)
 
 
 def expand_to_all_slots(weights: Tensor, batch: int, slots: int) -> Tensor:
-    """Attention within each slot, (B * S, heads, Q, T), as attention over all tokens, (B, heads, Q * S, T * S)."""
-    _, heads, asked, frames = weights.shape
+    """Attention within slots (B * S, heads, Q, T) -> over all slots (B, heads, Q * S, T * S)."""
+    _, heads, queries, frames = weights.shape
     same_slot = torch.eye(slots, dtype=weights.dtype, device=weights.device)
-    full = torch.einsum(
-        "bshtu,sr->bhtsur", weights.view(batch, slots, heads, asked, frames), same_slot
-    )
-    return full.reshape(batch, heads, asked * slots, frames * slots)
+    within = weights.view(batch, slots, heads, queries, frames)
+    full = torch.einsum("bshtu,sr->bhtsur", within, same_slot)
+    return full.reshape(batch, heads, queries * slots, frames * slots)
 
 
 def reference_names(depth: int) -> dict[str, str]:

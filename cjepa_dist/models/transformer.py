@@ -1,24 +1,28 @@
 """Transformer blocks for both models.
 
-    x (B, N, W) ──> x + attention(x) ──> x + mlp(norm(x))          published order (C-JEPA): no norm before attention
-                    x + attention(norm(x)) ──> x + mlp(norm(x))    norm_first (ALOE, and our own C-JEPA)
+    x (B, N, W) ──> x + attention(x)       ──> x + mlp(norm(x))    released C-JEPA
+                    x + attention(norm(x)) ──> x + mlp(norm(x))    norm_first: ALOE, our C-JEPA
 
-On CUDA the attention is one fused call, and its weights are never stored. On the CPU it is written out: the fused CPU kernel's backward
-is slow for short sequences and narrow heads, most of all in bfloat16 (28 tokens, 16 heads of 8: three times slower).
+On CUDA the attention is one fused call, and its weights are never stored. On the CPU it is computed
+step by step: the backward pass of the fused CPU kernel is slow for short sequences and narrow
+heads, most of all in bfloat16 (28 tokens, 16 heads of 8: three times slower).
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Pair = tuple[Tensor, Tensor]
-HIDDEN = -3e4  # added to logits of padding: nothing is left of it
-LONG = 64  # of a row of logits
+from cjepa_dist.models.dropout import apply_dropout
+
+KeyValue = tuple[Tensor, Tensor]  # keys and values, (B, heads, N, d) each
+CosSin = tuple[Tensor, Tensor]  # cosines and sines of rotary positions, (N, d / 2) each
+
+MASK_BIAS = -3e4  # added to the logits of padding: their weights become 0
+LONG_ROW = 64  # logits in a row from which on torch's own softmax is the faster one
 
 
 def manual_attention(
@@ -27,84 +31,64 @@ def manual_attention(
     v: Tensor,
     padding: Tensor | None,
     dropout: float,
-    memory: Pair | None = None,
-) -> Pair:
-    """softmax(q k' / sqrt(d)) v and the weights before dropout, for q, k, v (B, heads, N, d); `padding` (B, 1, 1, N), True = ignore.
+    prefix_kv: KeyValue | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k' / sqrt(d)) v and the weights before dropout, for q, k, v (B, heads, N, d).
 
-    `memory`: keys and values (B, heads, M, d) that come first. They are not copied beside the others: the weights are, which are smaller.
+    `padding` (B, 1, 1, N) bool: True = key to ignore. `prefix_kv`: keys and values (B, heads, M, d)
+    of M more tokens, before those of k and v. The two parts of the weights are joined, not the
+    keys and values: the weights are smaller.
     """
-    q = asking = q * (1 / math.sqrt(q.shape[-1]))
-    offered = k
-    if (
-        padding is not None
-    ):  # as one more number of queries and keys, not as a pass over all logits, forward and backward
-        asking = F.pad(q, (0, 1), value=1.0)
-        offered = torch.cat(
-            [k, (padding.transpose(-2, -1).to(k.dtype) * HIDDEN).expand(*k.shape[:-1], 1)], dim=-1
-        )
-    logits = asking @ offered.transpose(-2, -1)
-    if memory is None:
+    q = padded_q = q * (1 / math.sqrt(q.shape[-1]))
+    padded_k = k
+    if padding is not None:
+        # The bias of padding is one more dimension of queries and keys: adding it to all logits
+        # would be one more pass over them, forward and backward.
+        padded_q = F.pad(q, (0, 1), value=1.0)
+        bias = padding.transpose(-2, -1).to(k.dtype) * MASK_BIAS
+        padded_k = torch.cat([k, bias.expand(*k.shape[:-1], 1)], dim=-1)
+    logits = padded_q @ padded_k.transpose(-2, -1)
+    if prefix_kv is None:
         weights = softmax(logits)
         return apply_dropout(weights, dropout) @ v, weights
-    weights = softmax(torch.cat([q @ memory[0].transpose(-2, -1), logits], dim=-1))
-    first, second = apply_dropout(weights, dropout).split([memory[0].shape[2], k.shape[2]], dim=-1)
-    return first @ memory[1] + second @ v, weights
+    prefix_k, prefix_v = prefix_kv
+    weights = softmax(torch.cat([q @ prefix_k.transpose(-2, -1), logits], dim=-1))
+    sizes = [prefix_k.shape[2], k.shape[2]]
+    on_prefix, on_own = apply_dropout(weights, dropout).split(sizes, dim=-1)
+    return on_prefix @ prefix_v + on_own @ v, weights
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Over the last axis, computed in float32 or better. A CPU's own kernel for bfloat16 is slow for short rows; long ones it takes
-    seven times as fast as by way of float32 tensors, with the same result.
+    """Softmax over the last axis, computed in float32 or better.
+
+    The CPU's own kernel for bfloat16 is slow for short rows. For long rows it is seven times as
+    fast as a conversion to float32, with the same result.
     """
-    if logits.shape[-1] >= LONG:
+    if logits.shape[-1] >= LONG_ROW:
         return logits.softmax(-1)
-    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(
-        logits.dtype
-    )
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.softmax(-1, dtype=wide).to(logits.dtype)
 
 
-def apply_dropout(x: Tensor, p: float) -> Tensor:
-    """Dropout with probability p, from torch's default generator.
+def rotary_angles(position: Tensor, head_width: int) -> CosSin:
+    """Cosines and sines (N, d / 2) of rotary embeddings (arXiv 2104.09864) for positions (N,).
 
-    torch's own draws one number after another on the CPU and took two thirds of ALOE's attention. There, eagerly, each 64-bit draw
-    serves four elements (p is rounded to 1/65536 and the scale follows) and comes from numpy's SFC64, whose seed torch's generator draws:
-    six times faster. Elsewhere it is torch's.
+    The lowest frequency is 1/100 radian a position: a window has some tens of frames, not
+    thousands of words.
     """
-    if p == 0:
-        return x
-    if x.device.type != "cpu" or p >= 1 or torch.compiler.is_compiling():
-        return F.dropout(x, p)
-    dropped = round(p * 65536)
-    draws = (
-        np.random.SFC64(int(torch.randint(1 << 62, ())))
-        .random_raw(-(-x.numel() // 4))
-        .view(np.int16)[: x.numel()]
-    )
-    keep = torch.ge(
-        torch.from_numpy(draws).view(x.shape),
-        dropped - 32768,
-        out=torch.empty(x.shape, dtype=x.dtype),
-    )
-    return x * keep.mul_(65536 / (65536 - dropped))
-
-
-def rotary_angles(place: Tensor, head_width: int) -> Pair:
-    """Cosines and sines (N, d / 2) of rotary positions (arXiv 2104.09864) for places (N,), such as frame numbers.
-
-    The slowest pair turns 1/100 radian a place: windows are some tens of frames, not thousands of words.
-    """
-    speed = 100.0 ** -torch.linspace(0, 1, head_width // 2, device=place.device)
-    angle = place[:, None] * speed
+    frequency = 100.0 ** -torch.linspace(0, 1, head_width // 2, device=position.device)
+    angle = position[:, None] * frequency
     return angle.cos(), angle.sin()
 
 
-def apply_rotary(x: Tensor, turn: Pair) -> Tensor:
-    """x (B, heads, N, d) with the pairs (m, m + d / 2) of its numbers rotated."""
-    (cos, sin), (a, b) = (part.to(x.dtype) for part in turn), x.chunk(2, dim=-1)
+def apply_rotary(x: Tensor, rotary: CosSin) -> Tensor:
+    """x (B, heads, N, d) with the pairs (m, m + d / 2) of its dimensions rotated."""
+    (cos, sin), (a, b) = (part.to(x.dtype) for part in rotary), x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, one matrix for queries, keys and values; parameters and initial values of nn.MultiheadAttention."""
+    """Multi-head self-attention with the parameters and initial values of nn.MultiheadAttention."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -122,64 +106,56 @@ class Attention(nn.Module):
         x: Tensor,
         padding: Tensor | None = None,
         need_weights: bool = False,
-        first: int | None = None,
-        memory: Pair | None = None,
-        turn: Pair | None = None,
+        num_queries: int | None = None,
+        prefix_kv: KeyValue | None = None,
+        rotary: CosSin | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, N, W) -> (B, N, W) and, if asked, the weights (B, heads, N, N) before dropout. `padding` (B, N) bool: keys to ignore.
+        """(B, N, W) -> (B, N, W) and, if asked, the weights (B, heads, N, N) before dropout.
 
-        With `first`, only the first so many tokens ask, so N of the results (and of the weights' rows) is that. `memory` are keys and
-        values of M more tokens that are all seen and do not ask (see `keys`); in the weights they come first. `turn`: cosines and sines
-        (N, d / 2) by which queries and keys are rotated (see `rotation`).
+        `padding` (B, N) bool: keys to ignore. `num_queries`: only the first so many tokens are
+        queries, so the results and the rows of the weights are as many. `prefix_kv`: keys and
+        values of M more tokens, from `project_kv`; every query sees them, and in the weights they
+        come first. `rotary`: cosines and sines (N, d / 2) that rotate queries and keys.
         """
         batch, width = x.shape[0], x.shape[2]
-        asked = x.shape[1] if first is None else first
-        if first is None:
-            q, k, v = (
-                self.qkv(x)
-                .view(batch, asked, 3, self.heads, width // self.heads)
-                .permute(2, 0, 3, 1, 4)
-            )
+        queries = x.shape[1] if num_queries is None else num_queries
+        if num_queries is None:
+            qkv = self.qkv(x).view(batch, queries, 3, self.heads, width // self.heads)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
         else:
-            q = (
-                F.linear(x[:, :first], self.qkv.weight[:width], self.qkv.bias[:width])
-                .unflatten(-1, (self.heads, -1))
-                .transpose(1, 2)
-            )
-            k, v = self.keys(x)
-        if turn is not None:
-            q, k = apply_rotary(q, turn), apply_rotary(k, turn)
+            q = F.linear(x[:, :num_queries], self.qkv.weight[:width], self.qkv.bias[:width])
+            q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            k, v = self.project_kv(x)
+        if rotary is not None:
+            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         dropout = self.dropout if self.training else 0.0
         ignored = None if padding is None else padding[:, None, None, :]
         weights = None
         if need_weights or not x.is_cuda:
-            mixed, weights = manual_attention(q, k, v, ignored, dropout, memory)
+            mixed, weights = manual_attention(q, k, v, ignored, dropout, prefix_kv)
         else:
-            if memory is not None:
-                k, v = torch.cat([memory[0], k], dim=2), torch.cat([memory[1], v], dim=2)
-                ignored = None if ignored is None else F.pad(ignored, (memory[0].shape[2], 0))
-            mixed = F.scaled_dot_product_attention(
-                q, k, v, None if ignored is None else ~ignored, dropout
-            )
-        return self.out(
-            mixed.transpose(1, 2).reshape(batch, asked, width)
-        ), weights if need_weights else None
+            if prefix_kv is not None:
+                prefix_k, prefix_v = prefix_kv
+                k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)
+                ignored = None if ignored is None else F.pad(ignored, (prefix_k.shape[2], 0))
+            attended = None if ignored is None else ~ignored
+            mixed = F.scaled_dot_product_attention(q, k, v, attended, dropout)
+        out = self.out(mixed.transpose(1, 2).reshape(batch, queries, width))
+        return out, weights if need_weights else None
 
-    def keys(self, x: Tensor) -> Pair:
+    def project_kv(self, x: Tensor) -> KeyValue:
         """Keys and values (B, heads, N, d) of tokens (B, N, W)."""
         width = x.shape[2]
-        k, v = (
-            F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
-            .unflatten(-1, (2, self.heads, -1))
-            .permute(2, 0, 3, 1, 4)
-        )
+        kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return k, v
 
 
 class Block(nn.Module):
     """Attention and a feed-forward network, each added to its input.
 
-    `drop_attention_output` is the released models' difference: ALOE drops the output of attention too, C-JEPA only its weights.
+    `drop_attention_output`: dropout on the output of attention too, as in the released ALOE; the
+    released C-JEPA has it on the attention weights only.
     """
 
     def __init__(
@@ -206,20 +182,21 @@ class Block(nn.Module):
         x: Tensor,
         padding: Tensor | None = None,
         need_weights: bool = False,
-        first: int | None = None,
-        memory: Pair | None = None,
-        turn: Pair | None = None,
+        num_queries: int | None = None,
+        prefix_kv: KeyValue | None = None,
+        rotary: CosSin | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, N, W) -> (B, N, W) and, if asked, the attention weights (B, heads, N, N). The other arguments as in Attention."""
+        """(B, N, W) -> (B, N, W) and, if asked, the attention weights. Arguments: see Attention."""
         p = self.dropout if self.training else 0.0
+        normed = self.attention_norm(x)
         mixed, weights = self.attention(
-            self.attention_norm(x), padding, need_weights, first, memory, turn
+            normed, padding, need_weights, num_queries, prefix_kv, rotary
         )
-        x = x[:, :first] + (apply_dropout(mixed, p) if self.drop_attention_output else mixed)
+        x = x[:, :num_queries] + (apply_dropout(mixed, p) if self.drop_attention_output else mixed)
         wide = self.up(self.norm(x))
         wide = F.relu(wide) if self.relu else F.gelu(wide)
         return x + apply_dropout(self.down(apply_dropout(wide, p)), p), weights
 
-    def keys(self, x: Tensor) -> Pair:
-        """What tokens (B, N, W) offer to others that see them as `memory`: two of (B, heads, N, d)."""
-        return self.attention.keys(self.attention_norm(x))
+    def project_kv(self, x: Tensor) -> KeyValue:
+        """Keys and values (B, heads, N, d) of tokens (B, N, W), for others' `prefix_kv`."""
+        return self.attention.project_kv(self.attention_norm(x))

@@ -7,15 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cjepa_dist.causal.counterfactual_rollout import (
-    AtFrames,
-    ByGraph,
-    Paired,
-    ahead,
-    expected,
-    holds,
-    interleaved,
-    without,
+    deinterleave,
+    predict_block,
+    predict_factual,
+    rollout_without_object,
 )
+from cjepa_dist.causal.divergence import GivenFramesRule, GraphRule, PairedRule, is_present
 from cjepa_dist.causal.graph import GraphContext
 from cjepa_dist.causal.interventional_graph import interventional_scores
 from cjepa_dist.config.schema import GraphConfig, PredictorConfig
@@ -55,8 +52,8 @@ def rolled(
 ) -> tuple[Tensor, Tensor]:
     video = torch.arange(V) if video is None else video
     with torch.no_grad():
-        said = expected(predictor, slots, frameskip)
-        return without(
+        said = predict_factual(predictor, slots, frameskip)
+        return rollout_without_object(
             predictor, slots, said, video, REMOVED[video], rule, frameskip=frameskip, empty=EMPTY
         )
 
@@ -73,7 +70,7 @@ def test_what_is_expected_is_the_prediction_from_true_histories(
 ):
     predictor, slots = model(history_frames=history_frames, pred_frames=pred_frames), scenes()
     with torch.no_grad():
-        found = expected(predictor, slots, frameskip, windows=7)
+        found = predict_factual(predictor, slots, frameskip, windows=7)
         span = history_frames * frameskip
         assert torch.equal(found[:, :span], slots[:, :span])
         for frame in range(span, T):
@@ -87,7 +84,7 @@ def test_what_is_expected_is_the_prediction_from_true_histories(
 @pytest.mark.parametrize(("pred_frames", "frameskip"), [(1, 1), (1, 5), (3, 2)])
 def test_free_is_the_predictors_rollout_without_the_object(pred_frames, frameskip):
     predictor, slots = model(pred_frames=pred_frames), scenes()
-    worlds, diverged = rolled(predictor, slots, AtFrames(torch.zeros(V, S)), frameskip)
+    worlds, diverged = rolled(predictor, slots, GivenFramesRule(torch.zeros(V, S)), frameskip)
     span = 3 * frameskip
     begun = slots[:, :span].clone()
     begun[torch.arange(V), :, REMOVED] = EMPTY
@@ -106,11 +103,11 @@ def test_free_is_the_predictors_rollout_without_the_object(pred_frames, frameski
 
 def test_every_block_is_predicted_from_the_world_before_it():
     predictor, slots = model(), scenes()
-    worlds, _ = rolled(predictor, slots, AtFrames(torch.full((V, S), 20)))
+    worlds, _ = rolled(predictor, slots, GivenFramesRule(torch.full((V, S), 20)))
     kept = torch.arange(S) != REMOVED[:, None]
     with torch.no_grad():
         for start in range(20, T - 1, 2):
-            z = ahead(predictor, interleaved(worlds[:, start - 6 : start], 2))
+            z = predict_block(predictor, deinterleave(worlds[:, start - 6 : start], 2))
             torch.testing.assert_close(
                 worlds[:, start : start + 2].transpose(1, 2)[kept],
                 z.transpose(1, 2)[kept],
@@ -127,7 +124,7 @@ def test_the_right_divergence_and_a_perfect_predictor_give_the_truth():
     slots[:, 17:, 3] += torch.linspace(0.1, 3, T - 17)[:, None]
     when = torch.full((V, S), T)
     when[:, 3] = 17
-    worlds, diverged = rolled(model(trained=False), slots, AtFrames(when))
+    worlds, diverged = rolled(model(trained=False), slots, GivenFramesRule(when))
     # Interleaved sequences see the push up to the frame before; what they copy is the resting slot.
     assert torch.equal(worlds, truth)
     assert (diverged[:, 3] == 17).all() and (diverged.sort(dim=1).values[:, 0] == 0).all()
@@ -135,7 +132,7 @@ def test_the_right_divergence_and_a_perfect_predictor_give_the_truth():
 
 def test_who_cannot_be_influenced_is_never_reached():
     predictor, slots = model(own_slot_only=True), scenes()
-    worlds, diverged = rolled(predictor, slots, Paired(torch.ones(D), torch.tensor(1e-6)))
+    worlds, diverged = rolled(predictor, slots, PairedRule(torch.ones(D), torch.tensor(1e-6)))
     assert torch.equal(others(worlds), others(slots))
     assert diverged.tolist() == [[0 if s == r else T for s in range(S)] for r in REMOVED.tolist()]
 
@@ -144,8 +141,8 @@ def test_an_object_that_never_appears_changes_nothing():
     slots = scenes()
     slots[torch.arange(V), :, REMOVED] = EMPTY
     for rule in (
-        Paired(torch.ones(D), torch.tensor(0.0)),
-        ByGraph(model(), GraphConfig(estimator="full"), context(), EMPTY),
+        PairedRule(torch.ones(D), torch.tensor(0.0)),
+        GraphRule(model(), GraphConfig(estimator="full"), context(), EMPTY),
     ):
         worlds, diverged = rolled(model(), slots, rule)
         assert torch.equal(worlds, slots) and (diverged[others_mask()] == T).all()
@@ -162,7 +159,7 @@ def test_paired_is_the_intervention_as_long_as_only_the_removed_slot_is_gone():
             _, diverged = rolled(
                 predictor,
                 slots[:, :4],
-                Paired(torch.ones(D), torch.tensor(tau * slack)),
+                PairedRule(torch.ones(D), torch.tensor(tau * slack)),
                 frameskip=1,
             )
             assert torch.equal(diverged == 3, (scores > tau * slack) & others_mask())
@@ -173,17 +170,19 @@ def test_graphs_spread_along_their_edges():
     slots = scenes()
     for estimator, reached in (("full", 6), ("empty", T)):
         worlds, diverged = rolled(
-            model(), slots, ByGraph(model(), GraphConfig(estimator=estimator), context(), EMPTY)
+            model(), slots, GraphRule(model(), GraphConfig(estimator=estimator), context(), EMPTY)
         )
         assert (diverged[others_mask()] == reached).all()
-        assert torch.equal(worlds, rolled(model(), slots, AtFrames(torch.full((V, S), reached)))[0])
+        assert torch.equal(
+            worlds, rolled(model(), slots, GivenFramesRule(torch.full((V, S), reached)))[0]
+        )
 
 
 def test_the_rest_of_the_batch_does_not_matter():
     predictor, slots = model(), scenes()
     for rule in (
-        Paired(torch.ones(D), torch.tensor(0.01)),
-        ByGraph(predictor, GraphConfig(tau=0.01), context(), EMPTY),
+        PairedRule(torch.ones(D), torch.tensor(0.01)),
+        GraphRule(predictor, GraphConfig(tau=0.01), context(), EMPTY),
     ):
         worlds, diverged = rolled(predictor, slots, rule)
         assert ((diverged > 6) & (diverged < T)).any(), "a case that tells something"
@@ -197,11 +196,11 @@ def test_slots_that_hold_nothing_are_not_reached():
     slots = scenes()
     slots[:, :30, 3] = EMPTY  # a late entry
     for rule in (
-        Paired(torch.ones(D), torch.tensor(0.0)),
-        AtFrames(torch.full((V, S), 20), entered=True),
+        PairedRule(torch.ones(D), torch.tensor(0.0)),
+        GivenFramesRule(torch.full((V, S), 20), entered=True),
     ):
         _, diverged = rolled(model(), slots, rule)
-        assert (diverged[:, 3] == 32).all() and not holds(slots[:, :30, 3], EMPTY).any()
+        assert (diverged[:, 3] == 32).all() and not is_present(slots[:, :30, 3], EMPTY).any()
 
 
 def context() -> GraphContext:

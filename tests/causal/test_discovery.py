@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cjepa_dist.causal import discovery
-from cjepa_dist.causal.discovery import METHODS, TAU, principal, summary_graph
+from cjepa_dist.causal.discovery import METHODS, TAU, principal_components, summary_graph
 from cjepa_dist.errors import UserError
 
 needs_library = pytest.mark.skipif(
@@ -65,11 +65,13 @@ def test_finds_lagged_edges_and_leaves_no_trace(method: str) -> None:
 
 
 def test_components_drop_who_the_slot_is() -> None:
-    parts = principal(video().astype(np.float64), 2)
+    parts = principal_components(video().astype(np.float64), 2)
     assert parts.shape == (160, S, 2)
     np.testing.assert_allclose(parts.mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(parts.std((0, 1)), 1)
-    assert np.isfinite(principal(np.ones((10, S, D)), 3)).all(), "a video in which nothing changes"
+    assert np.isfinite(principal_components(np.ones((10, S, D)), 3)).all(), (
+        "a video in which nothing changes"
+    )
 
 
 def test_a_missing_library_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

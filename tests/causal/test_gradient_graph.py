@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cjepa_dist.causal.gradient_graph import signs
-from cjepa_dist.causal.graph import Graph, GraphContext, estimate
+from cjepa_dist.causal.gradient_graph import draw_signs
+from cjepa_dist.causal.graph import Graph, GraphContext, estimate_graph
 from cjepa_dist.config.schema import GraphConfig, PredictorConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.models.predictor import SlotPredictor
@@ -50,7 +50,7 @@ def trained(**options: object) -> SlotPredictor:
 def gradient(
     predictor: nn.Module, history: Tensor, c: GraphContext, present: Tensor = PRESENT
 ) -> Graph:
-    return estimate(CONFIG, predictor, history, present, context=c)
+    return estimate_graph(CONFIG, predictor, history, present, context=c)
 
 
 class Linear(nn.Module):
@@ -89,7 +89,7 @@ def test_equals_finite_differences(which: str) -> None:
             with torch.no_grad():
                 up, down = (predictor(history + sign * move, nothing)[:, T_H:] for sign in (1, -1))
             slope = (up - down) / (2 * eps) / (2 * T_P * c.sigma2.double()).sqrt()
-            projected = (signs(K, slope, *keys) * slope).sum((2, 4))  # (K, B, S)
+            projected = (draw_signs(K, slope, *keys) * slope).sum((2, 4))  # (K, B, S)
             expected += projected.square().mean(0) * size2[:, t - 1, None]
     others = [i for i in range(S) if i != j]
     got = gradient(predictor, history, c).scores[:, others, j]
@@ -100,7 +100,7 @@ def test_is_in_the_unit_of_the_intervention() -> None:
     """A linear predictor and one variance for all: a change as long as the one to the empty slot does what that does."""
     weight = torch.rand(S, S, generator=torch.Generator().manual_seed(4))
     predictor, history, c = Linear(weight, frame=-1), slots(), context(sigma2=0.5)
-    done = estimate(
+    done = estimate_graph(
         GraphConfig(estimator="interventional", intervention="empty"),
         predictor,
         history,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cjepa_dist.causal.attention_graph import attention_maps, published_adjacency
 from cjepa_dist.causal.graph import Graph
-from cjepa_dist.causal.interventional_graph import without_dropout
 from cjepa_dist.config.schema import PredictorConfig
 from cjepa_dist.losses import ctt
+from cjepa_dist.models.dropout import without_dropout
 from cjepa_dist.models.predictor import SlotPredictor
 
 B, T_H, T_P, S, D = 6, 3, 1, 5, 16
@@ -60,7 +60,7 @@ def terms(
 ) -> ctt.CttTerms:
     adjacency = w["adjacency"] if adjacency is None else adjacency
     graph = Graph(adjacency, adjacency)
-    return ctt.per_sample(
+    return ctt.per_sample_terms(
         predictor,
         w["x"],
         w["hidden"],
@@ -101,14 +101,14 @@ def test_published_equals_the_reference(shared: Path, name: str) -> None:
     torch.testing.assert_close(adjacency, torch.tensor(d["ctt/adjacency"]), atol=1e-5, rtol=0)
 
     def run(clean: Tensor | None) -> ctt.CttTerms:
-        return ctt.published(
+        return ctt.published_terms(
             model,
             x,
             hidden,
             clean,
             threshold=float(d["ctt/threshold"]),
-            slot_invariance=int(d["ctt/inv_slot"]),
-            slot_sufficiency=int(d["ctt/suf_slot"]),
+            invariance_slot=int(d["ctt/inv_slot"]),
+            sufficiency_slot=int(d["ctt/suf_slot"]),
         )
 
     got = run(None)
@@ -148,8 +148,8 @@ def test_published_terms_without_slots_are_zero(
     predictor: SlotPredictor, window: dict[str, Tensor]
 ) -> None:
     hidden = torch.zeros(B, S, dtype=torch.bool)
-    got = ctt.published(
-        predictor, window["x"], hidden, threshold=0.0, slot_invariance=0, slot_sufficiency=1
+    got = ctt.published_terms(
+        predictor, window["x"], hidden, threshold=0.0, invariance_slot=0, sufficiency_slot=1
     )  # nothing is below 0
     for value in (
         got.invariance_sum,
@@ -158,8 +158,8 @@ def test_published_terms_without_slots_are_zero(
         got.sufficiency_count,
     ):
         assert value == 0
-    everybody = ctt.published(
-        predictor, window["x"], hidden, threshold=1.0, slot_invariance=0, slot_sufficiency=1
+    everybody = ctt.published_terms(
+        predictor, window["x"], hidden, threshold=1.0, invariance_slot=0, sufficiency_slot=1
     )
     assert everybody.invariance_count == B * (S - 1)
     assert (
@@ -171,7 +171,7 @@ def test_published_terms_without_slots_are_zero(
 def test_draws_are_visible_and_vary_with_the_step() -> None:
     hidden = torch.zeros(4, 7, dtype=torch.bool)
     hidden[:, [1, 4]] = True
-    drawn = torch.tensor([ctt.draw_slots(hidden, seed=0, step=step) for step in range(200)])
+    drawn = torch.tensor([ctt.draw_batch_slots(hidden, seed=0, step=step) for step in range(200)])
     assert set(drawn.flatten().tolist()) == {0, 2, 3, 5, 6}
     assert (drawn[:, 0] != drawn[:, 1]).any()
 
@@ -186,8 +186,8 @@ def test_equals_the_equations_written_as_loops(
     margin, w = 0.02, window
     got = terms(predictor, w, margin=margin)
     eligible = w["present"] & ~w["hidden"]
-    i_of = ctt.draw_eligible_slot(eligible, 3, 7, w["sample"], ctt.STREAM_INVARIANCE)
-    k_of = ctt.draw_eligible_slot(eligible, 3, 7, w["sample"], ctt.STREAM_SUFFICIENCY)
+    i_of = ctt.draw_sample_slots(eligible, 3, 7, w["sample"], ctt.STREAM_INVARIANCE)
+    k_of = ctt.draw_sample_slots(eligible, 3, 7, w["sample"], ctt.STREAM_SUFFICIENCY)
     inv, weights, suf, count = 0.0, 0.0, 0.0, 0
     for b in range(B):
         if not eligible[b].any():
@@ -241,7 +241,7 @@ def test_no_gradient_reaches_graph_or_clean_prediction(
 ) -> None:
     adjacency = window["adjacency"].clone().requires_grad_()
     z0 = torch.randn(B, T_H + T_P, S, D, requires_grad=True)
-    got = terms(predictor, window, adjacency, margin=100.0, z0=z0)
+    got = terms(predictor, window, adjacency, margin=100.0, base_prediction=z0)
     got.invariance_sum.backward()
     assert adjacency.grad is None and z0.grad is None
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in predictor.parameters())
@@ -254,9 +254,9 @@ def test_given_clean_prediction_changes_nothing(
     stacked = terms(predictor, window)
     with torch.no_grad(), without_dropout(predictor):
         z0 = predictor(window["x"][:, :T_H], window["hidden"])
-    given = terms(predictor, window, z0=z0)
-    assert stacked.clean is not None and stacked.clean.requires_grad
-    torch.testing.assert_close(stacked.clean, z0)
+    given = terms(predictor, window, base_prediction=z0)
+    assert stacked.base_prediction is not None and stacked.base_prediction.requires_grad
+    torch.testing.assert_close(stacked.base_prediction, z0)
     for name in ("invariance_sum", "invariance_count", "sufficiency_sum", "sufficiency_count"):
         torch.testing.assert_close(
             getattr(given, name), getattr(stacked, name), rtol=1e-5, atol=1e-6
@@ -271,7 +271,7 @@ def test_limits_full_and_empty_graph(predictor: SlotPredictor, window: dict[str,
     assert full.metrics["non_neighbour_fraction"] == 0
     empty = terms(predictor, window, torch.eye(S).expand(B, S, S), margin=1e9)
     present = window["present"]
-    drawn = ctt.draw_eligible_slot(present, 3, 7, window["sample"], ctt.STREAM_INVARIANCE)
+    drawn = ctt.draw_sample_slots(present, 3, 7, window["sample"], ctt.STREAM_INVARIANCE)
     expected = present.sum() - present.any(1).sum()
     assert (
         empty.invariance_count == expected
@@ -309,9 +309,9 @@ def test_reads_no_value_from_the_device(
     model = predictor.to("meta")
     w = {name: value.to("meta") for name, value in window.items()}
     if kind == "published":
-        i, k = ctt.draw_slots(w["hidden"], seed=0, step=0)
-        got = ctt.published(
-            model, w["x"], w["hidden"], threshold=0.15, slot_invariance=i, slot_sufficiency=k
+        i, k = ctt.draw_batch_slots(w["hidden"], seed=0, step=0)
+        got = ctt.published_terms(
+            model, w["x"], w["hidden"], threshold=0.15, invariance_slot=i, sufficiency_slot=k
         )
     else:
         got = terms(model, w)
@@ -336,11 +336,11 @@ def test_consistency_is_the_error_of_the_rollout(predictor: SlotPredictor) -> No
         torch.randn(B, T_H + 3 * T_P, S, D, generator=generator),
         torch.rand(D, generator=generator) + 0.5,
     )
-    got = ctt.consistency(predictor, x, sigma2, {1: 1.0, 2: 0.5, 3: 0.25, 4: 0.0})
+    got = ctt.consistency_loss(predictor, x, sigma2, {1: 1.0, 2: 0.5, 3: 0.25, 4: 0.0})
     predictor.eval()
     rolled = predictor.rollout(x[:, :T_H], 3, 1)
     errors = ((rolled - x[:, T_H:]).square() / sigma2).mean(dim=(0, 2, 3))
     torch.testing.assert_close(got, errors[0] + 0.5 / 2 * errors[1] + 0.25 / 3 * errors[2])
     predictor.train()
-    ctt.consistency(predictor, x, sigma2, {3: 1.0}).backward()
+    ctt.consistency_loss(predictor, x, sigma2, {3: 1.0}).backward()
     assert predictor.first_anchor.weight.grad.abs().sum() > 0 and predictor.training

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from cjepa_dist.config.schema import MaskConfig
 from cjepa_dist.errors import UserError
-from cjepa_dist.models.masking import hidden_slots
-from cjepa_dist.runtime.random import absorb, signed, uniform
+from cjepa_dist.models.masking import draw_hidden_slots
+from cjepa_dist.runtime.random import as_int64, hash_combine, uniform
 
 MANY = torch.arange(50_000)
 
@@ -26,7 +26,7 @@ def splitmix(key: int, value: int) -> int:
 @given(key=st.integers(-(2**63), 2**63 - 1), value=st.integers(0, 2**40))
 @settings(max_examples=50, deadline=None)
 def test_hash_is_exact_integer_arithmetic(key, value):
-    assert int(absorb(torch.tensor(key), value)) == signed(splitmix(key % 2**64, value))
+    assert int(hash_combine(torch.tensor(key), value)) == as_int64(splitmix(key % 2**64, value))
 
 
 def test_uniform_depends_on_nothing_but_its_arguments():
@@ -57,9 +57,11 @@ def test_uniform_is_uniform_and_independent(vary):
         seed, stream, step = (
             (MANY if vary == name else torch.tensor(5)) for name in ("seed", "stream", "step")
         )
-        key = absorb(absorb(absorb(absorb(torch.tensor(0), seed), stream), step), 9)
+        key = hash_combine(
+            hash_combine(hash_combine(hash_combine(torch.tensor(0), seed), stream), step), 9
+        )
         u = (
-            torch.stack([(absorb(key, column) >> 40) & (2**24 - 1) for column in (0, 1)], 1)
+            torch.stack([(hash_combine(key, column) >> 40) & (2**24 - 1) for column in (0, 1)], 1)
             * 2.0**-24
         )
     u = u.double().numpy()
@@ -77,7 +79,7 @@ def test_keys_do_not_collide():
     """Neighbouring seeds, streams, steps, samples and columns, 10^6 of them, all hash to different 64-bit keys."""
     key = torch.tensor([0])
     for count in (4, 4, 250, 64, 4):
-        key = absorb(key[:, None], torch.arange(count)).flatten()
+        key = hash_combine(key[:, None], torch.arange(count)).flatten()
     assert key.unique().numel() == 4 * 4 * 250 * 64 * 4
 
 
@@ -87,7 +89,7 @@ def test_keys_do_not_collide():
 def test_fixed_sets_are_the_released_ones(number, released):
     mask = MaskConfig(mode="fixed", probs=[0.0] * number + [1.0])
     for seed, step in ((0, 0), (1, 9)):
-        hidden = hidden_slots(mask, seed, step, MANY[:3], 7)
+        hidden = draw_hidden_slots(mask, seed, step, MANY[:3], 7)
         assert hidden.shape == (3, 7) and all(
             set(row.nonzero().flatten().tolist()) == released for row in hidden
         )
@@ -97,12 +99,12 @@ def test_fixed_sets_are_the_released_ones(number, released):
 def test_fixed_sets_of_the_fixtures(shared, name):
     arrays = np.load(shared / "parity" / f"predictor_{name}.npz")
     mask = MaskConfig(mode="fixed", probs=[0.0] * int(arrays["num_masked_slots"]) + [1.0])
-    hidden = hidden_slots(mask, 0, 0, MANY[:1], arrays["x"].shape[2])[0]
+    hidden = draw_hidden_slots(mask, 0, 0, MANY[:1], arrays["x"].shape[2])[0]
     assert set(hidden.nonzero().flatten().tolist()) == set(arrays["mask_indices"].tolist())
 
 
 def test_sample_mode_hides_by_its_probabilities_and_every_slot_alike():
-    hidden = hidden_slots(MaskConfig(), 0, 0, MANY, 7)
+    hidden = draw_hidden_slots(MaskConfig(), 0, 0, MANY, 7)
     shares = torch.bincount(hidden.sum(1), minlength=3) / len(MANY)
     torch.testing.assert_close(shares, torch.tensor([0.7, 0.2, 0.1]), atol=0.01, rtol=0)
     torch.testing.assert_close(
@@ -113,7 +115,7 @@ def test_sample_mode_hides_by_its_probabilities_and_every_slot_alike():
 def test_batch_mode_has_one_set_a_step():
     mask = MaskConfig(mode="batch", probs=[0.0, 0.0, 1.0])
     hidden = torch.stack(
-        [hidden_slots(mask, 0, step, MANY[step : step + 4], 7) for step in range(50)]
+        [draw_hidden_slots(mask, 0, step, MANY[step : step + 4], 7) for step in range(50)]
     )
     assert (hidden == hidden[:, :1]).all() and (hidden.sum(-1) == 2).all()
     assert len({tuple(row.tolist()) for row in hidden[:, 0]}) > 10
@@ -122,16 +124,18 @@ def test_batch_mode_has_one_set_a_step():
 @pytest.mark.parametrize("mode", ["fixed", "batch", "sample"])
 def test_extremes_and_compile(mode):
     for counts, number in (([1.0], 0), ([0.0] * 7 + [1.0], 7), ([1.0, 0.0], 0)):
-        assert (hidden_slots(MaskConfig(mode, counts), 0, 0, MANY[:9], 7).sum(1) == number).all()
-    compiled = torch.compile(hidden_slots, fullgraph=True, backend="eager")
+        assert (
+            draw_hidden_slots(MaskConfig(mode, counts), 0, 0, MANY[:9], 7).sum(1) == number
+        ).all()
+    compiled = torch.compile(draw_hidden_slots, fullgraph=True, backend="eager")
     mask = MaskConfig(mode)
     assert torch.equal(
-        compiled(mask, 0, torch.tensor(3), MANY[:9], 7), hidden_slots(mask, 0, 3, MANY[:9], 7)
+        compiled(mask, 0, torch.tensor(3), MANY[:9], 7), draw_hidden_slots(mask, 0, 3, MANY[:9], 7)
     )
-    assert hidden_slots(mask, 0, 3, MANY[:9].to("meta"), 7).shape == (9, 7)
+    assert draw_hidden_slots(mask, 0, 3, MANY[:9].to("meta"), 7).shape == (9, 7)
 
 
 @pytest.mark.parametrize("counts", [[], [0.5, 0.4], [1.5, -0.5], [0.0] * 8 + [1.0]])
 def test_counts_that_are_no_distribution(counts):
     with pytest.raises(UserError, match=r"mask\.probs"):
-        hidden_slots(MaskConfig("sample", counts), 0, 0, MANY[:1], 7)
+        draw_hidden_slots(MaskConfig("sample", counts), 0, 0, MANY[:1], 7)

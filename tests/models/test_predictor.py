@@ -105,7 +105,7 @@ def test_released_names_there_and_back(released):
         )
     with pytest.raises(UserError, match="time embeddings"):
         SlotPredictor.from_reference(state, **{**sizes, "pred_frames": 3})
-    with pytest.raises(UserError, match="no released"):
+    with pytest.raises(UserError, match="not a released"):
         SlotPredictor.from_reference({}, **sizes)
 
 

@@ -4,13 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cjepa_dist.models.transformer import (
-    Attention,
-    Block,
-    apply_dropout,
-    apply_rotary,
-    rotary_angles,
-)
+from cjepa_dist.models.dropout import apply_dropout
+from cjepa_dist.models.transformer import Attention, Block, apply_rotary, rotary_angles
 
 
 def test_attention_is_multihead_attention():
@@ -128,6 +123,6 @@ def test_memory_is_attended_to_as_any_other_token() -> None:
         torch.cat([torch.zeros(3, 6, dtype=torch.bool), padding], 1),
         True,
     )
-    got, some = attention(asks, padding, True, memory=attention.keys(seen))
+    got, some = attention(asks, padding, True, prefix_kv=attention.project_kv(seen))
     torch.testing.assert_close(got, whole[:, 6:])
     torch.testing.assert_close(some, weights[:, :, 6:])
