@@ -1,5 +1,6 @@
 """What `pip install .` gives: one top-level package that does everything from any folder."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -40,6 +41,10 @@ def installed(source, tmp_path_factory):
         [*pip, "-w", folder, source], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    subprocess.run(["git", "init", "-q", folder], check=False)  # as of a project that has a .venv
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    commit = ["git", "-C", folder, *identity, "commit", "-q", "--allow-empty", "-m", "theirs"]
+    subprocess.run(commit, check=False)
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "site")
     return folder / "site"
@@ -100,6 +105,8 @@ def test_works_from_any_folder(run, installed, tmp_path):
     done = run(*torchrun, "train.py", *train)
     assert "exit 0 False" in done.stdout  # DeepSpeed, 3 s, is imported by ZeRO alone
     assert (tmp_path / "run" / "done.json").is_file()
+    recorded = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert recorded["commit"] == ""  # the repository around it is another project's
     listed = run("-m", "cjepa_dist.cli", "runs", "ls", ".").stdout
     assert "complete" in listed
 

@@ -23,6 +23,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from cjepa_dist.config import locate
 from cjepa_dist.runtime.clock import timestamp
 from cjepa_dist.runtime.files import write_json, write_text_atomic
 
@@ -129,6 +130,8 @@ def git_output(*arguments: str) -> str:
 
 def run_git(*arguments: str) -> bytes:
     """What git prints in the project's folder; nothing without a repository, or without git."""
+    if locate.project_root() != locate.PACKAGE.parent:
+        return b""  # an installed wheel: a repository around it would be another project's
     folder = Path(__file__).resolve().parent
     try:
         return subprocess.run(["git", *arguments], cwd=folder, capture_output=True).stdout
