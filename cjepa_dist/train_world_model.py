@@ -1,4 +1,7 @@
-"""Train C-JEPA on slot shards: `accelerate launch -m cjepa_dist.train_world_model CONFIG.yaml data=DIR run=RUN [key=value ...]`."""
+"""Train a C-JEPA world model on slot shards.
+
+accelerate launch -m cjepa_dist.train_world_model CONFIG.yaml data=DIR run=RUN [key=value ...]
+"""
 
 from __future__ import annotations
 
@@ -25,33 +28,9 @@ from cjepa_dist.training.run import Validation
 
 def main(config: schema.TrainWorldModel) -> int:
     predictor, manifest = config.predictor, Manifest.load(config.data)
-    manifest.check_slots(
-        predictor.slots,
-        predictor.slot_dim,
-        config.data,
-        "the config (predictor.slots x predictor.slot_dim)",
-    )
+    needs_labels = check_losses(config, manifest)
     spec = WindowSpec(predictor.history_frames, predictor.pred_frames, config.frameskip)
-    steps = config.ctt.consistency.steps
-    if config.ctt.consistency.weight and (
-        not steps or min(steps) < 1 or max(steps) > config.horizon
-    ):
-        raise UserError(
-            f"ctt.consistency.steps={steps}: must be from 1 to horizon={config.horizon}, what a training window has room for"
-        )
-    graph, causal = (
-        config.ctt.graph,
-        config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0,
-    )
-    interventional = (
-        causal and config.ctt.kind == "per_sample" and graph.estimator == "interventional"
-    )
-    if interventional and graph.intervention == "empty" and manifest.empty_slot is None:
-        raise UserError(
-            f"{config.data} does not say what its empty slot is: take ctt.graph.intervention=swap or hide"
-        )
-    labels = causal and ESTIMATORS[graph.estimator].needs_truth
-    source = open_train_split(config, labels, spec)
+    train_set = open_train_split(config, needs_labels, spec)
     validation = InMemoryWindows(config.data, config.val_split, spec)
     torch.manual_seed(config.seed)
     task = WorldModelTask(config)
@@ -59,23 +38,48 @@ def main(config: schema.TrainWorldModel) -> int:
         task.empty.copy_(torch.tensor(manifest.empty_slot))
     count = min(config.val_windows, len(validation))
     val_ids = np.linspace(0, len(validation) - 1, count).astype(np.int64)
-    draw_graph, draw_rollout = (
+    callbacks = [
         graph_image_callback(validation, val_ids),
         rollout_image_callback(config, validation),
+    ]
+
+    def draw_images(logger: RunLogger, step: int, task: WorldModelTask) -> None:
+        for callback in callbacks:
+            if callback is not None:
+                callback(logger, step, task)
+
+    return train(task, train_set, Validation(validation, val_ids, draw_images), config)
+
+
+def check_losses(config: schema.TrainWorldModel, manifest: Manifest) -> bool:
+    """Whether the losses need labels. Raises UserError where config and data do not fit."""
+    predictor, ctt = config.predictor, config.ctt
+    manifest.check_slots(
+        predictor.slots,
+        predictor.slot_dim,
+        config.data,
+        "the config (predictor.slots x predictor.slot_dim)",
     )
-
-    def pictures(logger: RunLogger, step: int, measured: WorldModelTask) -> None:
-        draw_graph(logger, step, measured)
-        if draw_rollout is not None:
-            draw_rollout(logger, step, measured)
-
-    return train(task, source, Validation(validation, val_ids, pictures), config)
+    steps = ctt.consistency.steps
+    if ctt.consistency.weight and (not steps or min(steps) < 1 or max(steps) > config.horizon):
+        raise UserError(
+            f"ctt.consistency.steps={steps}: must be from 1 to horizon={config.horizon}, the "
+            "predictions in a training window"
+        )
+    uses_graph = ctt.invariance.weight > 0 or ctt.sufficiency.weight > 0
+    intervenes = uses_graph and ctt.kind == "per_sample" and ctt.graph.estimator == "interventional"
+    if intervenes and ctt.graph.intervention == "empty" and manifest.empty_slot is None:
+        raise UserError(
+            f"{config.data} does not say what its empty slot is: set ctt.graph.intervention=swap "
+            "or hide"
+        )
+    return uses_graph and ESTIMATORS[ctt.graph.estimator].needs_truth
 
 
 def open_train_split(
-    config: schema.TrainWorldModel, labels: bool, spec: WindowSpec
+    config: schema.TrainWorldModel, needs_labels: bool, spec: WindowSpec
 ) -> InMemoryWindows | StreamingWindows:
-    """The train split as `reading` says; `labels`: the graph needs truth."""
+    """The windows of the train split, read as `reading` says."""
     reading, spec = config.reading, dataclasses.replace(spec, horizon=config.horizon)
     if reading.kind != "streaming":
         prefetcher.check_in_memory_options(reading)
@@ -86,16 +90,17 @@ def open_train_split(
             spec,
             videos=config.videos,
             contact_share=config.contact_share,
-            truth=labels,
+            truth=needs_labels,
             device=device,
         )
-    for name, asked in (
+    for name, is_set in (
         ("contact_share", config.contact_share > 0),
-        (f"ctt.graph.estimator={config.ctt.graph.estimator}", labels),
+        (f"ctt.graph.estimator={config.ctt.graph.estimator}", needs_labels),
     ):
-        if asked:
+        if is_set:
             raise UserError(
-                f"{name} needs the truth of the whole split in memory: take reading.kind=in_memory, or leave it out"
+                f"{name} needs the ground truth of the whole split in memory: set "
+                "reading.kind=in_memory, or leave it out"
             )
     return StreamingWindows(
         config.data,

@@ -10,6 +10,7 @@ import torch
 
 from cjepa_dist.config import command_line, schema
 from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.optim.optimizers import build_optimizers
 from cjepa_dist.resilience.nonfinite import (
@@ -18,6 +19,7 @@ from cjepa_dist.resilience.nonfinite import (
     update_if_finite,
 )
 from cjepa_dist.tasks.vqa import VqaTask
+from tests.steps import run_step
 from tests.test_no_device_sync import ARMS, make
 from tests.training.test_resume import ALOE, CASES, WORLD, losses, same, weights
 
@@ -54,7 +56,7 @@ def questions(small_data, **fields):
     )
     torch.manual_seed(0)
     source = InMemoryQuestions(small_data, "train", frames=6, stride=20, eval_start=3)
-    return VqaTask(config), VideoQuestions(source).gather([0, 3, 5], [0, 1, 2])
+    return VqaTask(config), VideoQuestions(source).get_batch([0, 3, 5], [0, 1, 2])
 
 
 def tasks(arm, small_data):
@@ -75,7 +77,7 @@ def test_a_step_never_waits_for_the_gpu(arm, small_data):
 
     def step(number):
         with torch.autocast("cuda", torch.bfloat16):
-            outcome = task(batch, number, 0.9)
+            outcome = run_step(task, batch, number, 0.9)
             loss = propagate_nonfinite(outcome.loss)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0, foreach=True)
@@ -84,7 +86,7 @@ def test_a_step_never_waits_for_the_gpu(arm, small_data):
             for part in parts:
                 part.step()
             if outcome.statistics is not None:
-                task.update(outcome.statistics)
+                task.update_statistics(outcome.statistics)
 
         update_if_finite(norm.isfinite(), move, task, parts)
         for part in parts:
@@ -105,7 +107,8 @@ def test_the_same_numbers_as_on_a_cpu(arm, small_data, plain_float32):
     for device in ("cpu", "cuda"):
         task, batch = tasks(arm, small_data)
         task.to(device).train()
-        outcome = task({name: value.to(device) for name, value in batch.items()}, 3, 0.9)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        outcome = run_step(task, batch, 3, 0.9)
         outcome.loss.backward()
         found.append([outcome.loss, *(p.grad for p in task.parameters())])
     for expected, value in zip(*found):
@@ -157,12 +160,12 @@ def test_recorded_equals_as_it_is(module, command, small_data, tmp_path):
 
 def test_windows_on_the_device_are_those_in_host_memory(small_data):
     here, there = (
-        InMemoryWindows(small_data, "train", **SHAPE, device=device)
+        InMemoryWindows(small_data, "train", WindowSpec(**SHAPE), device=device)
         for device in (None, torch.device("cuda"))
     )
-    ids = here.order(0, 0, 64)
+    ids = here.sample_ids(0, 0, 64)
     for (name, a), (other, b) in zip(
-        sorted(here.gather(ids, ids).items()), sorted(there.gather(ids, ids).items())
+        sorted(here.get_batch(ids, ids).items()), sorted(there.get_batch(ids, ids).items())
     ):
         assert name == other and torch.equal(a, b.cpu()), name
 

@@ -1,4 +1,7 @@
-"""A training forward with all losses is one graph, reads no value from the device, and stores attention weights only for who asks."""
+"""A training forward pass with all losses compiles as one graph and never waits for the device.
+
+Attention weights are stored only where they are asked for.
+"""
 
 import pytest
 import torch
@@ -6,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cjepa_dist.config import command_line, schema
 from cjepa_dist.tasks.world_model import WorldModelTask
+from tests.steps import run_step
 
 ARMS = {
     "baseline": [],
@@ -57,21 +61,22 @@ def test_forward_with_all_losses_compiles_as_one_graph(arm, dropout):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in task.parameters())
     assert ("loss_sufficiency" in outcome.metrics) == (arm != "baseline")
     if not dropout:
-        torch.testing.assert_close(outcome.loss, task(batch, 3, 0.9).loss)
+        torch.testing.assert_close(outcome.loss, run_step(task, batch, 3, 0.9).loss)
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_reads_no_value_from_the_device(arm):
     task, batch = make(arm, dropout=0.1)
     task.to("meta")  # a meta tensor has no values: reading one is an error
-    outcome = task({name: value.to("meta") for name, value in batch.items()}, 3, 0.9)
+    batch = {name: value.to("meta") for name, value in batch.items()}
+    outcome = run_step(task, batch, 3, 0.9)
     outcome.loss.backward()
-    task.update(outcome.statistics)
+    task.update_statistics(outcome.statistics)
     assert outcome.loss.is_meta and all(p.grad is not None for p in task.parameters())
 
 
 class Softmaxes(TorchDispatchMode):
-    """Counts attention weights that are stored: fused attention has no softmax of its own."""
+    """Counts stored attention weights: fused attention calls no softmax."""
 
     count = 0
 
@@ -81,7 +86,7 @@ class Softmaxes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("need", "stored"), [(False, 0), ("last", 1), (True, 3)])
-def test_attention_weights_are_stored_for_who_asks(monkeypatch, need, stored):
+def test_attention_weights_are_stored_only_on_request(monkeypatch, need, stored):
     """The path that CUDA takes, run on the CPU."""
     task, batch = make("baseline", dropout=0.0, depth=3)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from cjepa_dist import evaluate
-from cjepa_dist.clevrer.language import described, parse
-from cjepa_dist.clevrer.questions import objects
+from cjepa_dist.clevrer.parser import matching_objects, parse
+from cjepa_dist.clevrer.questions import scene_objects
 from cjepa_dist.config import command_line, schema
 from cjepa_dist.config.schema import AloeConfig
+from cjepa_dist.data.format import reader
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.writer import DatasetWriter
@@ -23,7 +25,8 @@ from cjepa_dist.evaluation import submission, vqa, vqa_metrics
 from cjepa_dist.models.aloe import Aloe
 from cjepa_dist.tasks.vqa import VqaTask
 from data_prep.simulate.__main__ import main as simulate
-from data_prep.simulate.video import Simulate
+from data_prep.simulate.settings import Simulate
+from tests.steps import run_step
 
 SHOWN, VIDEOS = {"frames": 9, "stride": 14}, 14
 
@@ -46,7 +49,7 @@ def rolled(folder, out, change=lambda sample: sample, videos=0):
                 slots = np.concatenate([sample.slots, truth["future_slots"]])
                 writer.split(split).add(change(replace(sample, slots=slots, worlds=worlds)))
                 if videos and index % videos == 0:
-                    writer.split(split).later(writer.split(split).finish)
+                    writer.split(split).submit(writer.split(split).finish_shard)
     return out
 
 
@@ -74,7 +77,7 @@ def source(data, **more):
 
 
 def per_question(questions, ids, sample):
-    batch = questions.gather(ids, sample)
+    batch = questions.get_batch(ids, sample)
     first = np.cumsum([0, *(len(questions.rows(i)) for i in ids[:-1])])
     return batch["slots"][batch["row_view"][first]].numpy()
 
@@ -90,8 +93,8 @@ def test_each_question_sees_its_own_world(data):
         for q in sample.questions["questions"]:
             if q["question_type"] == "counterfactual":
                 tokens = parse(q["question"])[1]
-                (removed,) = described(
-                    tokens[: tokens.index("get_counterfact")], objects(sample.annotation)
+                (removed,) = matching_objects(
+                    tokens[: tokens.index("get_counterfact")], scene_objects(sample.annotation)
                 )
                 slot = sample.truth["slot_object"].tolist().index(removed)
                 world = sample.truth["counterfactual_removed"].tolist().index(slot)
@@ -113,13 +116,13 @@ def test_only_worlds_that_are_asked_about_are_kept_and_each_once(data):
     questions = source(data)
     asked = {
         (v, s)
-        for v, s, kind in zip(questions.video, questions.scenes, questions.type)
+        for v, s, kind in zip(questions.video, questions.visible, questions.type)
         if kind == "counterfactual"
     }
     assert (
         questions.worlds.shape == (len(asked), 128, 7, 128) and questions.worlds.dtype == np.float16
     )
-    batch = questions.gather(np.arange(len(questions)), np.zeros(len(questions), np.int64))
+    batch = questions.get_batch(np.arange(len(questions)), np.zeros(len(questions), np.int64))
     predicted = len(set(questions.video[questions.type == "predictive"]))
     assert len(batch["slots"]) == VIDEOS + predicted + len(asked)
     assert not len(source(data, protocol="published").worlds)
@@ -129,10 +132,10 @@ def test_by_video_and_shuffled(data):
     """The same views by video; one order of the slots for a video and its worlds."""
     questions, shuffled = source(data, eval_start=None), source(data, eval_start=None, shuffle=True)
     by_video = VideoQuestions(questions)
-    one, each = by_video.gather([3, 0], [7, 8]), by_video.questions([3, 0])
-    plain = questions.gather(each[0], np.array([7, 8])[each[1]])
+    one, each = by_video.get_batch([3, 0], [7, 8]), by_video.questions([3, 0])
+    plain = questions.get_batch(each[0], np.array([7, 8])[each[1]])
     assert all(torch.equal(one[name], plain[name]) for name in one)
-    here, there = (VideoQuestions(s).gather([0], [5]) for s in (questions, shuffled))
+    here, there = (VideoQuestions(s).get_batch([0], [5]) for s in (questions, shuffled))
     a, b = (batch["slots"][batch["row_view"]] for batch in (here, there))
     order = [int((a[0] == b[0][:, s : s + 1]).all(dim=(0, 2)).nonzero()[0]) for s in range(7)]
     assert order != list(range(7)) and torch.equal(a[:, :, order], b)
@@ -178,7 +181,7 @@ def test_questions_whose_object_no_slot_holds_are_left_out(data, tmp_path):
         source(data, protocol="published"),
     )
     ids = np.arange(len(whole))
-    out = known.left_out
+    out = known.lacks_world
     assert (
         0 < out.sum() < (known.type == "counterfactual").sum()
         and (known.type[out] == "counterfactual").all()
@@ -191,13 +194,13 @@ def test_questions_whose_object_no_slot_holds_are_left_out(data, tmp_path):
     assert (known.label[rows] == -1).all() and (known.label[~rows] == whole.label[~rows]).all()
     torch.manual_seed(0)
     aloe = Aloe(AloeConfig(frames=9, width=16, depth=1, heads=2, mlp_dim=16, head_dim=8))
-    verdicts = vqa.answer(aloe, known)
-    result = vqa_metrics.evaluate_vqa({3: verdicts}, 3, draws=2)
+    verdicts = vqa.predict_answers(aloe, known)
+    result = vqa_metrics.compute_accuracy({3: verdicts}, 3, draws=2)
     assert (
-        result["left_out"] == out.sum()
+        result["excluded_questions"] == out.sum()
         and result["accuracy"]["overall.question"]["count"] == (~out).sum()
     )
-    sent = submission.submission(verdicts)
+    sent = submission.build_submission(verdicts)
     assert sum(len(scene["questions"]) for scene in sent) == len(whole)
     assert [
         len(q["choices"]) for scene in sent for q in scene["questions"] if "choices" in q
@@ -218,7 +221,7 @@ def test_videos_without_an_annotation_are_left_out_whole(data, tmp_path):
         )
 
     questions = source(rolled(data.parent / "plain", tmp_path / "bare", bare))
-    assert (questions.left_out == (questions.type == "counterfactual")).all() and not len(
+    assert (questions.lacks_world == (questions.type == "counterfactual")).all() and not len(
         questions.worlds
     )
 
@@ -238,7 +241,7 @@ def test_left_out_questions_change_no_gradient():
         "row_view": torch.zeros(4, dtype=torch.long), "label": torch.tensor([5, 1, -1, -1]),
     }  # fmt: skip
     fewer = {name: value if name == "slots" else value[:2] for name, value in batch.items()}
-    losses = [task(part, 0, 0.0, task.survey([part], 0, 0.0)).loss for part in (batch, fewer)]
+    losses = [run_step(task, part).loss for part in (batch, fewer)]
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(
         *(torch.autograd.grad(loss, task.aloe.parameters(), allow_unused=True) for loss in losses)
@@ -270,7 +273,22 @@ def test_what_is_missing_is_said_in_a_line(data, tmp_path, change, message):
     source(broken, protocol="published")
 
 
-def test_trained_and_measured(data, tmp_path, capsys):
+@pytest.fixture
+def opened(monkeypatch):
+    """How often each shard has been opened, by "split/name"."""
+    counts: Counter[str] = Counter()
+
+    class CountingReader(reader.ShardReader):
+        def __init__(self, folder, split, entry, **more):
+            counts[f"{split}/{entry.name}"] += 1
+            super().__init__(folder, split, entry, **more)
+
+    monkeypatch.setattr(reader, "ShardReader", CountingReader)
+    return counts
+
+
+def test_trained_and_evaluated(data, tmp_path, capsys, opened):
+    """Evaluation opens every shard of the scored split once, for slots, questions and worlds."""
     run = tmp_path / "run"
     size = [
         "aloe.frames=9",
@@ -284,7 +302,7 @@ def test_trained_and_measured(data, tmp_path, capsys):
     loop = [
         "loop.steps=2",
         "loop.global_batch_size=2",
-        "by_video=true",
+        "group_by_video=true",
         "aloe.shared_vision=true",
         "protocol=counterfactual",
     ]
@@ -299,7 +317,8 @@ def test_trained_and_measured(data, tmp_path, capsys):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert evaluate.main(evaluate.Evaluate(run=str(run), draws=2, starts="main")) == 0
+    assert evaluate.main(evaluate.Evaluate(run=str(run), bootstrap_draws=2)) == 0
+    assert set(opened) >= {"val/000000.tar"} and set(opened.values()) == {1}
     assert "counterfactual protocol" in capsys.readouterr().out
     other = rolled(
         data.parent / "plain",
@@ -309,7 +328,11 @@ def test_trained_and_measured(data, tmp_path, capsys):
     assert (
         evaluate.main(
             evaluate.Evaluate(
-                run=str(run), data=str(other), out=str(tmp_path / "eval"), draws=2, starts="main"
+                run=str(run),
+                data=str(other),
+                out=str(tmp_path / "eval"),
+                bootstrap_draws=2,
+                starts="main",
             )
         )
         == 0
@@ -319,7 +342,7 @@ def test_trained_and_measured(data, tmp_path, capsys):
         measured["data"] == str(other) and measured["accuracy"]["descriptive.question"]["count"] > 0
     )
     result = json.loads((run / "eval" / "vqa_val.json").read_text())
-    assert result["data"] == str(data) and result["without_looking"] == measured["without_looking"]
+    assert result["data"] == str(data) and result["baselines"] == measured["baselines"]
     assert (
         result["protocol"] == "counterfactual"
         and result["accuracy"]["counterfactual.option"]["count"] > VIDEOS

@@ -311,7 +311,7 @@ class TrainWorldModel:
     data: str = option(
         MISSING, "folder of slot shards, or its URL: http(s)://, s3://, pipe:COMMAND"
     )
-    run: str = option(MISSING, "run folder: config, checkpoints, metrics, TensorBoard")
+    run: str = option(MISSING, "run directory: config, checkpoints, metrics, TensorBoard")
     plugins: list[str] = option([], PLUGINS_MEANING)
     seed: int = option(0, "seed of weights, order of samples, masks and dropout")
     frameskip: int = option(5, "video frames between model frames", unit="frames", least=1)
@@ -380,7 +380,7 @@ class TrainAloe:
         "folder of rolled-out slot shards with questions, or its URL: http(s)://, s3://,"
         " pipe:COMMAND",
     )
-    run: str = option(MISSING, "run folder: config, checkpoints, metrics, TensorBoard")
+    run: str = option(MISSING, "run directory: config, checkpoints, metrics, TensorBoard")
     plugins: list[str] = option([], PLUGINS_MEANING)
     seed: int = option(0, "seed of weights, order of samples, first frames and dropout")
     train_split: str = option("train", "split to train on")

@@ -1,15 +1,18 @@
-"""Engines: what the processes of a run share, behind one interface, so that the loop is the same for all of them.
+"""Engines: how the processes of a run share its work, behind one interface.
 
-    launcher's wish or loop.engine ──> start(config) ──> Engine ──> open (state, checkpoint) ──> wrap ──> check: is it what was asked?
-    a step:   sync(last): forward, backward      update(statistics) -> gradient norm, and whether it was finite (else nothing changed)
+    launcher or loop.engine ──> build_engine(config) ──> Engine
+    setup (task on the device, checkpoint loaded) ──> wrap ──> checked: does it run as asked?
+    a step:  step_context, then for each pass  gradient_sync(last): forward, backward,  then update
 
-| engine | each process holds | checkpoint |
-| ddp    | everything | torch.distributed.checkpoint, weights and optimizer |
-| fsdp2  | its part of each Block's weights, gradients and optimizer state | the same files, written and read by parts |
-| zero1  | its part of the optimizer state; zero2 of gradients too, zero3 of weights too | the same files, from a full copy on the CPU |
+| engine | what each process holds | checkpoint |
+|---|---|---|
+| ddp | everything | torch.distributed.checkpoint: weights and optimizer |
+| fsdp2 | its shard of each Block's weights, gradients and optimizer state | the same, by shards |
+| zero1 | its shard of the optimizer state | the same, from a full copy on the CPU |
+| zero2, zero3 | ... of gradients too; of weights too | the same, from a full copy on the CPU |
 
-A checkpoint is the same for all, so a run may go on under another engine, with another number of processes. All use Accelerate and its
-plugins, which read the fields of the launcher's YAML.
+All checkpoints have one format, so a run may go on under another engine and with another number of
+processes. All engines use Accelerate and its plugins, which read the launcher's YAML.
 """
 
 from __future__ import annotations
@@ -28,13 +31,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cjepa_dist.checkpoint.loading import load_checkpoint
 from cjepa_dist.checkpoint.writer import CheckpointWriter
-from cjepa_dist.config import schema
+from cjepa_dist.config.schema import TrainConfig
+from cjepa_dist.data.dataset import Batch
 from cjepa_dist.errors import UserError
 from cjepa_dist.optim.ema import WeightEma
 from cjepa_dist.optim.optimizers import build_optimizers
 from cjepa_dist.resilience.nonfinite import count_steps_on_device, update_if_finite
 from cjepa_dist.runtime.collectives import all_reduce, full_tensor
 from cjepa_dist.runtime.device import make_accelerator
+from cjepa_dist.tasks.base import StepContext, Weights
 
 Restore = Callable[[Callable[[Path], dict[str, Any]]], dict[str, Any]]
 
@@ -42,178 +47,197 @@ Restore = Callable[[Callable[[Path], dict[str, Any]]], dict[str, Any]]
 class Engine:
     """One process, or DDP: every process holds everything. The base of the others.
 
-    Use: `open`, `wrap`, then `task` (bare, trained), `model` (to call), `optimizers` (whose rates are set).
+    After `setup` and `wrap`: `task` is the bare module that is trained, `model` the module to
+    call, `optimizers` those whose learning rates are set.
     """
 
-    def __init__(self, name: str, config: schema.TrainWorldModel | schema.TrainAloe) -> None:
+    def __init__(self, name: str, config: TrainConfig) -> None:
         self.name, self.config, self.loop = name, config, config.loop
-        self.handle = self.accelerator()
-        self.average: WeightEma | None = None
+        self.accelerator = self.create_accelerator()
+        self.ema: WeightEma | None = None
 
-    def accelerator(self) -> Accelerator:
+    def create_accelerator(self) -> Accelerator:
+        """The Accelerate handle of this process."""
         return make_accelerator(self.loop.precision)
 
-    def open(self, task: nn.Module, restore: Restore) -> dict[str, Any]:
-        """Put the task where it trains, with its optimizers, and load the checkpoint that `restore` chooses; returns its meta data."""
-        self.task = task.to(self.handle.device)
+    def setup(self, task: nn.Module, restore: Restore) -> dict[str, Any]:
+        """Move the task to its device, make its optimizers, and load what `restore` chooses.
+
+        Returns the checkpoint's meta data.
+        """
+        self.task = task.to(self.accelerator.device)
         self.optimizers = build_optimizers(self.task, self.config.optimizer)
-        self.average = self.averaging(dict(self.task.named_parameters()))
-        meta = restore(
-            partial(load_checkpoint, task=self.task, optimizers=self.optimizers, mean=self.mean)
+        self.ema = self.make_ema(dict(self.task.named_parameters()))
+        load = partial(
+            load_checkpoint,
+            task=self.task,
+            optimizers=self.optimizers,
+            ema_weights=self.ema_weights,
         )
+        meta = restore(load)
         count_steps_on_device(self.optimizers)
         return meta
 
     def wrap(self) -> None:
-        """What comes between loading and the first step. Raises UserError where something else runs than was asked for."""
-        self.model: Any = self.handle.prepare_model(self.task)
-        if self.handle.num_processes > 1 and not isinstance(self.model, DistributedDataParallel):
-            raise self.not_asked(type(self.model).__name__)
-        if isinstance(self.model, DistributedDataParallel):
-            self.settle(self.model)
+        """Make `model` of the loaded task.
 
-    def settle(self, model: DistributedDataParallel) -> None:
-        """Let DDP lay out its buckets for good: it does so after its first backward pass, and another layout is another order of sums.
+        Raises UserError where something else runs than was asked for.
+        """
+        self.model: Any = self.accelerator.prepare_model(self.task)
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        if self.accelerator.num_processes > 1 and not wrapped:
+            raise self.wrong_engine(type(self.model).__name__)
+        if wrapped:
+            self.fix_bucket_order(self.model)
 
-        Else the first step after a resume sums otherwise than that step of an undisturbed run, which shows from three processes on.
-        The order of this pass, the parameters' backwards, is about that of a real one.
+    def fix_bucket_order(self, model: DistributedDataParallel) -> None:
+        """Let DDP lay out its gradient buckets now; it does so after its first backward pass.
+
+        Another layout is another order of sums: the first step after a resume would differ from
+        that step of an undisturbed run, which shows from three processes on. The order in which
+        this pass reaches the parameters is about that of a real one.
         """
         model.reducer.prepare_for_backward([])
-        torch.stack([p.sum() for p in self.task.parameters() if p.requires_grad]).sum().mul(
-            0.0
-        ).backward()
+        sums = torch.stack([p.sum() for p in self.task.parameters() if p.requires_grad])
+        sums.sum().mul(0.0).backward()
         self.task.zero_grad(set_to_none=True)
 
-    def averaging(self, live: dict[str, Tensor]) -> WeightEma | None:
-        return (
-            WeightEma(live, self.config.optimizer.ema_decay)
-            if self.config.optimizer.ema_decay
-            else None
-        )
+    def make_ema(self, weights: dict[str, Tensor]) -> WeightEma | None:
+        """The running mean of `weights`, where the config asks for one."""
+        decay = self.config.optimizer.ema_decay
+        return WeightEma(weights, decay) if decay else None
 
     @property
-    def mean(self) -> dict[str, Tensor] | None:
-        return self.average.mean if self.average else None
+    def ema_weights(self) -> dict[str, Tensor] | None:
+        """{parameter: running mean}, None without EMA."""
+        return self.ema.mean if self.ema else None
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return self.handle.autocast()
+        """Around a forward pass: the precision of the run."""
+        return self.accelerator.autocast()
 
-    def sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Around the forward and backward pass of a part of the batch; gradients are averaged over processes in the `last` one."""
-        return nullcontext() if last else self.handle.no_sync(self.model)
+    def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Around a pass; gradients are averaged over processes in the `last` pass of a step."""
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def step_context(
+        self, batches: list[Batch], step: int | Tensor, weights: Weights
+    ) -> StepContext:
+        """What the passes of a step share, see `WorldModelTask.step_context`."""
+        return self.task.step_context(batches, step, weights)  # type: ignore[operator]
 
     def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a pass."""
         loss.backward()
 
-    def survey(self, *arguments: Any) -> Any:
-        return self.task.survey(*arguments)  # type: ignore[operator]
-
     def update(
-        self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None
+        self, statistics: Tensor | None, step: int | Tensor, lr_ratio: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Clip, and move weights and statistics (summed here over ranks), unless the gradient is not finite: then nothing changes.
+        """Clip the gradient, then move weights and statistics; nothing if it is not finite.
 
-        Returns the gradient's norm () and whether it was finite, () bool; neither is read here. `share`: see `move`.
+        `statistics` of this process are summed here over ranks; `lr_ratio` as of `apply_update`.
+        Returns the gradient's norm () and whether it was finite, () bool; neither is read from the
+        device here.
         """
-        norm = full_tensor(
-            torch.nn.utils.clip_grad_norm_(
-                self.task.parameters(),
-                self.config.optimizer.max_grad_norm or math.inf,
-                foreach=True,
-            )
-        )
-        good = norm.isfinite()
-        means = self.average.mean.values() if self.average else ()
-        update_if_finite(
-            good, partial(self.move, statistics, step, share), self.task, self.optimizers, means
-        )
-        for part in self.optimizers:
-            part.zero_grad(set_to_none=True)
-        return norm, good
+        limit = self.config.optimizer.max_grad_norm or math.inf
+        parameters = self.task.parameters()
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True))
+        finite = norm.isfinite()
+        apply = partial(self.apply_update, statistics, step, lr_ratio)
+        means = self.ema.mean.values() if self.ema else ()
+        update_if_finite(finite, apply, self.task, self.optimizers, means)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return norm, finite
 
-    def move(
-        self, statistics: Tensor | None, step: int | Tensor, share: Tensor | None = None
+    def apply_update(
+        self, statistics: Tensor | None, step: int | Tensor, lr_ratio: Tensor | None = None
     ) -> None:
-        """Weights by their optimizers, then what follows them. With `share` () the rate is that part of the groups' own: all updates here
-        are proportional to their rate, and one in the device's memory is all that a recorded step can change (step.py)."""
-        if share is None:
-            for part in self.optimizers:
-                part.step()
+        """Step the optimizers, then update running statistics and means.
+
+        With `lr_ratio` () the learning rate is that part of the one in the parameter groups. All
+        updates here are proportional to their rate, and a recorded step can change only what lies
+        in the device's memory (training/cuda_graph.py).
+        """
+        if lr_ratio is None:
+            for optimizer in self.optimizers:
+                optimizer.step()
         else:
             weights = [p.detach() for p in self.task.parameters()]
             before = [weight.clone() for weight in weights]
-            for part in self.optimizers:
-                part.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             torch._foreach_sub_(weights, before)
-            torch._foreach_mul_(weights, share)
+            torch._foreach_mul_(weights, lr_ratio)
             torch._foreach_add_(weights, before)
-        self.follow(statistics, step)
+        self.update_running_values(statistics, step)
 
-    def follow(self, statistics: Tensor | None, step: int | Tensor) -> None:
-        """What follows the weights: running statistics and means."""
+    def update_running_values(self, statistics: Tensor | None, step: int | Tensor) -> None:
+        """Update the task's running statistics and the means of the weights."""
         if statistics is not None:
-            self.task.update(all_reduce(statistics))  # type: ignore[operator]
-        if self.average:
-            self.average.move(step)
+            self.task.update_statistics(all_reduce(statistics))  # type: ignore[operator]
+        if self.ema:
+            self.ema.update(step)
 
     @contextmanager
-    def measured(self) -> Iterator[nn.Module]:
-        """The task to measure: full weights on every process, the running means where there are any. All ranks enter; inside, none waits
-        for another."""
-        with self.average.swapped() if self.average else nullcontext():
+    def evaluation_task(self) -> Iterator[nn.Module]:
+        """The task to evaluate, with all weights, or their running means, on every process.
+
+        All ranks enter; inside none waits for another.
+        """
+        with self.ema.swapped() if self.ema else nullcontext():
             yield self.task
 
+    @torch.no_grad()
     def parameter_norm(self) -> float:
         """The norm of all weights as one vector; all ranks call it."""
-        return parameter_norm(self.task)
+        norm = torch.nn.utils.get_total_norm(self.task.parameters(), foreach=True)
+        return full_tensor(norm).item()
 
     def save(self, writer: CheckpointWriter, *, step: int, meta: dict[str, Any]) -> None:
-        """A checkpoint as of `Writer.save`; all ranks call it."""
-        writer.save(self.task, self.optimizers, step=step, meta=meta, mean=self.mean)
+        """Write a checkpoint, as `CheckpointWriter.save`; all ranks call it."""
+        writer.save(self.task, self.optimizers, step=step, meta=meta, ema_weights=self.ema_weights)
 
-    def replicas(self) -> list[Tensor]:
-        """What every process holds alike."""
+    def replicated_tensors(self) -> list[Tensor]:
+        """What must be equal on all processes."""
         return [*self.task.parameters(), *self.task.buffers()]
 
-    def not_asked(self, what: str) -> UserError:
-        return UserError(
-            f"engine {self.name} was asked for, but {what} runs: start with {STARTS.format(self.name)}"
-        )
+    def wrong_engine(self, found: str) -> UserError:
+        """The error that something else runs than was asked for."""
+        hint = LAUNCH_HINT.format(self.name)
+        return UserError(f"engine {self.name} was asked for, but {found} runs: start with {hint}")
 
     def describe(self) -> str:
-        handle = self.handle
-        name = self.name if handle.num_processes > 1 or self.name != "ddp" else "one process"
-        return f"engine: {name}, processes: {handle.num_processes}, device: {handle.device.type}, precision: {self.loop.precision}"
+        """One line for the log."""
+        here = self.accelerator
+        name = self.name if here.num_processes > 1 or self.name != "ddp" else "one process"
+        return (
+            f"engine: {name}, processes: {here.num_processes}, device: {here.device.type}, "
+            f"precision: {self.loop.precision}"
+        )
 
 
 class ShardedEngine(Engine):
-    """What FSDP2 and ZeRO have in common: the weights to measure are gathered into a plain copy of the task, kept on the CPU."""
+    """What FSDP2 and ZeRO have in common: `cpu_task`, a full copy of the task to evaluate."""
 
-    plain: nn.Module
+    cpu_task: nn.Module
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return (
-            torch.autocast(self.handle.device.type, torch.bfloat16)
-            if self.loop.precision == "bf16"
-            else nullcontext()
-        )
+        if self.loop.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16)
 
     @contextmanager
-    def measured(self) -> Iterator[nn.Module]:
-        self.plain.load_state_dict(self.gathered())
-        yield self.plain.to(self.handle.device)
-        self.plain.cpu()
+    def evaluation_task(self) -> Iterator[nn.Module]:
+        self.cpu_task.load_state_dict(self.gather_weights())
+        yield self.cpu_task.to(self.accelerator.device)
+        self.cpu_task.cpu()
 
-    def gathered(self) -> dict[str, Tensor]:
-        """The full state dict to measure, on every process."""
+    def gather_weights(self) -> dict[str, Tensor]:
+        """The full state dict to evaluate, on every process."""
         raise NotImplementedError
 
 
-STARTS = "accelerate launch --config_file configs/accelerate/..., or torchrun with loop.engine={}"
-
-
-@torch.no_grad()
-def parameter_norm(task: nn.Module) -> float:
-    """The norm of all parameters as one vector; read from the device. All ranks call it (parameters may be sharded)."""
-    norm: Any = torch.nn.utils.get_total_norm(task.parameters(), foreach=True)
-    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+LAUNCH_HINT = (
+    "accelerate launch --config_file configs/accelerate/..., or torchrun with loop.engine={}"
+)

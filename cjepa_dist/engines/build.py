@@ -1,65 +1,79 @@
-"""The engine that the launcher or the config asks for."""
+"""Chooses the engine that the launcher or the config asks for, and checks that it fits."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from cjepa_dist.checkpoint.loading import read_config
-from cjepa_dist.config import schema
-from cjepa_dist.config.schema import TrainConfig
-from cjepa_dist.engines.base import STARTS, Engine
+from cjepa_dist.checkpoint.run import read_config
+from cjepa_dist.config.schema import TrainAloe, TrainConfig
+from cjepa_dist.engines.base import LAUNCH_HINT, Engine
 from cjepa_dist.engines.fsdp import FsdpEngine
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.device import native_precision
 
 
-def build_engine(config: schema.TrainWorldModel | schema.TrainAloe) -> Engine:
+def build_engine(config: TrainConfig) -> Engine:
     """The engine that the launcher or loop.engine asks for.
 
-    Raises UserError where they disagree, a launcher is missing, another number of processes runs, or the optimizer does not fit.
+    Raises UserError where they disagree, a launcher is missing, another number of processes runs,
+    or the optimizer does not fit.
     """
-    from cjepa_dist.engines.deepspeed import DeepSpeedEngine
-
     loop, launched = config.loop, engine_from_launcher()
     if launched and loop.engine not in ("auto", launched):
         raise UserError(
-            f"the launcher asks for engine {launched}, loop.engine for {loop.engine}: leave one of them out"
+            f"the launcher asks for engine {launched}, loop.engine for {loop.engine}: "
+            "leave one of them out"
         )
     name = launched or (loop.engine if loop.engine != "auto" else "ddp")
     if (loop.engine != "auto" or launched) and "WORLD_SIZE" not in os.environ:
         raise UserError(
-            f"engine {name} was asked for, but this is one process on its own: start with {STARTS.format(name)}"
+            f"engine {name} was asked for, but this is one process on its own: "
+            f"start with {LAUNCH_HINT.format(name)}"
         )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", loop.precision):
         raise UserError(
-            f"the launcher asks for mixed_precision {precision}, loop.precision for {loop.precision}: change one of them"
+            f"the launcher asks for mixed_precision {precision}, "
+            f"loop.precision for {loop.precision}: change one of them"
         )
     if config.optimizer.ema_decay >= 1:
         raise UserError(f"optimizer.ema_decay={config.optimizer.ema_decay}: must be below 1")
     check_fit(name, config)
-    kind = FsdpEngine if name == "fsdp2" else DeepSpeedEngine if name.startswith("zero") else Engine
-    engine = kind(name, config)
-    running = engine.handle.num_processes
+    engine = engine_class(name)(name, config)
+    running = engine.accelerator.num_processes
     for source, asked in (
         ("loop.num_processes", loop.num_processes),
         ("WORLD_SIZE", int(os.environ.get("WORLD_SIZE", "0"))),
     ):
         if asked and running != asked:
             raise UserError(
-                f"{source}={asked}, but {running} run: start with torchrun --nproc_per_node {asked}; "
-                "accelerate launch --cpu starts one process whatever its --num_processes"
+                f"{source}={asked}, but {running} run: start with torchrun "
+                f"--nproc_per_node {asked}; accelerate launch --cpu starts one process whatever "
+                "its --num_processes"
             )
     return engine
 
 
-def check_fit(name: str, config: schema.TrainWorldModel | schema.TrainAloe) -> None:
-    """Raises UserError for what an engine that gathers weights module by module cannot do, naming one that can."""
-    if isinstance(config, schema.TrainAloe):
+def engine_class(name: str) -> type[Engine]:
+    """The class behind a name of `loop.engine`. DeepSpeed is imported only where it is used."""
+    if name.startswith("zero"):
+        from cjepa_dist.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine
+    return FsdpEngine if name == "fsdp2" else Engine
+
+
+def check_fit(name: str, config: TrainConfig) -> None:
+    """Raises UserError for what an engine cannot do, naming one that can.
+
+    FSDP2 and ZeRO 3 gather weights module by module.
+    """
+    if isinstance(config, TrainAloe):
         if name == "zero3":
             raise UserError(
-                "ALOE calls its blocks as often as its questions need, and engine zero3 wants each as often everywhere: take zero2"
+                "ALOE calls its blocks as often as its questions need, and engine zero3 needs "
+                "the same number of calls on every process: take zero2"
             )
         return
     causal = config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0
@@ -70,11 +84,13 @@ def check_fit(name: str, config: schema.TrainWorldModel | schema.TrainAloe) -> N
         and name in ("fsdp2", "zero3")
     ):
         raise UserError(
-            f"ctt.graph.estimator=gradient cannot differentiate through what engine {name} gathers: take ddp, zero1 or zero2"
+            f"ctt.graph.estimator=gradient cannot differentiate through what engine {name} "
+            "gathers: take ddp, zero1 or zero2"
         )
     if causal and config.loop.gradient_accumulation > 1 and name == "zero3":
         raise UserError(
-            "loop.gradient_accumulation with causal terms looks ahead outside of the pass that engine zero3 gathers for: take zero2 or fsdp2"
+            "loop.gradient_accumulation with causal terms needs a forward outside of the pass that "
+            "engine zero3 gathers weights for: take zero2 or fsdp2"
         )
 
 
@@ -85,14 +101,15 @@ def engine_from_launcher() -> str:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise UserError(
-                "the launcher asks for FSDP 1: set fsdp_version: 2 in its fsdp_config, as configs/accelerate does"
+                "the launcher asks for FSDP 1: set fsdp_version: 2 in its fsdp_config, "
+                "as configs/accelerate does"
             )
         return "fsdp2"
     return ""
 
 
 def resolve_precision(run: Path, config: TrainConfig) -> None:
-    """Put a number format in the place of loop.precision=auto: what the run has, the launcher's, or what the device has."""
+    """Replace loop.precision=auto: by the run's own, the launcher's or the device's."""
     if config.loop.precision == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         begun = read_config(run).loop.precision if (run / "config.yaml").exists() else ""

@@ -1,4 +1,4 @@
-"""FSDP2 as an engine."""
+"""FSDP2: each process holds a shard of every Block's weights, gradients and optimizer state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils import _pytree
 
 from cjepa_dist.checkpoint.loading import load_checkpoint
-from cjepa_dist.config import schema
+from cjepa_dist.config.schema import TrainAloe
 from cjepa_dist.engines.base import Restore, ShardedEngine
 from cjepa_dist.models.transformer import Block
 from cjepa_dist.optim.optimizers import build_optimizers
@@ -29,55 +29,56 @@ from cjepa_dist.tasks.base import TaskOutput
 
 
 class FsdpEngine(ShardedEngine):
-    """PyTorch's fully_shard by Accelerate: each Block a unit that is gathered when it computes, the rest of the task another."""
+    """PyTorch's fully_shard by Accelerate.
 
-    def accelerator(self) -> Accelerator:
+    Each Block is a unit that is gathered when it computes; the rest of the task is another.
+    """
+
+    def create_accelerator(self) -> Accelerator:
         for name, value in FSDP2_DEFAULTS.items():
             os.environ.setdefault(name, value)
         from accelerate.utils import FullyShardedDataParallelPlugin
 
         if not torch.cuda.is_available():
-            # Accelerate keeps its plugins from CPU processes, in silence (1.15): it looks at this word alone.
+            # Accelerate (1.15) silently ignores plugins on CPU processes; it looks at this type.
             PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
         plugin = FullyShardedDataParallelPlugin()
-        if (
-            isinstance(self.config, schema.TrainAloe)
-            and self.config.aloe.shared_vision
-            and not torch.cuda.is_available()
-        ):
-            plugin.auto_wrap_policy = None  # there a Block is called as often as the lengths of this process's questions ask for
-        return make_accelerator(
-            "fp32", fsdp_plugin=plugin
-        )  # `autocast` does the rest: weights and sums stay float32
+        config, on_cpu = self.config, not torch.cuda.is_available()
+        if isinstance(config, TrainAloe) and config.aloe.shared_vision and on_cpu:
+            # There a Block is called once for each length of question, so ranks would not agree.
+            plugin.auto_wrap_policy = None
+        # float32 here: `autocast` does the rest, weights and sums stay float32.
+        return make_accelerator("fp32", fsdp_plugin=plugin)
 
-    def open(self, task: nn.Module, restore: Restore) -> dict[str, Any]:
+    def setup(self, task: nn.Module, restore: Restore) -> dict[str, Any]:
         from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
-        self.plain = copy.deepcopy(task)
-        task = task.to(self.handle.device)
-        prepared = self.handle.prepare(task, *build_optimizers(task, self.config.optimizer))
+        self.cpu_task = copy.deepcopy(task)
+        task = task.to(self.accelerator.device)
+        prepared = self.accelerator.prepare(task, *build_optimizers(task, self.config.optimizer))
         self.task, self.optimizers = prepared[0], [part.optimizer for part in prepared[1:]]
-        if self.handle.distributed_type != DistributedType.FSDP or not isinstance(
-            self.task, FSDPModule
-        ):
-            raise self.not_asked(str(self.handle.distributed_type))
+        kind = self.accelerator.distributed_type
+        if kind != DistributedType.FSDP or not isinstance(self.task, FSDPModule):
+            raise self.wrong_engine(str(kind))
         if not all(isinstance(value, DTensor) for value in self.task.parameters()):
-            raise self.not_asked("a model with weights that are not sharded")
-        for module in self.task.modules():  # what is called beside forward needs the weights too
+            raise self.wrong_engine("a model with weights that are not sharded")
+        for module in self.task.modules():  # methods beside forward need the full weights too
             if isinstance(module, Block):
                 register_fsdp_forward_method(module, "keys")
-        register_fsdp_forward_method(self.task, "survey")
-        if (
-            TaskOutput not in _pytree.SUPPORTED_NODES
-        ):  # else the tensors in it are not found, and gradients not gathered before the loss's
+        register_fsdp_forward_method(self.task, "step_context")
+        if TaskOutput not in _pytree.SUPPORTED_NODES:
+            # Else FSDP does not find the tensors in it and gathers no gradients for the loss.
             _pytree.register_dataclass(TaskOutput)
-        warnings.filterwarnings(
-            "ignore", "FSDP2-wrapped module .* returned a view"
-        )  # `keys` does; nothing writes into it
-        self.average = self.averaging(dict(self.task.named_parameters()))
-        meta = restore(
-            partial(load_checkpoint, task=self.task, optimizers=self.optimizers, mean=self.mean)
+        # A block's keys and values are views; nothing writes into them.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+        self.ema = self.make_ema(dict(self.task.named_parameters()))
+        load = partial(
+            load_checkpoint,
+            task=self.task,
+            optimizers=self.optimizers,
+            ema_weights=self.ema_weights,
         )
+        meta = restore(load)
         count_steps_on_device(self.optimizers)
         return meta
 
@@ -85,17 +86,15 @@ class FsdpEngine(ShardedEngine):
         self.model = self.task
 
     @contextmanager
-    def sync(self, last: bool) -> Iterator[None]:
+    def gradient_sync(self, last: bool) -> Iterator[None]:
         self.model.set_requires_gradient_sync(last)
         yield
 
-    def gathered(self) -> dict[str, Tensor]:
-        return {
-            name: full_tensor(value.detach())
-            for name, value in {**self.task.state_dict(), **(self.mean or {})}.items()
-        }
+    def gather_weights(self) -> dict[str, Tensor]:
+        state = {**self.task.state_dict(), **(self.ema_weights or {})}
+        return {name: full_tensor(value.detach()) for name, value in state.items()}
 
-    def replicas(self) -> list[Tensor]:
+    def replicated_tensors(self) -> list[Tensor]:
         return list(self.task.buffers())
 
 

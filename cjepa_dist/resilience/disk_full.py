@@ -31,10 +31,10 @@ def disk_full_as_user_error(run_dir: Path) -> Iterator[None]:
         if error.errno not in DISK_FULL_ERRNOS:
             raise
         raise UserError(
-            f"no room in {run_dir} for metrics, images and records of the run "
+            f"no space left in {run_dir} for metrics, images and records of the run "
             f"({os.strerror(error.errno)}): they need some thousand bytes, "
-            f"{free_bytes(run_dir)} are free; make room, for the next checkpoint too, and run the "
-            "same command again"
+            f"{free_bytes(run_dir)} are free; free some, for the next checkpoint too, and run "
+            "the same command again"
         ) from error
 
 

@@ -86,7 +86,7 @@ class RunLock:
                     who = "process {pid} on {host}, since {since}".format(**owner)
                 raise UserError(
                     f"{run_dir} is in use: {who}, works in it; wait for it, stop it, or choose "
-                    "another folder"
+                    "another directory"
                 )
             write_owner(self.request_file, self.identity)
             time.sleep(1)

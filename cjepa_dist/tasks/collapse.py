@@ -1,6 +1,9 @@
-"""No loss, but what a falling loss can hide: has the world model collapsed, so that it predicts much the same slots whatever it sees?
+"""Has the world model collapsed, so that it predicts much the same slots whatever it sees?
 
-moments(z, x, seen) ──sum over batches and ranks──> measures: predicted variance over the data's, effective rank of both
+A falling loss can hide it. Not a loss: metrics of a validation.
+
+    prediction, truth ──collapse_moments──> sums over batches and ranks ──collapse_metrics──>
+        predicted variance over the data's, effective rank of both
 """
 
 from __future__ import annotations
@@ -10,9 +13,9 @@ from torch import Tensor
 
 
 def collapse_moments(z: Tensor, x: Tensor, seen: Tensor) -> Tensor:
-    """Sums over the slots seen, float64 (1 + 2 D + 2 D D,): their count, sum z, sum x, sum z z', sum x x'.
+    """Sums over the slots seen: count, sum z, sum x, sum z z', sum x x'; (1 + 2 D + 2 D D,).
 
-    z, x (..., D): predicted and true slots; seen (...) bool.
+    z, x (..., D): predicted and true slots; seen (...) bool. The sums are float64.
     """
     weight = seen.flatten().double()[:, None]
     a, b = (value.flatten(0, -2).double() * weight for value in (z, x))
@@ -22,23 +25,24 @@ def collapse_moments(z: Tensor, x: Tensor, seen: Tensor) -> Tensor:
 
 
 def collapse_metrics(sums: Tensor) -> dict[str, float]:
-    """What `moments` summed over all batches and ranks say; {} without a slot.
+    """Metrics from what `collapse_moments` returned, summed over batches and ranks.
 
-    - predicted_variance: of the slots predicted, over that of the true ones; towards 0 is a collapse
-    - effective_rank, and effective_rank_data: exp of the entropy of the covariance's normalised eigenvalues, 1 to D; a rank below the
-      data's is a collapse to fewer dimensions
+    {} without a slot.
+    - predicted_variance: of the predicted slots, over that of the true ones; near 0 is a collapse
+    - effective_rank, effective_rank_data: exp of the entropy of the covariance's normalised
+      eigenvalues, 1 to D; a rank below the data's is a collapse to fewer dimensions
     """
     sums = sums.cpu()
     dim = round(((2 * len(sums) - 1) ** 0.5 - 1) / 2)  # 1 + 2 D + 2 D D numbers
     count, z, x, zz, xx = sums.split([1, dim, dim, dim * dim, dim * dim])
     if not count > 0 or not sums.isfinite().all():
         return {}
-    spread = [
+    covariances = [
         square.view(dim, dim) / count - torch.outer(mean / count, mean / count)
         for mean, square in ((z, zz), (x, xx))
     ]
-    predicted, true = (float(each.trace()) for each in spread)
-    ranks = [effective_rank(each) for each in spread]
+    predicted, true = (float(each.trace()) for each in covariances)
+    ranks = [effective_rank(each) for each in covariances]
     return {
         "predicted_variance": predicted / max(true, 1e-12),
         "effective_rank": ranks[0],

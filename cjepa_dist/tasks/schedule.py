@@ -1,23 +1,8 @@
-"""Weights of loss terms over a run."""
+"""Weights of loss terms as functions of the progress of a run, a number in [0, 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from cjepa_dist.config.schema import TermConfig
-
-
-@dataclass(frozen=True)
-class TermWeights:
-    """Weights of the loss terms that count at a point of the run, by name: numbers, or () on the device where a step is recorded."""
-
-    values: Mapping[str, float | Tensor]
-
-    def chosen(self, names: Iterable[str]) -> dict[str, float | Tensor]:
-        return {name: self.values[name] for name in names if name in self.values}
 
 
 def ramp(term: TermConfig, progress: float) -> float:

@@ -1,49 +1,47 @@
-"""A task turns a batch into a loss: model + losses, and the running statistics that the losses read.
+"""C-JEPA as a task: prediction errors, causal terms, and the statistics that those read.
 
-    batch, step ──> task(batch, step) ──> Outcome(loss, metrics, statistics)
-                    task.update(statistics summed over ranks), after the step
-
-A task is wrapped whole (DDP synchronises gradients only of what runs inside its forward). Losses are exact under data parallelism:
-what they divide by is summed over ranks first, and the gradient average over ranks is undone by multiplying by their number.
+slots (B, T, S, D) ──predictor, some slots hidden──> prediction ──> errors of future, of history
+                                                         └──> causal terms on part of the batch
+step_context: masks of the global batch, drawn once a step; with gradient accumulation also
+              what the causal terms divide by, which takes one more forward of everything
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cjepa_dist.causal.attention_graph import published_adjacency
-from cjepa_dist.causal.graph import GraphContext, estimate
-from cjepa_dist.causal.interventional_graph import residual, without_dropout
+from cjepa_dist.causal.graph import GraphContext, estimate_graph
 from cjepa_dist.config.schema import TermConfig, TrainWorldModel
+from cjepa_dist.data.dataset import Batch
 from cjepa_dist.losses import ctt, jepa
 from cjepa_dist.losses.ctt import CttTerms
-from cjepa_dist.models.masking import hidden_slots
+from cjepa_dist.losses.extra import extra_loss
+from cjepa_dist.models.dropout import without_dropout
+from cjepa_dist.models.masking import draw_hidden_slots
 from cjepa_dist.models.predictor import SlotPredictor
 from cjepa_dist.runtime.collectives import all_reduce, world_size
-from cjepa_dist.tasks import collapse
-from cjepa_dist.tasks.base import Batch, TaskOutput
-from cjepa_dist.tasks.residuals import BINS, LOG_RANGE, STATISTICS_DECAY, histogram_median
-from cjepa_dist.tasks.schedule import TermWeights, ramp
+from cjepa_dist.tasks.base import EVALUATION, StepContext, TaskOutput, Weights
+from cjepa_dist.tasks.collapse import collapse_moments
+from cjepa_dist.tasks.residuals import DECAY, residual_sums, variance_and_median
+from cjepa_dist.tasks.schedule import ramp
 
-
-@dataclass(frozen=True)
-class LossDenominators:
-    """Of the whole batch of a step, all passes and ranks: what the causal terms divide by, (2,), and the released graph (S, S)."""
-
-    counts: Tensor
-    adjacency: Tensor | None
+GRAPH_TERMS = ("invariance", "sufficiency")  # the terms that read a graph
 
 
 class WorldModelTask(nn.Module):
-    """C-JEPA with the losses of its config. Buffers: residual variance (D,), median residual (), the empty slot (D,)."""
+    """C-JEPA with the losses of its config.
 
-    ragged: Mapping[str, Any] = {}  # see VqaTask
+    Buffers: residual variance `sigma2` (D,), median residual `tau` (), number of `updates` of the
+    two (), the `empty` slot (D,).
+    """
+
+    ragged: Mapping[str, Any] = {}  # no input changes its shape, see VqaTask
     sigma2: Tensor
     tau: Tensor
     updates: Tensor
@@ -59,131 +57,268 @@ class WorldModelTask(nn.Module):
         self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("empty", torch.zeros(dim))
 
-    def forward(
-        self,
-        batch: Batch,
-        step: int | Tensor,
-        progress: float | TermWeights = 0.0,
-        survey: LossDenominators | None = None,
-    ) -> TaskOutput:
-        """batch slots (B, T, S, D), present (B, T, S), sample (B,); progress in [0, 1) is the part of the run behind us, or what `terms`
-        makes of it.
+    # --- once a step --------------------------------------------------------------------------
 
-        T is T_h + horizon T_p. `survey` as from `survey`, where the batch of this step is more than one pass.
+    def term_weights(self, progress: float) -> dict[str, float]:
+        """The terms beside the prediction errors that count at this point of the run, by name.
+
+        Both terms that read a graph, if one of them counts; `consistency_<k>`, 0 to 1, for each
+        number k of predictions in a row that counts.
         """
-        config, history_frames = self.config, self.config.predictor.history_frames
-        window = history_frames + config.predictor.pred_frames
-        x, present, sample = (
-            batch["slots"][:, :window],
-            batch["present"][:, :window],
-            batch["sample"],
-        )
-        history = x[:, :history_frames]
-        hidden = hidden_slots(config.mask, config.seed, step, sample, x.shape[2])
-        weights = self.weights(progress)
-        maps = None
-        if weights and config.ctt.kind == "published":  # its graph is this very pass
-            z, maps = self.predictor(history, hidden, need_attention="last")
+        config = self.config.ctt
+        graph = {name: ramp(getattr(config, name), progress) for name in GRAPH_TERMS}
+        found = graph if any(graph.values()) else {}
+        term = config.consistency
+        for index, k in enumerate(sorted(term.steps) if term.weight else ()):
+            one = TermConfig(1.0, term.start + index * term.ramp, term.ramp)
+            if weight := ramp(one, progress):
+                found[f"consistency_{k}"] = weight
+        return found
+
+    @torch.no_grad()
+    def step_context(
+        self, batches: list[Batch], step: int | Tensor, weights: Weights
+    ) -> StepContext:
+        """What the passes of a step share; all ranks call it with their `batches`.
+
+        What the causal terms divide by depends on predictions, so where there is more than one
+        pass it takes another forward of them all: the price of accumulation.
+        """
+        masks = self.draw_global_masks(batches, step)
+        context = StepContext(step, weights, masks)
+        if len(batches) == 1 or "invariance" not in weights:
+            return context
+        parts = [self.causal_rows_of(batch) for batch in batches]
+        if self.config.ctt.kind == "published":
+            counts, adjacency = self.published_counts(parts, context)
+            return StepContext(step, weights, masks, all_reduce(counts), adjacency)
+        counts = torch.zeros(2, device=self.sigma2.device)
+        for part in parts:
+            hidden = self.hidden_of(part, context)
+            with without_dropout(self.predictor):
+                prediction = self.predictor(self.history_of(part), hidden)
+            terms = self.graph_terms(part, hidden, prediction, context)
+            counts += torch.stack([terms.invariance_count, terms.sufficiency_count])
+        return StepContext(step, weights, masks, all_reduce(counts))
+
+    def published_counts(self, parts: list[Batch], context: StepContext) -> tuple[Tensor, Tensor]:
+        """(2,) what the published terms divide by on this rank, and their global graph (S, S)."""
+        config, predictor = self.config, self.config.predictor
+        hidden = [self.hidden_of(part, context) for part in parts]
+        attention = [
+            self.predictor(self.history_of(part), mask, need_attention="last", future_only=True)[1]
+            for part, mask in zip(parts, hidden)
+        ]
+        frames = predictor.history_frames
+        each = [
+            published_adjacency(
+                layers[-1], frames, layers[-1].shape[-1] // (frames + predictor.pred_frames)
+            )
+            for layers in attention
+        ]
+        mean = all_reduce(torch.stack(each).float().mean(dim=(0, 1))) / world_size()
+        i, k = self.published_slots(context)
+        choices = [
+            ctt.select_published_slots(mean, mask, config.ctt.graph.threshold, i, k)
+            for mask in hidden
+        ]
+        counts = [
+            torch.stack([weight.sum(), far.any() * float(len(weight))]) for weight, far in choices
+        ]
+        return torch.stack(counts).sum(0), mean
+
+    def draw_global_masks(self, batches: list[Batch], step: int | Tensor) -> Tensor:
+        """(global batch, S) bool: the hidden slots of all samples of a step, on every rank."""
+        sample = batches[0]["sample"]
+        if self.parts > 1:  # else this batch is the global one
+            size = self.config.loop.global_batch_size
+            sample = step * size + torch.arange(size, device=sample.device)
+        return self.draw_masks(step, sample)
+
+    @property
+    def parts(self) -> int:
+        """How many batches make up the global one: processes x passes."""
+        return world_size() * self.config.loop.gradient_accumulation
+
+    def draw_masks(self, step: int | Tensor, sample: Tensor) -> Tensor:
+        """(B, S) bool for global sample indices (B,)."""
+        config = self.config
+        return draw_hidden_slots(config.mask, config.seed, step, sample, config.predictor.slots)
+
+    # --- once a pass --------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, context: StepContext = EVALUATION) -> TaskOutput:
+        """`batch`: slots (B, T, S, D), present (B, T, S), sample (B,), with T = T_h + horizon T_p.
+
+        Without masks in `context` the batch is evaluated: its masks are those of step 0.
+        """
+        config, frames = self.config, self.config.predictor.history_frames
+        window = frames + config.predictor.pred_frames
+        x, present = batch["slots"][:, :window], batch["present"][:, :window]
+        hidden, weights = self.hidden_of(batch, context), context.weights
+        attention = None
+        if "invariance" in weights and config.ctt.kind == "published":
+            # The published graph is the attention of this very pass.
+            z, attention = self.predictor(x[:, :frames], hidden, need_attention="last")
         else:
-            z = self.predictor(history, hidden)
-        future = jepa.future_loss(z, x, history_frames)
-        hidden_count = hidden.sum().float()
-        count = self.hidden_share(step, x.device) if self.training else hidden_count.clamp(min=1)
-        history_error = jepa.history_loss(z, x, hidden, history_frames, count)
-        loss = config.future_weight * future + config.history_weight * history_error
+            z = self.predictor(x[:, :frames], hidden)
+
+        future = jepa.future_loss(z, x, frames)
+        count = self.hidden_count(hidden, context)
+        history = jepa.history_loss(z, x, hidden, frames, count)
+        loss = config.future_weight * future + config.history_weight * history
         rows = torch.full_like(future, float(len(x)))
         metrics = {
             "loss_future": (future.detach() * rows, rows),
-            "loss_masked_history": (history_error.detach() * count, hidden_count),
+            "loss_masked_history": (history.detach() * count, hidden.sum().float()),
         }
-        if weights:
-            adjacency = None if maps is None else self.mean_adjacency(maps[-1])
-            terms = self.causal_terms(
-                self.part(batch),
-                self.chosen(z),
-                adjacency if survey is None else survey.adjacency,
-                step,
+        if "invariance" in weights:
+            adjacency = context.adjacency
+            if attention is not None and adjacency is None:
+                adjacency = self.mean_adjacency(attention[-1])
+            terms = self.graph_terms(
+                self.causal_rows_of(batch),
+                self.causal_rows(hidden),
+                self.causal_rows(z),
+                context,
+                adjacency,
             )
-            loss = loss + self.weighted(terms, weights, survey, metrics)
-        if steps := self.consistency_weights(progress):
-            term = ctt.consistency(self.predictor, self.chosen(batch["slots"]), self.sigma2, steps)
+            loss = loss + self.weighted_terms(terms, context, metrics)
+        if steps := consistency_weights(weights):
+            slots = self.causal_rows(batch["slots"])
+            term = ctt.consistency_loss(self.predictor, slots, self.sigma2, steps)
             metrics["loss_consistency"] = (term.detach() * rows, rows)
             loss = loss + config.ctt.consistency.weight * term
+        for name, weight in config.extra_losses.items():
+            term = extra_loss(name, self.predictor, x, z, hidden)
+            metrics[f"loss_{name}"] = (term.detach() * rows, rows)
+            loss = loss + weight * term
         metrics["loss"] = (loss.detach() * rows, rows)
+
         with torch.no_grad():
-            metrics["copy_last_frame"] = (
-                (x[:, history_frames:] - x[:, history_frames - 1 : history_frames]).square().mean()
-                * rows,
-                rows,
-            )
-            statistics = self.statistics(z, x, present)
-            ahead = slice(history_frames, None)
-            moments = (
-                None
-                if self.training
-                else collapse.collapse_moments(
-                    z[:, ahead], x[:, ahead], present[:, ahead.start : window]
-                )
-            )
+            last, truth = x[:, frames - 1 : frames], x[:, frames:]
+            metrics["copy_last_frame"] = ((truth - last).square().mean() * rows, rows)
+            seen = (present[:, frames - 1 : frames] & present[:, frames:]).float()
+            statistics = residual_sums(z[:, frames:], truth, seen, self.sigma2)
+            moments = None
+            if not self.training:
+                moments = collapse_moments(z[:, frames:], truth, present[:, frames:])
         return TaskOutput(loss, metrics, statistics, moments)
 
-    def terms(self, progress: float) -> TermWeights:
-        """What counts at a point of the run."""
-        steps = {
-            f"consistency_{k}": weight
-            for k, weight in self.consistency_weights(progress).items()
-            if weight
-        }
-        return TermWeights({**self.weights(progress), **steps})
+    def hidden_of(self, batch: Batch, context: StepContext) -> Tensor:
+        """(B, S) bool: the hidden slots of a batch, taken from the masks of its step."""
+        if context.masks is None:
+            return self.draw_masks(context.step, batch["sample"])
+        if self.parts == 1:
+            return context.masks
+        first = context.step * self.config.loop.global_batch_size
+        return context.masks.index_select(0, batch["sample"] - first)
 
-    def weights(self, progress: float | TermWeights) -> dict[str, float | Tensor]:
-        """Weights of the terms that need a graph, {} when all are 0 or in evaluation."""
-        if isinstance(progress, TermWeights):
-            return progress.chosen(("invariance", "sufficiency"))
-        found: dict[str, float | Tensor] = {
-            name: ramp(getattr(self.config.ctt, name), progress)
-            for name in ("invariance", "sufficiency")
-        }
-        return found if self.training and any(found.values()) else {}
+    def history_of(self, batch: Batch) -> Tensor:
+        """(B, T_h, S, D)."""
+        return batch["slots"][:, : self.config.predictor.history_frames]
 
-    def consistency_weights(self, progress: float | TermWeights) -> dict[int, float | Tensor]:
-        """How far each number of predictions in a row counts at this point of the run, 0 to 1; {} when none does or in evaluation."""
-        term = self.config.ctt.consistency
-        if isinstance(progress, TermWeights):
-            return {
-                k: progress.values[name]
-                for k in sorted(term.steps)
-                if (name := f"consistency_{k}") in progress.values
-            }
-        found: dict[int, float | Tensor] = {
-            k: ramp(TermConfig(1.0, term.start + i * term.ramp, term.ramp), progress)
-            for i, k in enumerate(sorted(term.steps))
-        }
-        return found if self.training and term.weight and any(found.values()) else {}
+    def hidden_count(self, hidden: Tensor, context: StepContext) -> Tensor:
+        """() what the error of the hidden history divides by.
 
-    def hidden_share(self, step: int | Tensor, device: torch.device) -> Tensor:
-        """() hidden slots of the global batch / (processes x accumulation). Masks are functions of the sample: nothing is communicated."""
-        parts = world_size() * self.config.loop.gradient_accumulation
-        return self.global_hidden(step, device).sum().float().clamp(min=1) / parts
+        In training the hidden slots of the global batch over processes and passes.
+        """
+        if context.masks is None:
+            return hidden.sum().float().clamp(min=1)
+        return context.masks.sum().float().clamp(min=1) / self.parts
 
-    def global_hidden(self, step: int | Tensor, device: torch.device) -> Tensor:
-        """(global batch, S) bool: the masks of all ranks."""
-        batch = self.config.loop.global_batch_size
-        sample = step * batch + torch.arange(batch, device=device)
-        return hidden_slots(
-            self.config.mask, self.config.seed, step, sample, self.config.predictor.slots
+    def graph_terms(
+        self,
+        part: Batch,
+        hidden: Tensor,
+        z: Tensor,
+        context: StepContext,
+        adjacency: Tensor | None = None,
+    ) -> CttTerms:
+        """Invariance and sufficiency on the rows `part` of a batch.
+
+        hidden (b, S) and z (b, T, S, D) are its masks and prediction; `adjacency` (S, S) is the
+        global graph of the published losses.
+        """
+        config, frames = self.config.ctt, self.config.predictor.history_frames
+        x = part["slots"][:, : frames + self.config.predictor.pred_frames]
+        if config.kind == "published":
+            i, k = self.published_slots(context)
+            return ctt.published_terms(
+                self.predictor,
+                x,
+                hidden,
+                z,
+                threshold=config.graph.threshold,
+                invariance_slot=i,
+                sufficiency_slot=k,
+                mean_adjacency=adjacency,
+            )
+        present, sample = part["present"][:, frames - 1], part["sample"]
+        graph = estimate_graph(
+            config.graph,
+            self.predictor,
+            x[:, :frames],
+            present,
+            context=self.graph_context(sample, context.step),
+            truth=part,
+        )
+        if self.config.predictor.dropout:
+            # The terms compare passes without dropout; else the base pass is already clean.
+            with torch.no_grad(), without_dropout(self.predictor):
+                z = self.predictor(x[:, :frames], hidden, future_only=True)
+        return ctt.per_sample_terms(
+            self.predictor,
+            x,
+            hidden,
+            present,
+            graph,
+            self.sigma2,
+            margin=config.margin,
+            seed=self.config.seed,
+            step=context.step,
+            sample=sample,
+            base_prediction=z,
         )
 
-    def combine(self, means: dict[str, float]) -> float:
-        """The validation loss from the means of its parts: a mean of batches' losses would depend on how samples fall into batches."""
-        parts = (
-            (self.config.future_weight, "loss_future"),
-            (self.config.history_weight, "loss_masked_history"),
-        )
-        return sum(weight * means.get(name, 0.0) for weight, name in parts)
+    def weighted_terms(
+        self, terms: CttTerms, context: StepContext, metrics: dict[str, tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Invariance and sufficiency as a part of the loss (); adds their `metrics`.
 
-    def chosen(self, values: Tensor) -> Tensor:
-        """The rows (b, ...) of values (B, ...) on which causal terms are computed: `fraction` of them, spread evenly."""
+        They divide by the counts of the global batch: of the context, or summed here over ranks.
+        """
+        counts = torch.stack([terms.invariance_count, terms.sufficiency_count]).float()
+        total = all_reduce(counts) if context.denominators is None else context.denominators
+        scale = self.parts / total.clamp(min=1e-6)
+        metrics["loss_invariance"] = (terms.invariance_sum.detach(), counts[0])
+        metrics["loss_sufficiency"] = (terms.sufficiency_sum.detach(), counts[1])
+        one = torch.ones_like(counts[0])
+        metrics.update({name: (value.detach(), one) for name, value in terms.metrics.items()})
+        weights = context.weights
+        return (
+            weights["invariance"] * terms.invariance_sum * scale[0]
+            + weights["sufficiency"] * terms.sufficiency_sum * scale[1]
+        )
+
+    def published_slots(self, context: StepContext) -> tuple[Tensor, Tensor]:
+        """The slots i and k of the published losses, from the masks of the global batch.
+
+        So every rank and pass draws the same.
+        """
+        return ctt.draw_batch_slots(context.masks, seed=self.config.seed, step=context.step)
+
+    def mean_adjacency(self, last: Tensor) -> Tensor:
+        """The published graph (S, S): a mean over the global batch of attention (B, heads, N, N)."""
+        frames, slots = self.config.predictor.history_frames, self.config.predictor.slots
+        each = published_adjacency(self.causal_rows(last), frames, slots).detach()
+        return all_reduce(each.float().mean(dim=0)) / world_size()
+
+    def causal_rows(self, values: Tensor) -> Tensor:
+        """The rows (b, ...) of values (B, ...) that the causal terms are computed on.
+
+        `ctt.fraction` of them, spread evenly over the batch.
+        """
         if (fraction := self.config.ctt.fraction) >= 1:
             return values
         edges = [math.floor(round(fraction * row, 6)) for row in range(len(values) + 1)]
@@ -193,168 +328,38 @@ class WorldModelTask(nn.Module):
             return values[rows[0] :: stride]
         return values[torch.tensor(rows, device=values.device)]
 
-    def part(self, batch: Batch) -> Batch:
+    def causal_rows_of(self, batch: Batch) -> Batch:
+        """The same rows of every tensor of a batch."""
+        size = len(batch["sample"])
         return {
-            name: self.chosen(value)
+            name: self.causal_rows(value)
             for name, value in batch.items()
-            if value.ndim and len(value) == len(batch["sample"])
+            if value.ndim and len(value) == size
         }
 
-    def mean_adjacency(self, last: Tensor) -> Tensor:
-        """The released graph (S, S): of attention (B, heads, N, N), a mean over the batch of all ranks."""
-        frames, slots = self.config.predictor.history_frames, self.config.predictor.slots
-        mean = published_adjacency(self.chosen(last), frames, slots).detach().float().mean(dim=0)
-        return all_reduce(mean) / world_size()
-
-    def drawn_slots(self, step: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The slots i and k of the released losses: from the masks of the global batch, so every rank and pass draws the same."""
-        return ctt.draw_slots(self.global_hidden(step, device), seed=self.config.seed, step=step)
-
-    def causal_terms(
-        self, part: Batch, z: Tensor, adjacency: Tensor | None, step: int | Tensor
-    ) -> CttTerms:
-        """Invariance and sufficiency on `part` of a batch; z (b, T, S, D) its prediction, `adjacency` (S, S) for the released losses."""
-        config, frames = self.config.ctt, self.config.predictor.history_frames
-        x, sample = part["slots"][:, : frames + self.config.predictor.pred_frames], part["sample"]
-        hidden = hidden_slots(self.config.mask, self.config.seed, step, sample, x.shape[2])
-        if config.kind == "published":
-            i, k = self.drawn_slots(step, x.device)
-            threshold = config.graph.threshold
-            return ctt.published(
-                self.predictor,
-                x,
-                hidden,
-                z,
-                threshold=threshold,
-                slot_invariance=i,
-                slot_sufficiency=k,
-                mean=adjacency,
-            )
-        present = part["present"][:, frames - 1]
-        context = self.graph_context(sample, step)
-        graph = estimate(
-            config.graph, self.predictor, x[:, :frames], present, context=context, truth=part
-        )
-        if (
-            self.config.predictor.dropout
-        ):  # the terms compare passes without it; else the base pass is the clean one
-            with torch.no_grad(), without_dropout(self.predictor):
-                z = self.predictor(x[:, :frames], hidden, future_only=True)
-        return ctt.per_sample(
-            self.predictor, x, hidden, present, graph, self.sigma2,
-            margin=config.margin, seed=self.config.seed, step=step, sample=sample,
-            z0=z,
-        )  # fmt: skip
-
-    def weighted(
-        self,
-        terms: CttTerms,
-        weights: dict[str, float | Tensor],
-        survey: LossDenominators | None,
-        metrics: dict,
-    ) -> Tensor:
-        """The terms as part of the loss: what they divide by is of the global batch, from `survey` or summed here over ranks."""
-        counts = torch.stack([terms.invariance_count, terms.sufficiency_count]).float()
-        total = all_reduce(counts) if survey is None else survey.counts
-        scale = world_size() * self.config.loop.gradient_accumulation / total.clamp(min=1e-6)
-        for name, value, n in (
-            ("invariance", terms.invariance_sum, counts[0]),
-            ("sufficiency", terms.sufficiency_sum, counts[1]),
-        ):
-            metrics[f"loss_{name}"] = (value.detach(), n)
-        count = torch.ones_like(counts[0])
-        metrics.update({name: (value.detach(), count) for name, value in terms.metrics.items()})
-        return (
-            weights["invariance"] * terms.invariance_sum * scale[0]
-            + weights["sufficiency"] * terms.sufficiency_sum * scale[1]
-        )
+    # --- after a step, and for those that measure ---------------------------------------------
 
     @torch.no_grad()
-    def survey(self, batches: list[Batch], step: int, progress: float) -> LossDenominators | None:
-        """What the causal terms divide by, over all passes of a step and all ranks; None where no term needs it or there is one pass.
+    def update_statistics(self, sums: Tensor) -> None:
+        """Move sigma2 and tau; `sums` are the outputs' statistics, summed over passes and ranks.
 
-        A count depends on predictions, so it takes one more forward of everything, without gradient: the price of accumulation.
+        The first update replaces their initial values.
         """
-        if len(batches) == 1 or not self.weights(progress):
-            return None
-        config, frames = self.config.ctt, self.config.predictor.history_frames
-        parts = [self.part(batch) for batch in batches]
-        hidden = [
-            hidden_slots(
-                self.config.mask, self.config.seed, step, part["sample"], part["slots"].shape[2]
-            )
-            for part in parts
-        ]
-        if config.kind == "published":
-            maps = [
-                self.predictor(
-                    part["slots"][:, :frames], mask, need_attention="last", future_only=True
-                )[1][-1]
-                for part, mask in zip(parts, hidden)
-            ]
-            adjacency = torch.stack(
-                [
-                    published_adjacency(
-                        last, frames, last.shape[-1] // (frames + self.config.predictor.pred_frames)
-                    )
-                    for last in maps
-                ]
-            )
-            mean = all_reduce(adjacency.float().mean(dim=(0, 1))) / world_size()
-            i, k = self.drawn_slots(step, mean.device)
-            choices = [
-                ctt.published_choice(mean, mask, config.graph.threshold, i, k) for mask in hidden
-            ]
-            counts = torch.stack(
-                [
-                    torch.stack([weight.sum(), far.any() * float(len(weight))])
-                    for weight, far in choices
-                ]
-            ).sum(0)
-            return LossDenominators(all_reduce(counts), mean)
-        counts = torch.zeros(2, device=self.sigma2.device)
-        for part, mask in zip(parts, hidden):
-            with without_dropout(self.predictor):
-                z = self.predictor(part["slots"][:, :frames], mask)
-            terms = self.causal_terms(part, z, None, step)
-            counts += torch.stack([terms.invariance_count, terms.sufficiency_count])
-        return LossDenominators(all_reduce(counts), None)
-
-    def statistics(self, z: Tensor, x: Tensor, present: Tensor) -> Tensor:
-        """(D + 1 + BINS,): squared residuals summed, their count, a histogram of residuals in nats: sums, so exact over ranks."""
-        history_frames = self.config.predictor.history_frames
-        seen = (
-            present[:, history_frames - 1 : history_frames] & present[:, history_frames:]
-        ).float()
-        error = (z[:, history_frames:] - x[:, history_frames:]).float()
-        squares = (error.square() * seen[..., None]).sum((0, 1, 2))
-        nats = residual(z[:, history_frames:].float(), x[:, history_frames:], self.sigma2)
-        place = (
-            ((nats.clamp(min=1e-30).log() - LOG_RANGE[0]) / (LOG_RANGE[1] - LOG_RANGE[0]) * BINS)
-            .long()
-            .clamp(0, BINS - 1)
-        )
-        histogram = (
-            torch.zeros_like(squares[:1])
-            .expand(BINS)
-            .scatter_add(0, place.flatten(), seen.amin(1).flatten())
-        )
-        return torch.cat([squares, seen.sum()[None], histogram])
-
-    @torch.no_grad()
-    def update(self, statistics: Tensor) -> None:
-        """Move the running statistics; `statistics` as from forward, summed over ranks. The first update replaces them."""
-        dim = len(self.sigma2)
-        decay = STATISTICS_DECAY * (self.updates > 0)
-        self.sigma2.lerp_(
-            (statistics[:dim] / statistics[dim].clamp(min=1)).clamp(min=1e-8), 1 - decay
-        )
-        self.tau.lerp_(
-            histogram_median(statistics[dim + 1 :]), 1 - STATISTICS_DECAY * (self.updates > 1)
-        )
+        variance, median = variance_and_median(sums, len(self.sigma2))
+        self.sigma2.lerp_(variance, 1 - DECAY * (self.updates > 0))
+        self.tau.lerp_(median, 1 - DECAY * (self.updates > 1))
         self.updates += 1
 
+    def validation_loss(self, means: dict[str, float]) -> float:
+        """The loss of a validation from the means of its parts.
+
+        A mean of the batches' losses would depend on how samples fall into batches.
+        """
+        future = self.config.future_weight * means.get("loss_future", 0.0)
+        return future + self.config.history_weight * means.get("loss_masked_history", 0.0)
+
     def graph_context(self, sample: Tensor, step: int | Tensor = 0) -> GraphContext:
+        """What a graph estimator needs beside the window, for samples (B,)."""
         return GraphContext(
             sigma2=self.sigma2,
             tau=self.tau,
@@ -363,3 +368,10 @@ class WorldModelTask(nn.Module):
             step=step,
             sample=sample,
         )
+
+
+def consistency_weights(weights: Weights) -> dict[int, float | Tensor]:
+    """The weight of each number of predictions in a row, from the weights of all terms."""
+    names = (name for name in weights if name.startswith("consistency_"))
+    found = {int(name.removeprefix("consistency_")): weights[name] for name in names}
+    return dict(sorted(found.items()))

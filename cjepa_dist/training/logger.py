@@ -79,8 +79,8 @@ class RunLogger:
         if self.bar is not None and kind == "train":
             self.bar.show(values)
             return
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        print(f"{kind} {step}/{self.steps}  {shown}", flush=True)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        print(f"{kind} {step}/{self.steps}  {text}", flush=True)
 
     def advance(self, done: int) -> None:
         """After every step: move the bar on a terminal."""

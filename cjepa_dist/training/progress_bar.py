@@ -36,12 +36,12 @@ class ProgressBar:
 
     def show(self, values: dict[str, float]) -> None:
         """Show the newest loss and samples per second beside the bar."""
-        shown = [
+        texts = [
             f"{name} {values[name]:.4g}"
             for name in ("loss", "samples_per_second")
             if name in values
         ]
-        self.progress.update(self.task, metrics="  ".join(shown))
+        self.progress.update(self.task, metrics="  ".join(texts))
 
     def stop(self) -> None:
         self.progress.stop()

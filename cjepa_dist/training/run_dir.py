@@ -37,20 +37,20 @@ def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
         if type(old) is not type(new):
             raise UserError(
                 f"{run_dir} holds a run of another kind ({type(old).__name__}): choose another run "
-                "folder"
+                "directory"
             )
         for key, _ in fields.leaf_fields(type(config)):
             was, now = config_value(old, key), config_value(new, key)
             if key not in CHANGEABLE_FIELDS and was != now:
                 raise UserError(
-                    f"{run_dir} was started with {key}={was}, not {now}: choose another run folder "
-                    "or remove this one"
+                    f"{run_dir} was started with {key}={was}, not {now}: choose another run "
+                    "directory or remove this one"
                 )
     elif run_dir.exists() and any(
         path.name not in LOCK_FILES and path.suffix != ".partial" for path in run_dir.iterdir()
     ):
         raise UserError(
-            f"{run_dir} is not empty and no run folder (no config.yaml): choose another"
+            f"{run_dir} is not empty and no run directory (no config.yaml): choose another"
         )
 
 

@@ -1,4 +1,4 @@
-"""The causal losses: the released ones number for number, the corrected ones by their properties."""
+"""The CTT losses: published ones equal the reference, corrected ones have their properties."""
 
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def terms(
     )
 
 
-# --- published -------------------------------------------------------------------------------------------------------
+# --- published ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["small", "long"])
@@ -176,7 +176,7 @@ def test_draws_are_visible_and_vary_with_the_step() -> None:
     assert (drawn[:, 0] != drawn[:, 1]).any()
 
 
-# --- per sample ------------------------------------------------------------------------------------------------------
+# --- per sample -----------------------------------------------------------------------------------
 
 
 def test_equals_the_equations_written_as_loops(
@@ -326,11 +326,11 @@ def test_compiles_as_one_graph(predictor: SlotPredictor, window: dict[str, Tenso
     assert all(m.training for m in predictor.modules())
 
 
-# --- several steps ---------------------------------------------------------------------------------------------------
+# --- consistency ----------------------------------------------------------------------------------
 
 
 def test_consistency_is_the_error_of_the_rollout(predictor: SlotPredictor) -> None:
-    """Against the predictor's own `rollout`, one window frame a video frame; gradients reach the first of several predictions."""
+    """Equal to the predictor's own `rollout`; gradients reach the first of several predictions."""
     generator = torch.Generator().manual_seed(2)
     x, sigma2 = (
         torch.randn(B, T_H + 3 * T_P, S, D, generator=generator),

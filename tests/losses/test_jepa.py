@@ -1,4 +1,4 @@
-"""The errors of C-JEPA and of ALOE: released numbers, and sums that add up over parts of a batch."""
+"""The losses of C-JEPA and of ALOE: as released, and sums that add up over parts of a batch."""
 
 import numpy as np
 import pytest

@@ -7,7 +7,8 @@ from cjepa_dist.config import command_line, schema
 from cjepa_dist.config.schema import TermConfig
 from cjepa_dist.tasks.residuals import BINS, LOG_RANGE, histogram_median
 from cjepa_dist.tasks.schedule import ramp
-from cjepa_dist.tasks.world_model import WorldModelTask
+from cjepa_dist.tasks.world_model import WorldModelTask, consistency_weights
+from tests.steps import run_step
 
 SMALL = [
     "data=d", "run=r", "predictor.width=32", "predictor.depth=1", "predictor.heads=2", "predictor.mlp_dim=32", "predictor.slot_dim=8",
@@ -29,14 +30,15 @@ def test_statistics_of_parts_sum_to_those_of_the_whole():
     task, whole = WorldModelTask(command_line.parse(schema.TrainWorldModel, SMALL)), batch(12)
     parts = [{name: value[i : i + 4] for name, value in whole.items()} for i in (0, 4, 8)]
     torch.testing.assert_close(
-        sum(task(part, 3).statistics for part in parts), task(whole, 3).statistics
+        sum(run_step(task, part, 3).statistics for part in parts),
+        run_step(task, whole, 3).statistics,
     )
 
 
 def test_tau_is_the_median_residual_of_visible_slots():
     task, data = WorldModelTask(command_line.parse(schema.TrainWorldModel, SMALL)), batch(64)
-    outcome = task(data, 0)
-    task.update(outcome.statistics)
+    outcome = run_step(task, data, 0)
+    task.update_statistics(outcome.statistics)
     assert torch.equal(task.updates, torch.ones(()))
     error = outcome.statistics[:8] / outcome.statistics[8]
     torch.testing.assert_close(task.sigma2, error)
@@ -68,7 +70,11 @@ def test_terms_begin_and_grow():
 
 def test_mask_and_loss_are_functions_of_step_and_sample():
     task, data = WorldModelTask(command_line.parse(schema.TrainWorldModel, SMALL)), batch(8)
-    assert task(data, 5).loss.item() == task(data, 5).loss.item() != task(data, 6).loss.item()
+    assert (
+        run_step(task, data, 5).loss.item()
+        == run_step(task, data, 5).loss.item()
+        != run_step(task, data, 6).loss.item()
+    )
 
 
 def test_consistency_takes_longer_rollouts_one_after_another():
@@ -78,11 +84,14 @@ def test_consistency_takes_longer_rollouts_one_after_another():
             [*SMALL, "ctt.consistency.weight=2", "ctt.consistency.start=0.2"],
         )
     )
-    assert task.consistency_weights(0.1) == {}
-    assert task.consistency_weights(0.225) == pytest.approx({1: 0.5, 2: 0.0, 4: 0.0, 6: 0.0})
-    assert task.consistency_weights(0.275) == pytest.approx({1: 1.0, 2: 0.5, 4: 0.0, 6: 0.0})
-    assert task.consistency_weights(0.9) == {1: 1.0, 2: 1.0, 4: 1.0, 6: 1.0}
-    assert task.eval().consistency_weights(0.9) == {}
+
+    def weights(progress: float) -> dict[int, float]:
+        return consistency_weights(task.term_weights(progress))
+
+    assert weights(0.1) == {}
+    assert weights(0.225) == pytest.approx({1: 0.5})
+    assert weights(0.275) == pytest.approx({1: 1.0, 2: 0.5})
+    assert weights(0.9) == {1: 1.0, 2: 1.0, 4: 1.0, 6: 1.0}
 
 
 @pytest.mark.parametrize(
@@ -93,4 +102,4 @@ def test_a_fraction_of_the_batch_is_spread_over_it(fraction, size, rows):
     task = WorldModelTask(
         command_line.parse(schema.TrainWorldModel, [*SMALL, f"ctt.fraction={fraction}"])
     )
-    assert task.chosen(torch.arange(size)).tolist() == rows
+    assert task.causal_rows(torch.arange(size)).tolist() == rows

@@ -10,33 +10,33 @@ from cjepa_dist.runtime.device import native_precision
 from tests.fork_server import PROJECT
 from tools import memory
 
-WIDE = [
-    "configs/world_model/quickstart.yaml", "data=d", "run=r", "predictor.width=512", "predictor.mlp_dim=2048", "predictor.depth=7",
-    "predictor.heads=8", "loop.global_batch_size=64", "optimizer.name=adamw",
-]  # fmt: skip
+WIDE = (
+    "configs/world_model/quickstart.yaml",
+    "data=d",
+    "run=r",
+    "predictor.width=512",
+    "predictor.mlp_dim=2048",
+    "predictor.depth=7",
+    "predictor.heads=8",
+    "loop.global_batch_size=64",
+    "optimizer.name=adamw",
+)
 STEP = """
 import resource, sys, torch
-from cjepa_dist import config as schema, tasks
-from cjepa_dist.optim.optimizers import build_optimizers as optimizers
+from cjepa_dist.config import command_line, schema
+from tools.bench.bare_step import BareStep
 
-config = schema.parse(schema.TrainWorldModel, sys.argv[1:])
-page = resource.getpagesize()
-before = int(open("/proc/self/statm").read().split()[1]) * page
-task = tasks.build(config)
-optimizer, p = optimizers(task, config.optimizer), config.predictor
-size = config.loop.global_batch_size
+config = command_line.parse(schema.TrainWorldModel, sys.argv[1:])
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+p, size = config.predictor, config.loop.global_batch_size
 batch = {
     "slots": torch.randn(size, p.history_frames + p.pred_frames, p.slots, p.slot_dim),
     "present": torch.ones(size, p.history_frames + p.pred_frames, p.slots, dtype=torch.bool),
     "sample": torch.arange(size),
 }
+step = BareStep(config, [batch], precision=config.loop.precision, progress=0.99)
 for _ in range(2):
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.loop.precision == "bf16"):
-        context = task.step_context([batch], 0, task.term_weights(0.99))
-        task(batch, context).loss.backward()
-    for part in optimizer:
-        part.step()
-        part.zero_grad()
+    step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 """
 
@@ -44,9 +44,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_estimate_is_what_a_step_takes(precision):
     if precision == "bf16" and native_precision() == "fp32":
-        pytest.skip(
-            "this CPU has no bfloat16: it works on float32 copies, which no GPU needs and nothing counts"
-        )
+        pytest.skip("this CPU has no bfloat16: it works on float32 copies, which are not counted")
     arguments = [*WIDE, f"loop.precision={precision}"]
     done = subprocess.run(
         [sys.executable, "-c", STEP, *arguments],
@@ -84,7 +82,7 @@ def test_engines_share_what_they_say():
 def test_vqa_and_data_and_a_batch_that_does_not_divide(command, small_data):
     arguments = (
         "config=configs/aloe/quickstart.yaml",
-        "set=[loop.global_batch_size=8]",
+        "overrides=[loop.global_batch_size=8]",
         f"data={small_data}",
     )
     done = command("tools.memory", *arguments, "processes=2", "engine=zero2")

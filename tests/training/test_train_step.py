@@ -1,23 +1,30 @@
-"""A recorded step is the step. Here its launches are run instead of replayed; tests/test_gpu.py replays them."""
+"""A recorded step equals the step.
+
+Here its launches are run instead of replayed; tests/test_gpu.py replays them.
+"""
 
 import pytest
 import torch
 
 from cjepa_dist.config import command_line, schema
 from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.engines.base import Engine
 from cjepa_dist.tasks.vqa import VqaTask
 from cjepa_dist.tasks.world_model import WorldModelTask
 from cjepa_dist.training.cuda_graph import CudaGraphStep
-from cjepa_dist.training.train_step import EagerStep
+from cjepa_dist.training.train_step import TrainStep
 from tests.training.test_resume import TINY_ALOE, TINY_WORLD
 
 STEPS = 12
 
 
 class Replayed(CudaGraphStep):
-    """Replay runs the launches anew: what a recording may not read (Python's numbers, the host's batch) is hidden from it."""
+    """Replay runs the launches anew.
+
+    What a recording may not read (Python's numbers, the host's batch) is hidden from it.
+    """
 
     def record(self, recording):
         owner = self
@@ -47,7 +54,7 @@ def world(small_data, *extra):
         "frameskip": config.frameskip,
         "horizon": config.horizon,
     }
-    return config, WorldModelTask, InMemoryWindows(small_data, "train", **shape)
+    return config, WorldModelTask, InMemoryWindows(small_data, "train", WindowSpec(**shape))
 
 
 def aloe(small_data, *extra):
@@ -92,31 +99,32 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_as_recorded_equals_as_it_is(case, small_data):
-    """Losses, metrics, weights, running statistics and means after some steps, with the same random draws.
+    """Losses, metrics, weights, running statistics and means, with the same random draws.
 
-    AdamW, since Muon rounds to bfloat16; the keys' bias has no gradient but rounding, which AdamW scales up.
+    AdamW, since Muon rounds to bfloat16. The keys' bias has no gradient but rounding, which AdamW
+    scales up.
     """
     make, *extra = CASES[case]
     found = {}
-    for kind in (EagerStep, Replayed):
+    for kind in (TrainStep, Replayed):
         config, task, source = make(small_data, *extra)
         config.loop.steps = STEPS
         torch.manual_seed(0)
         engine = Engine("ddp", config)
-        engine.open(task(config), lambda load: {"step": 0})
+        engine.setup(task(config), lambda load: {"step": 0})
         engine.wrap()
-        take, lines = kind(engine, config, start=0, steps=STEPS), []
+        train_step, lines = kind(engine, config, start=0, steps=STEPS), []
         for step in range(STEPS):
-            ids = source.order(0, step * 4, 4)
-            loss, good = take([source.gather(ids, ids)], step)
-            assert good
-            lines.append({"step_loss": loss.item(), **take.read()})
-        mean = engine.mean or {}
+            ids = source.sample_ids(0, step * 4, 4)
+            result = train_step([source.get_batch(ids, ids)], step)
+            assert result.finite
+            lines.append({"step_loss": result.loss.item(), **train_step.read_metrics()})
+        mean = engine.ema_weights or {}
         found[kind] = (
             lines,
             {**engine.task.state_dict(), **{f"mean {name}": value for name, value in mean.items()}},
         )
-    (plain, weights), (recorded, others) = found[EagerStep], found[Replayed]
+    (plain, weights), (recorded, others) = found[TrainStep], found[Replayed]
     for a, b in zip(plain, recorded):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
     for name, value in weights.items():
@@ -129,14 +137,17 @@ def test_as_recorded_equals_as_it_is(case, small_data):
 def test_a_step_that_is_not_finite_counts_for_nothing(small_data):
     config, task, source = world(small_data)
     engine = Engine("ddp", config)
-    engine.open(task(config), lambda load: {"step": 0})
+    engine.setup(task(config), lambda load: {"step": 0})
     engine.wrap()
-    take = Replayed(engine, config, start=0, steps=STEPS)
+    train_step = Replayed(engine, config, start=0, steps=STEPS)
     for step in range(4):
-        batch = source.gather(source.order(0, step * 4, 4), source.order(0, step * 4, 4))
+        batch = source.get_batch(
+            source.sample_ids(0, step * 4, 4), source.sample_ids(0, step * 4, 4)
+        )
         batch["slots"][0, 0] = float("nan") if step == 2 else batch["slots"][0, 0]
         before = [p.detach().clone() for p in engine.task.parameters()]
-        _, good = take([batch], step)
+        result = train_step([batch], step)
         moved = any(not torch.equal(a, b) for a, b in zip(before, engine.task.parameters()))
-        assert bool(good) == moved == (step != 2)
-    assert all(value == value for value in take.read().values()) and int(take.counter) == 4
+        assert bool(result.finite) == moved == (step != 2)
+    assert all(value == value for value in train_step.read_metrics().values())
+    assert int(train_step.counter) == 4
