@@ -99,8 +99,8 @@ def test_futures_agree(rolled, roll):
 
 
 def test_processes_and_groups_change_nothing(rolled, roll):
-    folder = roll("workers", mode="counterfactual", workers=2, batch=3, precision="float32")
-    alone = roll("alone", mode="counterfactual", batch=8, precision="float32")
+    folder = roll("workers", mode="counterfactual", workers=2, batch_size=3, precision="float32")
+    alone = roll("alone", mode="counterfactual", batch_size=8, precision="float32")
     for one, other in zip(read_split(folder, "val"), read_split(alone, "val"), strict=True):
         assert np.array_equal(one.worlds["diverged"], other.worlds["diverged"])
         np.testing.assert_allclose(
@@ -127,7 +127,9 @@ def test_bench_takes_the_start_out(run, small_data, command, tmp_path):
 
 def test_every_object(roll):
     for sample in read_split(
-        roll("all", mode="counterfactual", all=True, videos=1, divergence="attention_rollout"),
+        roll(
+            "all", mode="counterfactual", all_objects=True, videos=1, divergence="attention_rollout"
+        ),
         "val",
     ):
         held = sample.truth["slot_object"] >= 0
@@ -194,13 +196,13 @@ def test_match_takes_the_place_of_truth(roll, small_data, tmp_path, rolled, caps
     assert (
         asked
         and f"{asked} of " in (said := capsys.readouterr().out)
-        and "counterfactual questions left out: no slot holds" in said
+        and "counterfactual questions excluded: no slot holds" in said
     )
 
 
 def test_again_is_nothing_to_do_and_other_settings_are_refused(roll, capsys):
     roll("again", mode="factual")
-    roll("again", mode="factual", batch=5, workers=2)
+    roll("again", mode="factual", batch_size=5, workers=2)
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(UserError, match="already holds something"):
         roll("again", mode="free")
@@ -212,9 +214,9 @@ def test_refusals_are_one_line(roll, small_data, tmp_path):
     with pytest.raises(UserError, match="counterfactual_splits"):
         roll("x", splits=["train"], mode="truth")
     with pytest.raises(UserError, match="counterfactuals=all"):
-        roll("x", mode="truth", all=True)
+        roll("x", mode="truth", all_objects=True)
     with pytest.raises(UserError, match="33"):
-        roll("x", mode="truth", count=33)
+        roll("x", mode="truth", future_frames=33)
     with DatasetWriter(tmp_path / "bare", encoder="x", source={}, empty_slot=None) as writer:
         for sample in read_split(small_data, "val"):
             writer.split("val").add(Sample(sample.key, sample.slots, sample.annotation))
@@ -223,4 +225,4 @@ def test_refusals_are_one_line(roll, small_data, tmp_path):
     with pytest.raises(UserError, match="no questions that could remove an object"):
         roll("x", data=str(tmp_path / "bare"), mode="truth")
     with pytest.raises(UserError, match=r"match\.npz"):
-        roll("x", data=str(tmp_path / "bare"), mode="truth", all=True)
+        roll("x", data=str(tmp_path / "bare"), mode="truth", all_objects=True)

@@ -9,7 +9,6 @@ excluded from evaluation.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ import numpy as np
 from cjepa_dist.clevrer.scene import VIDEO_FRAMES
 from cjepa_dist.data.format.dtypes import all_finite, storage_dtype, to_float32
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import ShardReader, select_shards
-from cjepa_dist.data.format.sample import ANNOTATION, MATCH, QUESTIONS, TRUTH, WORLDS, Sample
+from cjepa_dist.data.format.reader import ShardReader
+from cjepa_dist.data.format.sample import ANNOTATION, MATCH, TRUTH, WORLDS, Sample
 from cjepa_dist.data.removed_slots import slots_removed_by_questions
 from cjepa_dist.errors import UserError
 
@@ -30,15 +29,11 @@ EXCLUSION_REASON = "excluded: no slot holds the object that they remove"
 
 
 class QuestionWorlds:
-    """The worlds that the questions of videos ask about, W of them for Q questions.
+    """The worlds that the questions of videos ask about, W of them for Q questions."""
 
-    `max_worlds`: counterfactual questions at most.
-    """
-
-    def __init__(self, manifest: Manifest, max_worlds: int) -> None:
+    def __init__(self, manifest: Manifest) -> None:
         self.manifest, self.frames = manifest, min(manifest.frames, VIDEO_FRAMES)
-        # What is never written to takes no memory.
-        shape = (max_worlds, self.frames, *manifest.shape[1:])
+        shape = (0, self.frames, *manifest.shape[1:])
         self._slots = np.empty(shape, storage_dtype(manifest.dtype))
         self._video: list[int] = []
         self._world_of_question: list[int] = []
@@ -47,7 +42,7 @@ class QuestionWorlds:
     @property
     def slots(self) -> np.ndarray:
         """(W, F, S, D) in the stored type, F the frames of the video."""
-        return self._slots[: len(self._video)]
+        return self._slots
 
     @property
     def video(self) -> np.ndarray:
@@ -64,16 +59,16 @@ class QuestionWorlds:
         """(Q,) bool: a counterfactual question without a world."""
         return np.array(self._lacks_world, bool)
 
-    def add(self, shard: ShardReader, key: str, video: int) -> None:
-        """Add the worlds of a video, of number `video`.
+    def add(self, shard: ShardReader, key: str, content: dict[str, Any], video: int) -> None:
+        """Add the worlds of a video, of number `video`; `content`: its questions.json.
 
         Raises UserError, naming shard, scene and question, if there are no worlds, or none without
         a removed object that a slot holds, or if the shard does not say which slot holds what.
         """
-        content = shard.read_json(key, QUESTIONS) or {}
         removed = iter(read_removed_slots(shard, key, content))
         archive: WorldArchive | None = None
         world_without: dict[int, int] = {}  # removed slot -> number of its world
+        worlds: list[np.ndarray] = []
         for question in content.get("questions", ()):
             counterfactual = question["question_type"] == "counterfactual"
             slot = next(removed) if counterfactual else None
@@ -82,20 +77,17 @@ class QuestionWorlds:
                 archive = archive or WorldArchive(shard, key, self.manifest)
                 world_without[slot] = len(self._video)
                 name = f"question {question['question_id']} of scene {content.get('scene_index')}"
-                self._slots[len(self._video)] = archive.world(slot, name)[: self.frames]
+                worlds.append(archive.world(slot, name)[: self.frames])
                 self._video.append(video)
             self._world_of_question.append(-1 if slot is None else world_without[slot])
+        self._append(worlds)
 
-
-def load_question_worlds(folder: str | Path, split: str, max_worlds: int) -> QuestionWorlds:
-    """The worlds that the questions of a split ask about. UserError as `QuestionWorlds.add`."""
-    worlds, video = QuestionWorlds(Manifest.load(folder), max_worlds), 0
-    for entry, keys in select_shards(worlds.manifest, split, 0):
-        with ShardReader(folder, split, entry) as shard:
-            for key in keys:
-                worlds.add(shard, key, video)
-                video += 1
-    return worlds
+    def _append(self, worlds: list[np.ndarray]) -> None:
+        # In place, without a copy of what is there: at the end of a split that would be gigabytes.
+        count = len(self._slots)
+        self._slots.resize((count + len(worlds), *self._slots.shape[1:]), refcheck=False)
+        for number, world in enumerate(worlds, count):
+            self._slots[number] = world
 
 
 def read_removed_slots(shard: ShardReader, key: str, content: dict[str, Any]) -> list[int | None]:
@@ -162,7 +154,8 @@ def simulated_worlds(sample: Sample, removed: list[int]) -> dict[str, np.ndarray
     """
     truth = sample.truth or {}
     advice = (
-        "simulate with counterfactual_splits naming the split, and counterfactuals=all for all=true"
+        "simulate with counterfactual_splits naming the split, and counterfactuals=all for "
+        "all_objects=true"
     )
     if "counterfactual_slots" not in truth:
         raise UserError(f"key {sample.key}: its truth holds no counterfactual worlds; {advice}")

@@ -23,11 +23,11 @@ import torch
 
 from cjepa_dist.clevrer.scene import VIDEO_FRAMES
 from cjepa_dist.clevrer.vocabulary import MAX_TEXT_WORDS, QUESTION_TYPES
-from cjepa_dist.data.counterfactual_worlds import QuestionWorlds, load_question_worlds
+from cjepa_dist.data.counterfactual_worlds import QuestionWorlds
 from cjepa_dist.data.dataset import InMemoryDataset
 from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import load_slots, read_split
+from cjepa_dist.data.format.reader import ShardReader, load_slots, open_videos
 from cjepa_dist.data.format.sample import QUESTIONS, scene_index
 from cjepa_dist.data.frame_sampling import FrameSampling
 from cjepa_dist.data.question_encoding import EncodedQuestions, remove_negation
@@ -164,6 +164,22 @@ class QuestionDataset(InMemoryDataset):
         return slots
 
 
+class QuestionReader:
+    """Reads the questions of videos, and the worlds that `protocol` shows them, from shards."""
+
+    def __init__(self, folder: str | Path, split: str, manifest: Manifest, protocol: str) -> None:
+        self.rows, self.videos = EncodedQuestions(str(folder), split), 0
+        self.worlds = QuestionWorlds(manifest) if protocol == "counterfactual" else None
+
+    def add(self, shard: ShardReader, key: str) -> None:
+        """Add the next video. UserError as `EncodedQuestions.add` and `QuestionWorlds.add`."""
+        content = shard.read_json(key, QUESTIONS) or {}
+        self.rows.add(self.videos, content, scene_index(key, unknown=-1))
+        if self.worlds is not None:
+            self.worlds.add(shard, key, content, self.videos)
+        self.videos += 1
+
+
 class InMemoryQuestions(QuestionDataset):
     """All questions of a split, its slots in memory, one copy a node."""
 
@@ -184,19 +200,17 @@ class InMemoryQuestions(QuestionDataset):
         """
         frame_sampling, manifest = FrameSampling(**sampling), Manifest.load(folder)
         frame_sampling.check(folder, manifest.frames)
-        rows = EncodedQuestions(str(folder), split)
-        # Questions alone: annotations would take four times as long to read.
-        for video, sample in enumerate(read_split(folder, split, members=(QUESTIONS,))):
-            rows.add(video, sample.questions, scene_index(sample.key, unknown=-1))
-        if not rows.type:
+        questions = QuestionReader(folder, split, manifest, protocol)
+        slots = load_slots(folder, split, visit=questions.add)  # one pass over the shards
+        if not questions.videos:  # another process of this node has read the slots
+            for shard, key in open_videos(folder, split):
+                questions.add(shard, key)
+        if not questions.rows.type:
             raise UserError(
                 f"split {split!r} of {folder} has no questions; "
                 "ALOE needs <key>.questions.json members"
             )
-        worlds = None
-        if protocol == "counterfactual":
-            worlds = load_question_worlds(folder, split, rows.type.count("counterfactual"))
-        super().__init__(rows, load_slots(folder, split), frame_sampling, worlds, blind)
+        super().__init__(questions.rows, slots, frame_sampling, questions.worlds, blind)
 
 
 class VideoQuestions(InMemoryDataset):
@@ -205,16 +219,18 @@ class VideoQuestions(InMemoryDataset):
     The questions of a sample see the same first frame.
     """
 
-    def __init__(self, dataset: QuestionDataset, types: Sequence[str] = QUESTION_TYPES) -> None:
-        """Only questions of `types` are asked, and only videos that have some are samples.
+    def __init__(
+        self, dataset: QuestionDataset, question_types: Sequence[str] = QUESTION_TYPES
+    ) -> None:
+        """Only questions of `question_types` are asked, and only videos that have some are samples.
 
         UserError if no question is of these types.
         """
         self.dataset, self.sampling = dataset, dataset.sampling
-        self.asked = np.flatnonzero(np.isin(dataset.type, types))
+        self.asked = np.flatnonzero(np.isin(dataset.type, question_types))
         if not len(self.asked):
             raise UserError(
-                f"question_types={list(types)}: no question is of these types; "
+                f"question_types={list(question_types)}: no question is of these types; "
                 f"there are {', '.join(sorted(set(dataset.type)))}"
             )
         # The questions of a video are adjacent.

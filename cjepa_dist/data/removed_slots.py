@@ -20,7 +20,7 @@ def slots_removed_by_questions(sample: Sample) -> list[int | None]:
     """
     if sample.questions is None or sample.annotation is None:
         raise UserError(
-            f"key {sample.key}: has no questions that could remove an object; take all=true"
+            f"key {sample.key}: has no questions that could remove an object; set all_objects=true"
         )
     slot_of = slots_of_objects(sample)
     counterfactual = [

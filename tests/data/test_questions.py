@@ -92,9 +92,6 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("questions") / "data", dtype="float32")
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
 def test_vocabulary_is_the_public_one(shared):
     public = json.loads((shared / "clevrer" / "vocab.json").read_text())
     assert public["q_vocab"] == WORD_IDS
@@ -152,9 +149,6 @@ def test_too_long():
         encode_text(" ".join(["the"] * 21), MAX_QUESTION_WORDS)
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
-
-
 def test_metadata(folder):
     source = InMemoryQuestions(folder, "val", **PUBLISHED)
     assert len(source) == 15 and source.labelled
@@ -176,9 +170,16 @@ def test_batch(folder):
     batch = source.get_batch(np.array([13, 1, 0]), np.array([7, 8, 9]))
     shapes = {name: tuple(value.shape) for name, value in batch.items()}
     assert shapes == {
-        "slots": (2, 25, S, D), "tokens": (8, 32), "padding": (8, 32), "is_choice": (8,), "kind": (8,), "row_view": (8,), "label": (8,),
-        "question": (3,), "sample": (3,),
-    }  # fmt: skip
+        "slots": (2, 25, S, D),
+        "tokens": (8, 32),
+        "padding": (8, 32),
+        "is_choice": (8,),
+        "kind": (8,),
+        "row_view": (8,),
+        "label": (8,),
+        "question": (3,),
+        "sample": (3,),
+    }
     assert (
         batch["row_view"].tolist() == [2, 2, 2, 1, 1, 1, 1, 0]
         or len(set(batch["row_view"].tolist())) < 3
@@ -366,9 +367,6 @@ def test_questions_without_answers(tmp_path):
     source = InMemoryQuestions(write(tmp_path / "data", change=hide), "val", **PUBLISHED)
     assert not source.labelled
     assert (source.get_batch([0, 1], [0, 1])["label"] == -1).all()
-
-
-# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 def refuse(tmp_path, change, *expected, **options):

@@ -1,4 +1,4 @@
-"""One copy a node: real processes map one file; nothing is left behind, not by processes that were killed either."""
+"""One copy a node: real processes map one file and leave nothing behind, even when killed."""
 
 import os
 import signal
@@ -15,14 +15,14 @@ from tests.fork_server import PROJECT
 WORKER = """
 import sys, time
 import numpy as np
-from cjepa_dist.data import shared
+from cjepa_dist.data import shared_memory
 from pathlib import Path
-shared.MEMORY = Path(sys.argv[1])
+shared_memory.SHARED_MEMORY = Path(sys.argv[1])
 def fill(array):
     with open(sys.argv[2], "a") as log: log.write("filled\\n")
     time.sleep(0.3)
     array[...] = np.arange(array.size).reshape(array.shape)
-array = shared.node_array(sys.argv[3], (500, 1000), "float32", fill)
+array = shared_memory.shared_array(sys.argv[3], (500, 1000), "float32", fill)
 assert array[3, 4] == 3004 and not array.flags.writeable
 print("here", flush=True)
 sys.stdin.read()
@@ -97,7 +97,7 @@ def test_killed_while_it_fills(start, tmp_path):
     )
 
 
-def test_without_room_each_has_its_own(tmp_path, monkeypatch, capsys):
+def test_without_memory_each_process_has_its_own(tmp_path, monkeypatch, capsys):
     def full(*unused):
         raise OSError(28, "No space left on device")
 

@@ -149,9 +149,8 @@ def test_presence_needs_no_labels(data, tmp_path):
     plain = InMemoryWindows(
         tmp_path / "plain", "train", WindowSpec(history_frames=2, pred_frames=1, frameskip=2)
     )
-    assert plain.get_batch(np.arange(5), np.arange(5))[
-        "present"
-    ].all()  # neither truth nor an empty slot to compare with
+    # There is neither ground truth nor an empty slot to compare with.
+    assert plain.get_batch(np.arange(5), np.arange(5))["present"].all()
     plain.empty = plain.get_batch(np.arange(1), np.arange(1))["slots"][0, 0, 2]
     assert not plain.get_batch(np.arange(1), np.arange(1))["present"][0, 0, 2]
     assert source.num_videos == 3 and source.shape == (FRAMES, SLOTS, WIDTH)
@@ -161,7 +160,9 @@ def test_presence_needs_no_labels(data, tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_on_a_device_a_batch_is_the_same(tmp_path, dtype):
     write(tmp_path / "data", dtype=dtype)
-    settings = dict(history_frames=2, pred_frames=1, frameskip=2, truth=True, contact_share=0.5)
+    settings = dict(
+        spec=WindowSpec(history_frames=2, pred_frames=1, frameskip=2), truth=True, contact_share=0.5
+    )
     host, device = (
         InMemoryWindows(tmp_path / "data", "train", **settings, device=d)
         for d in (None, torch.device("cpu"))
@@ -201,10 +202,15 @@ def test_all_values_are_widened_exactly():
 
 
 @given(
-    videos=st.integers(1, 4), slots=st.integers(1, 3), width=st.integers(1, 5), length=st.integers(1, 5), frameskip=st.integers(1, 6),
-    more=st.integers(0, 13), dtype=st.sampled_from([np.float16, np.float32, np.uint16]),
-)  # fmt: skip
-def test_a_window_is_a_run_of_its_frames(videos, slots, width, length, frameskip, more, dtype):
+    videos=st.integers(1, 4),
+    slots=st.integers(1, 3),
+    width=st.integers(1, 5),
+    length=st.integers(1, 5),
+    frameskip=st.integers(1, 6),
+    more=st.integers(0, 13),
+    dtype=st.sampled_from([np.float16, np.float32, np.uint16]),
+)
+def test_a_window_is_one_piece_of_memory(videos, slots, width, length, frameskip, more, dtype):
     frames = length * frameskip + more
     plain = (
         np.arange(videos * frames * slots * width)
@@ -239,7 +245,7 @@ def test_an_epoch_holds_each_window_once(data):
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
 def test_contact_share(data, share):
     folder, _ = data
-    settings = dict(history_frames=3, pred_frames=1, frameskip=4, truth=True)
+    settings = dict(spec=WindowSpec(history_frames=3, pred_frames=1, frameskip=4), truth=True)
     plain = InMemoryWindows(folder, "train", **settings)
     source = InMemoryWindows(folder, "train", contact_share=share, **settings)
     natural = (
@@ -263,16 +269,16 @@ def test_contact_share(data, share):
 
 
 def test_clear_errors(data, tmp_path):
-    settings = dict(history_frames=3, pred_frames=1, frameskip=4)
+    spec = WindowSpec(history_frames=3, pred_frames=1, frameskip=4)
     with pytest.raises(UserError, match=r"= 32 frames, the videos in .* have 30"):
         InMemoryWindows(data[0], "train", WindowSpec(history_frames=6, pred_frames=2, frameskip=4))
     with pytest.raises(UserError, match="contact_share"):
-        InMemoryWindows(data[0], "train", contact_share=1.0, **settings)
+        InMemoryWindows(data[0], "train", spec, contact_share=1.0)
     write(tmp_path / "bare", truth=False)
-    assert len(InMemoryWindows(tmp_path / "bare", "train", **settings))
+    assert len(InMemoryWindows(tmp_path / "bare", "train", spec))
     for wish in ({"truth": True}, {"contact_share": 0.5}):
         with pytest.raises(UserError, match="video_00000: has no truth"):
-            InMemoryWindows(tmp_path / "bare", "train", **settings, **wish)
+            InMemoryWindows(tmp_path / "bare", "train", spec, **wish)
 
 
 def test_load_truth_stacks_whole_videos(data):

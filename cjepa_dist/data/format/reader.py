@@ -20,7 +20,8 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,39 +69,58 @@ def read_split(
     the manifest; slots must be finite and of its shape and type. UserError naming shard and key.
     """
     manifest = Manifest.load(folder)
-    for entry, keys in select_shards(manifest, split, videos):
+    for shard, key in open_videos(folder, split, videos):
+        yield Sample(
+            key=key,
+            slots=shard.read_slots(key, manifest) if SLOTS in members else None,
+            annotation=shard.read_json(key, ANNOTATION) if ANNOTATION in members else None,
+            questions=shard.read_json(key, QUESTIONS) if QUESTIONS in members else None,
+            truth=shard.read_arrays(key, TRUTH) if TRUTH in members else None,
+            worlds=shard.read_arrays(key, WORLDS) if WORLDS in members else None,
+            match=shard.read_arrays(key, MATCH) if MATCH in members else None,
+        )
+
+
+def open_videos(
+    folder: str | Path, split: str, videos: int = 0
+) -> Iterator[tuple[ShardReader, str]]:
+    """(open shard, key) of the videos of a split in order, or of its first `videos`."""
+    for entry, keys in select_shards(Manifest.load(folder), split, videos):
         with ShardReader(folder, split, entry) as shard:
             for key in keys:
-                yield Sample(
-                    key=key,
-                    slots=shard.read_slots(key, manifest) if SLOTS in members else None,
-                    annotation=shard.read_json(key, ANNOTATION) if ANNOTATION in members else None,
-                    questions=shard.read_json(key, QUESTIONS) if QUESTIONS in members else None,
-                    truth=shard.read_arrays(key, TRUTH) if TRUTH in members else None,
-                    worlds=shard.read_arrays(key, WORLDS) if WORLDS in members else None,
-                    match=shard.read_arrays(key, MATCH) if MATCH in members else None,
-                )
+                yield shard, key
+
+
+def batched(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
+    """Lists of `size` consecutive samples; the last one may be shorter."""
+    while batch := list(islice(samples, size)):
+        yield batch
 
 
 def load_slots(
-    folder: str | Path, split: str, videos: int = 0, frame_order: np.ndarray | None = None
+    folder: str | Path,
+    split: str,
+    videos: int = 0,
+    frame_order: np.ndarray | None = None,
+    visit: Callable[[ShardReader, str], None] | None = None,
 ) -> np.ndarray:
     """All slots of a split (or of its first `videos`) as one array (V, T, S, D) in the stored type.
 
     One copy a node (`shared_memory.py`). Video v is `Manifest.load(folder).keys(split)[v]`, its
     frames as stored or in `frame_order` (T,). UserError naming shard and key if anything is
     missing, of another shape or type, or not finite; or if there are fewer than `videos`.
+
+    `visit(shard, key)` is called for every video, to read other members in the same pass. Only in
+    the process that reads: the others of its node get the array without a pass over the shards.
     """
     manifest = Manifest.load(folder)
     chosen = list(select_shards(manifest, split, videos))
 
     def fill(array: np.ndarray) -> None:
-        row = 0
-        for entry, keys in chosen:
-            with ShardReader(folder, split, entry) as shard:
-                for key in keys:
-                    shard.read_slots(key, manifest, into=array[row], frame_order=frame_order)
-                    row += 1
+        for row, (shard, key) in enumerate(open_videos(folder, split, videos)):
+            shard.read_slots(key, manifest, into=array[row], frame_order=frame_order)
+            if visit is not None:
+                visit(shard, key)
 
     count = sum(len(keys) for _, keys in chosen)
     key = repr(

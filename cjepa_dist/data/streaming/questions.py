@@ -18,13 +18,10 @@ import numpy as np
 import torch
 
 from cjepa_dist.clevrer.vocabulary import QUESTION_TYPES
-from cjepa_dist.data.counterfactual_worlds import QuestionWorlds
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import ShardReader, select_shards
-from cjepa_dist.data.format.sample import QUESTIONS, scene_index
 from cjepa_dist.data.frame_sampling import FrameSampling
-from cjepa_dist.data.question_encoding import EncodedQuestions
-from cjepa_dist.data.questions import QuestionDataset, VideoQuestions
+from cjepa_dist.data.questions import QuestionDataset, QuestionReader, VideoQuestions
 from cjepa_dist.data.streaming.prefetcher import ShardPrefetcher
 from cjepa_dist.data.streaming.shard_sampler import equal_ranges
 from cjepa_dist.errors import UserError
@@ -33,10 +30,10 @@ from cjepa_dist.errors import UserError
 class StreamingQuestions(ShardPrefetcher[QuestionDataset | VideoQuestions]):
     """The questions of a split, a few shards at a time.
 
-    With `by_video` a sample is a video with all of its questions of `types`. Ids are those of
-    `InMemoryQuestions` and of `VideoQuestions`; `protocol` is as there; `reading` are the options
-    of `ShardPrefetcher`. Raises UserError for frames that do not fit in the videos and for a split
-    without (such) questions; while reading also for what `InMemoryQuestions` refuses.
+    With `group_by_video` a sample is a video with all of its questions of `question_types`. Ids are
+    those of `InMemoryQuestions` and of `VideoQuestions`; `protocol` is as there; `reading` are the
+    options of `ShardPrefetcher`. Raises UserError for frames that do not fit in the videos and for
+    a split without (such) questions; while reading also for what `InMemoryQuestions` refuses.
     """
 
     def __init__(
@@ -46,25 +43,21 @@ class StreamingQuestions(ShardPrefetcher[QuestionDataset | VideoQuestions]):
         sampling: FrameSampling,
         *,
         protocol: str = "published",
-        by_video: bool = False,
-        types: Sequence[str] = QUESTION_TYPES,
+        group_by_video: bool = False,
+        question_types: Sequence[str] = QUESTION_TYPES,
         **reading: Any,
     ) -> None:
         self.manifest = Manifest.load(folder)
         sampling.check(folder, self.manifest.frames)
-        self.sampling, self.protocol, self.by_video, self.types = (
-            sampling,
-            protocol,
-            by_video,
-            types,
-        )
+        self.sampling, self.protocol = sampling, protocol
+        self.group_by_video, self.question_types = group_by_video, question_types
         entries = list(select_shards(self.manifest, split, 0))
         samples = [self.samples_of(entry.question_types) for entry, _ in entries]
         used = [shard for shard, found in enumerate(samples) if found]
         if not used:
             raise UserError(
-                f"split {split!r} of {folder} has no questions of the types {', '.join(types)}; "
-                "ALOE needs some"
+                f"split {split!r} of {folder} has no questions of the types "
+                f"{', '.join(question_types)}; ALOE needs some"
             )
         counts = [len("".join(entry.question_types)) for entry, _ in entries]
         self.first_question = np.cumsum([0, *counts])[used]
@@ -82,34 +75,31 @@ class StreamingQuestions(ShardPrefetcher[QuestionDataset | VideoQuestions]):
         )
         self.lacking_world: dict[int, int] = {}  # shard -> its questions without a world
 
-    def samples_of(self, question_types: list[str]) -> list[tuple[int, int]]:
+    def samples_of(self, types_of_videos: list[str]) -> list[tuple[int, int]]:
         """(video, question of it) of each sample of a shard; question -1: all of them."""
-        if not self.by_video:
+        if not self.group_by_video:
             return [
                 (video, question)
-                for video, types in enumerate(question_types)
+                for video, types in enumerate(types_of_videos)
                 for question in range(len(types))
             ]
         return [
             (video, -1)
-            for video, types in enumerate(question_types)
-            if any(name[0] in types for name in self.types)
+            for video, types in enumerate(types_of_videos)
+            if any(name[0] in types for name in self.question_types)
         ]
 
     def load_shard(self, shard: ShardReader, number: int) -> QuestionDataset | VideoQuestions:
         keys = self.entries[number][1]
-        rows = EncodedQuestions(str(self.folder), self.split)
-        for video, key in enumerate(keys):
-            rows.add(video, shard.read_json(key, QUESTIONS), scene_index(key, unknown=-1))
-        worlds = None
-        if self.protocol == "counterfactual":
-            worlds = QuestionWorlds(self.manifest, rows.type.count("counterfactual"))
-            for video, key in enumerate(keys):
-                worlds.add(shard, key, video)
+        reader = QuestionReader(self.folder, self.split, self.manifest, self.protocol)
+        for key in keys:
+            reader.add(shard, key)
         slots = shard.read_videos(keys, self.manifest)
-        questions = QuestionDataset(rows, slots, self.sampling, worlds)
+        questions = QuestionDataset(reader.rows, slots, self.sampling, reader.worlds)
         self.lacking_world[number] = int(questions.lacks_world.sum())
-        loaded = VideoQuestions(questions, self.types) if self.by_video else questions
+        loaded = (
+            VideoQuestions(questions, self.question_types) if self.group_by_video else questions
+        )
         if len(loaded) != self.sampler.sizes[number]:
             raise UserError(
                 f"shard {shard.path} holds {len(loaded)} samples, {self.sampler.sizes[number]} "

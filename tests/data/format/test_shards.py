@@ -1,5 +1,6 @@
-"""Slot shards: what is written comes back, the same samples give the same bytes, and each kind of damage is named."""
+"""Shards: what is written is read back, the same samples give the same bytes, damage is named."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -62,7 +63,7 @@ def shard_of(folder, split="train"):
 
 
 def replace_slots(folder, key, array):
-    """Rewrites a shard with other slots for one key and makes the manifest agree, so that only the content is wrong."""
+    """Rewrite a shard with other slots for one key, and adapt the manifest to it."""
     path = shard_of(folder)
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
     with webdataset.TarWriter(str(path), mtime=0) as tar:
@@ -82,8 +83,8 @@ def replace_slots(folder, key, array):
 def refresh(folder):
     manifest, path = Manifest.load(folder), shard_of(folder)
     entry = manifest.splits["train"][0]
-    manifest.splits["train"][0] = type(entry)(
-        entry.name, entry.samples, path.stat().st_size, file_checksum(path), entry.keys
+    manifest.splits["train"][0] = dataclasses.replace(
+        entry, bytes=path.stat().st_size, xxh3=file_checksum(path)
     )
     manifest.save(folder)
 
@@ -133,7 +134,7 @@ def test_only_the_members_that_are_asked_for(whole):
 
 
 def test_one_field_of_a_json_member(whole, copy):
-    """As by parsing all of it; what stands after it may be anything."""
+    """As by parsing everything; what follows the field may be anything."""
 
     def fields(folder, *names):
         entry = Manifest.load(folder).shards("val")[0]
@@ -148,7 +149,7 @@ def test_one_field_of_a_json_member(whole, copy):
         )
     )
     assert fields(copy, "scene_index") == [100]
-    with pytest.raises(UserError, match="video_00100: collision in json is no JSON"):
+    with pytest.raises(UserError, match="video_00100: collision in json is not JSON"):
         fields(copy, "collision")
 
 
@@ -255,7 +256,7 @@ def truncate(folder):
 
 
 def cut_between_samples(folder):
-    """Ends the first shard after two samples, as a valid tar with a matching size in the manifest: only the keys can tell."""
+    """End the first shard after two samples: a valid tar of the manifest's size, only keys tell."""
     path = shard_of(folder)
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False))[:2]
     with webdataset.TarWriter(str(path), mtime=0) as tar:
@@ -369,7 +370,7 @@ def test_damaged_truth_and_json_are_found(copy):
     assert len(faults) == 2
     assert (
         "video_00001: truth.npz is damaged" in faults[0]
-        and "video_00003: json is no JSON" in faults[1]
+        and "video_00003: json is not JSON" in faults[1]
     )
 
 

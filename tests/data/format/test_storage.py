@@ -1,4 +1,4 @@
-"""Shards from elsewhere: a local HTTP server that fails, stalls, cuts off and lies; a pipe; fsspec."""
+"""Remote shards: an HTTP server that fails, stalls and sends wrong bytes; pipes; fsspec."""
 
 import http.server
 import os
@@ -25,7 +25,10 @@ QUICK = RetryPolicy(timeout=0.3, max_attempts=4, initial_delay=0.01)
 
 @contextmanager
 def server(folder, faults=(), ranges=True):
-    """Serves `folder`; request k of a file meets faults[k], if there is one: a status, "stall", "cut" or "flip". Yields (URL, requests)."""
+    """Serve `folder`; yields (URL, requests).
+
+    Request k of a file gets faults[k], if any: a status, "stall", "cut" or "flip".
+    """
     waiting, seen = list(faults), []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -65,8 +68,8 @@ def server(folder, faults=(), ranges=True):
         httpd.shutdown()
 
 
-def fetched(place, patience=QUICK, xxh3=XXH3):
-    descriptor = download_to_memory(place, len(BYTES), xxh3, patience)
+def fetched(place, retry=QUICK, xxh3=XXH3):
+    descriptor = download_to_memory(place, len(BYTES), xxh3, retry)
     with open(descriptor, "rb") as file:
         file.seek(0)
         return file.read()
@@ -80,16 +83,16 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("fault", [None, 503, 429, "stall", "cut", "flip"])
-def test_what_passes_is_tried_again(folder, fault, ranges):
+def test_temporary_faults_are_retried(folder, fault, ranges):
     with server(folder, [fault], ranges) as (url, seen):
         assert fetched(f"{url}/shard.tar") == BYTES
     assert len(seen) == (1 if fault is None else 2)
     if ranges and fault in ("stall", "cut"):
-        assert 0 < seen[1][1] <= len(BYTES) // 2, "it did not go on where it was"
+        assert 0 < seen[1][1] <= len(BYTES) // 2, "it did not resume where it stopped"
 
 
-def test_progress_gives_new_tries(folder):
-    """Many interruptions, each after some bytes, are no reason to give up; many without a byte are."""
+def test_progress_resets_the_attempts(folder):
+    """Many interruptions after some bytes each are no error; many without a byte are."""
     with server(folder, ["cut"] * 9) as (url, seen):
         assert fetched(f"{url}/shard.tar") == BYTES and len(seen) == 10
     with server(folder, [503] * 9) as (url, seen):
@@ -102,7 +105,7 @@ def test_progress_gives_new_tries(folder):
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_what_is_refused_is_not(folder, status):
+def test_refusals_are_not_retried(folder, status):
     with server(folder, [status] * 9) as (url, seen):
         with pytest.raises(UserError, match=rf"shard.tar cannot be read \(HTTP Error {status}"):
             fetched(f"{url}/shard.tar")
@@ -113,7 +116,7 @@ def test_other_bytes_than_the_manifests_are_an_error(folder):
     with server(folder) as (url, seen):
         with pytest.raises(UserError, match=r"shard .*shard.tar is damaged: its xxh3"):
             fetched(f"{url}/shard.tar", xxh3="0" * 16)
-        assert len(seen) == 2  # a second look, in case it was on the way
+        assert len(seen) == 2  # a second attempt, in case the network changed them
     with server(folder, ["flip", "flip"]) as (url, _), pytest.raises(UserError, match="damaged"):
         fetched(f"{url}/shard.tar")
 
@@ -132,8 +135,11 @@ def test_no_server(folder):
 
 def test_pipes(folder):
     assert fetched(f"pipe:cat {folder}/shard.tar") == BYTES
-    half = f"test -e {folder}/once && cat {folder}/shard.tar || (touch {folder}/once; head -c 1000 {folder}/shard.tar; exit 1)"
-    assert fetched(f"pipe:{half}") == BYTES  # the second time it goes on after the first thousand
+    half = (
+        f"test -e {folder}/once && cat {folder}/shard.tar "
+        f"|| (touch {folder}/once; head -c 1000 {folder}/shard.tar; exit 1)"
+    )
+    assert fetched(f"pipe:{half}") == BYTES  # the second time it resumes after the first thousand
     with pytest.raises(UserError, match="the command failed with exit code 1"):
         fetched(f"pipe:cat {folder}/absent.tar 2>/dev/null")
     began = time.perf_counter()

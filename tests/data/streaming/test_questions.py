@@ -1,4 +1,7 @@
-"""Questions read shard by shard are the resident ones, in the canonical order; lost shards are named or replaced."""
+"""Streaming questions equal those in memory, in the order of the sampler.
+
+A missing shard is an error that names it, or its samples are replaced.
+"""
 
 import json
 import shutil
@@ -27,7 +30,10 @@ COLORS = ("red", "blue", "green")
 
 
 def asked(video, random):
-    """One to five questions; the videos of shard 2 have none. Counterfactual ones remove the red or the green object."""
+    """One to five questions; the videos of shard 2 have none.
+
+    Counterfactual ones remove the red or the green object.
+    """
     if 6 <= video < 9:
         return None
     questions = []
@@ -51,8 +57,8 @@ def asked(video, random):
     return {"scene_index": video, "questions": questions}
 
 
-def write(folder, count=True):
-    """Shards of 3 videos, the last of 2. A slot holds the green object in two thirds of the videos. `count` False: an older manifest."""
+def write(folder):
+    """Shards of 3 videos, the last of 2. In two thirds of them a slot holds the green object."""
     random = np.random.default_rng(0)
     with DatasetWriter(folder, encoder="test", source={}) as writer:
         split = writer.split("train")
@@ -78,12 +84,6 @@ def write(folder, count=True):
             split.add(sample)
             if video % 3 == 2:
                 split.submit(split.finish_shard)
-    if not count:
-        path = folder / "manifest.json"
-        content = json.loads(path.read_text())
-        for entry in content["splits"]["train"]:
-            del entry["question_types"]
-        path.write_text(json.dumps(content))
     return folder
 
 
@@ -94,10 +94,10 @@ def data(tmp_path_factory):
 
 WAYS = {
     "question": {},
-    "video": {"by_video": True},
-    "some types": {"by_video": True, "types": ["predictive", "counterfactual"]},
+    "video": {"group_by_video": True},
+    "some types": {"group_by_video": True, "question_types": ["predictive", "counterfactual"]},
     "worlds": {"protocol": "counterfactual"},
-    "worlds by video": {"protocol": "counterfactual", "by_video": True},
+    "worlds by video": {"protocol": "counterfactual", "group_by_video": True},
 }
 
 
@@ -108,18 +108,23 @@ def stream(folder, way="worlds", **reading):
 
 
 @pytest.fixture(scope="module")
-def resident(data):
+def in_memory(data):
     def make(way):
         more = dict(WAYS[way])
-        by_video, types = more.pop("by_video", False), more.pop("types", None)
+        by_video = more.pop("group_by_video", False)
+        types = more.pop("question_types", None)
         source = InMemoryQuestions(data, "train", **SHOWN, unnegated_until=40, **more)
-        return VideoQuestions(source, **({"types": types} if types else {})) if by_video else source
+        return (
+            VideoQuestions(source, **({"question_types": types} if types else {}))
+            if by_video
+            else source
+        )
 
     return {way: make(way) for way in WAYS}
 
 
 def same(found, expected):
-    """All of a batch, but for the order in which views stand in `slots`."""
+    """All of a batch is the same, apart from the order of the views in `slots`."""
     assert found.keys() == expected.keys()
     for name in found.keys() - {"slots", "row_view"}:
         assert torch.equal(found[name], expected[name]), name
@@ -138,24 +143,26 @@ def same(found, expected):
     stop=st.integers(0, 10),
 )
 def test_any_processes_workers_and_stops_read_the_same(
-    data, resident, way, seed, shards, lanes, workers, world, share, stop
+    data, in_memory, way, seed, shuffle_shards, shard_groups, workers, world, share, stop
 ):
-    batch, whole = world * share, stream(data, way, shuffle_shards=shards, shard_groups=lanes)
+    batch = world * share
+    reading = {"shuffle_shards": shuffle_shards, "shard_groups": shard_groups}
+    whole = stream(data, way, **reading)
     steps = 2 + len(whole) // batch
     stop = min(stop, steps)
     expected = [whole.sample_ids(seed, step * batch, batch) for step in range(steps)]
     for rank in range(world):
         part = slice(rank * share, (rank + 1) * share)
         found = []
-        for begin, end in ((0, stop), (stop, steps)):  # stopped and started anew
-            source = stream(data, way, shuffle_shards=shards, shard_groups=lanes, workers=workers)
+        for begin, end in ((0, stop), (stop, steps)):  # stopped and resumed
+            source = stream(data, way, **reading, workers=workers)
             found += batches(
                 source, start=begin, stop=end, batch=batch, rank=rank, world=world, seed=seed
             )
         for step, (content,) in enumerate(found):
             same(
                 content,
-                resident[way].get_batch(
+                in_memory[way].get_batch(
                     expected[step][part], step * batch + np.arange(batch)[part]
                 ),
             )
@@ -163,15 +170,15 @@ def test_any_processes_workers_and_stops_read_the_same(
     positions = np.concatenate(
         [whole.sampler.locate(seed, step * batch, batch)[0] for step in range(steps)]
     )
-    assert sorted(seen[positions < len(whole)]) == list(range(len(resident[way]))) and len(
+    assert sorted(seen[positions < len(whole)]) == list(range(len(in_memory[way]))) and len(
         whole
-    ) == len(resident[way])
+    ) == len(in_memory[way])
 
 
-def test_questions_without_a_world_are_counted_and_weigh_nothing(data, resident):
+def test_questions_without_a_world_are_counted_and_weigh_nothing(data, in_memory):
     source = stream(data)
     batches(source, start=0, stop=len(source), batch=1)
-    questions = resident["worlds"]
+    questions = in_memory["worlds"]
     assert 0 < questions.lacks_world.sum() < (questions.type == "counterfactual").sum()
     assert (
         source.read_statistics()["questions_without_world"] == questions.lacks_world.sum()
@@ -179,31 +186,21 @@ def test_questions_without_a_world_are_counted_and_weigh_nothing(data, resident)
     )
     rows = questions.lacks_world[questions.row_question]
     assert (questions.label[rows] == -1).all() and (questions.label[~rows] >= 0).all()
-    published = resident["question"]
+    published = in_memory["question"]
     ids = np.flatnonzero(questions.lacks_world)
     here, there = (source.get_batch(ids, ids) for source in (questions, published))
-    assert torch.equal(
-        here["slots"][here["row_view"]], there["slots"][there["row_view"]]
-    )  # what they see is the observed video
-
-
-def test_an_older_manifest_is_counted_once(data, tmp_path, capsys):
-    old = stream(write(tmp_path / "old", count=False))
-    assert "does not count the questions" in capsys.readouterr().out
-    assert (
-        old.sample_names == stream(data).sample_names
-        and (old.sampler.sizes == stream(data).sampler.sizes).all()
-    )
+    # They see the observed video.
+    assert torch.equal(here["slots"][here["row_view"]], there["slots"][there["row_view"]])
 
 
 def test_to_know_the_samples_the_manifest_is_enough(data, tmp_path, capsys):
     shutil.copy(data / "manifest.json", tmp_path)
-    assert stream(tmp_path, "video").sample_names == stream(data, "video").sample_names
+    assert stream(tmp_path, "video").names == stream(data, "video").names
     assert not capsys.readouterr().out
 
 
-def test_names_are_what_a_user_can_look_up(data, resident):
-    source, questions = stream(data), resident["worlds"]
+def test_names_are_what_a_user_can_look_up(data, in_memory):
+    source, questions = stream(data), in_memory["worlds"]
     last = len(source) - 1
     expected = f"video_{questions.scene[last]:05d} question {questions.question_id[last]}"
     assert source.sample_names(np.array([0, last])) == ["video_00000 question 0", expected]
@@ -222,13 +219,14 @@ def test_a_manifest_that_counts_wrong_is_found(data, tmp_path):
         batches(stream(tmp_path / "data"), start=0, stop=len(stream(data)), batch=1)
 
 
-def test_a_lost_shard_is_named_or_replaced_the_same_after_a_resume(data, tmp_path, resident):
+def test_a_missing_shard_is_named_or_replaced_the_same_after_a_resume(data, tmp_path, in_memory):
     shutil.copytree(data, tmp_path / "data")
     damage(tmp_path / "data", "flipped", 4)
     steps, batch = len(stream(data)) // 4 + 2, 4
     with pytest.raises(
         UserError,
-        match=r"train/000004.tar .*its xxh3.* its 3 samples: reading.max_missing_samples=3 \(it is 0\)",
+        match=r"train/000004.tar .*its xxh3.* its 3 samples: "
+        r"reading.max_missing_samples=3 \(it is 0\)",
     ):
         batches(stream(tmp_path / "data", shuffle_shards=3), start=0, stop=steps, batch=batch)
 
@@ -251,11 +249,11 @@ def test_a_lost_shard_is_named_or_replaced_the_same_after_a_resume(data, tmp_pat
     order, replaced = stream(data, shuffle_shards=3), 0
     for step, content in enumerate(whole):
         ids, sample = order.sample_ids(0, step * batch, batch), step * batch + np.arange(batch)
-        lost = order.sample_names(content["question"].numpy()) != order.sample_names(ids)
-        replaced += lost
+        missing = order.sample_names(content["question"].numpy()) != order.sample_names(ids)
+        replaced += missing
         same(
-            content, resident["worlds"].get_batch(content["question"].numpy(), sample)
-        )  # whichever it is, it is whole
+            content, in_memory["worlds"].get_batch(content["question"].numpy(), sample)
+        )  # whichever it is, it is complete
         assert not any(
             f"video_000{video}" in name
             for video in (12, 13, 14)
@@ -269,6 +267,10 @@ def test_refusals(data, tmp_path):
         StreamingQuestions(data, "train", FrameSampling(frames=25, stride=6))
     with pytest.raises(UserError, match="no questions of the types rhetorical"):
         StreamingQuestions(
-            data, "train", FrameSampling(**SHOWN), by_video=True, types=["rhetorical"]
+            data,
+            "train",
+            FrameSampling(**SHOWN),
+            group_by_video=True,
+            question_types=["rhetorical"],
         )
     assert Manifest.load(data).shards("train")[2].question_types == []

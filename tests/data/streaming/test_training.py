@@ -1,4 +1,7 @@
-"""Training on a stream, through the command line: stopped and resumed, on two processes, from a server that fails, with a lost shard."""
+"""Streaming training from the command line.
+
+Stopped and resumed, on two processes, from a server that fails, and with a missing shard.
+"""
 
 import json
 import re
@@ -22,10 +25,23 @@ from tests.test_protocol import rolled as rollout
 from tests.training.test_resume import ALOE, WORLD, losses, same, weights
 
 TINY = (
-    "predictor.width=32", "predictor.depth=1", "predictor.heads=2", "predictor.mlp_dim=64", "loop.steps=36", "loop.precision=fp32",
-    "loop.global_batch_size=16", "loop.checkpoint_every=20", "loop.log_every=9", "loop.keep_checkpoints=9", "val_windows=64", "reading.kind=streaming",
-    "predictor.dropout=0", "frameskip=15", "horizon=4",  # 24 windows a video: an epoch and a half
-)  # fmt: skip
+    # 24 windows a video: an epoch and a half.
+    "predictor.width=32",
+    "predictor.depth=1",
+    "predictor.heads=2",
+    "predictor.mlp_dim=64",
+    "loop.steps=36",
+    "loop.precision=fp32",
+    "loop.global_batch_size=16",
+    "loop.checkpoint_every=20",
+    "loop.log_every=9",
+    "loop.keep_checkpoints=9",
+    "val_windows=64",
+    "reading.kind=streaming",
+    "predictor.dropout=0",
+    "frameskip=15",
+    "horizon=4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +57,13 @@ def data(tmp_path_factory, small_data):
             ):
                 writer.split(split).add(sample)
                 if index % 3 == 2:
-                    writer.split(split).later(writer.split(split).finish)
+                    writer.split(split).submit(writer.split(split).finish_shard)
     return out
 
 
 @pytest.fixture(scope="module")
 def whole(data, command, tmp_path_factory):
-    """The run that nothing disturbs."""
+    """An uninterrupted run."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     done = command(WORLD, f"data={data}", f"run={run}", *TINY)
     assert done.returncode == 0, done.stderr
@@ -57,7 +73,7 @@ def whole(data, command, tmp_path_factory):
 def test_resumed_is_uninterrupted_bit_for_bit_from_a_server_that_fails(
     data, whole, command, tmp_path
 ):
-    """Stopped in the middle of an epoch; the second part reads by HTTP, with errors, cuts and stalls."""
+    """Stopped in mid-epoch; the second part reads by HTTP, with errors, cuts and stalls."""
     run = tmp_path / "stopped"
     assert (
         command(WORLD, f"data={data}", f"run={run}", *TINY, "loop.stop_at_step=13").returncode == 0
@@ -87,7 +103,7 @@ def test_two_processes_are_one(data, whole, command, tmp_path):
     assert re.search(r"read by rank 0, 1: [\d.]+, [\d.]+ MB", done.stdout)
 
 
-def test_a_lost_shard(data, command, tmp_path):
+def test_a_missing_shard(data, command, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     shard = tmp_path / "data" / "train" / "000002.tar"
     content = bytearray(shard.read_bytes())
@@ -118,13 +134,14 @@ def test_a_lost_shard(data, command, tmp_path):
     [
         (
             ["contact_share=0.3"],
-            "contact_share needs the truth of the whole split in memory: take reading.kind=in_memory",
+            "contact_share needs the truth of the whole split in memory: "
+            "take reading.kind=in_memory",
         ),
         (
             ["ctt.graph.estimator=oracle", "ctt.invariance.weight=1"],
             "ctt.graph.estimator=oracle needs the truth",
         ),
-        (["reading.kind=in_memory", "reading.max_missing_samples=3"], "has no fault later"),
+        (["reading.kind=in_memory", "reading.max_missing_samples=3"], "cannot lose a shard later"),
         pytest.param(
             ["reading.kind=device"],
             "needs a GPU",
@@ -140,18 +157,33 @@ def test_what_does_not_stream_is_refused(data, tmp_path, change, says):
         main(config)
 
 
-# --- questions -------------------------------------------------------------------------------------------------------
-
 QUESTIONS = (
-    "aloe.frames=6", "stride=20", "aloe.width=32", "aloe.depth=1", "aloe.heads=2", "aloe.mlp_dim=64", "aloe.dropout=0", "loop.steps=18",
-    "loop.precision=fp32", "loop.global_batch_size=4", "loop.checkpoint_every=9", "loop.log_every=9", "loop.keep_checkpoints=9", "reading.kind=streaming",
-    "group_by_video=true", "aloe.shared_vision=true", "protocol=counterfactual", "unnegated_fraction=0.5", "reading.shard_groups=2", "reading.shuffle_shards=1",
-)  # fmt: skip
+    "aloe.frames=6",
+    "stride=20",
+    "aloe.width=32",
+    "aloe.depth=1",
+    "aloe.heads=2",
+    "aloe.mlp_dim=64",
+    "aloe.dropout=0",
+    "loop.steps=18",
+    "loop.precision=fp32",
+    "loop.global_batch_size=4",
+    "loop.checkpoint_every=9",
+    "loop.log_every=9",
+    "loop.keep_checkpoints=9",
+    "reading.kind=streaming",
+    "group_by_video=true",
+    "aloe.shared_vision=true",
+    "protocol=counterfactual",
+    "unnegated_fraction=0.5",
+    "reading.shard_groups=2",
+    "reading.shuffle_shards=1",
+)
 
 
 @pytest.fixture(scope="module")
 def rolled(tmp_path_factory):
-    """12 videos in shards of 2, rolled out as the simulator says; no slot holds an object of some."""
+    """12 videos in shards of 2, rolled out by the simulator; in some no slot holds an object."""
     root = tmp_path_factory.mktemp("questions")
     simulate(
         Simulate(
@@ -174,7 +206,7 @@ def answered(rolled, command, tmp_path_factory):
     done = command(ALOE, f"data={rolled}", f"run={run}", *QUESTIONS)
     assert done.returncode == 0, done.stderr
     assert (
-        re.search(r"val: \d of \d+ counterfactual questions left out", done.stdout)
+        re.search(r"val: \d of \d+ counterfactual questions excluded", done.stdout)
         and "read by rank 0: " in done.stdout
     )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -210,9 +242,10 @@ def test_questions_on_two_processes_are_those_on_one(rolled, answered, command, 
     [
         (
             ["blind=true"],
-            "blind=true shows slots of videos that a stream does not hold: take reading.kind=in_memory",
+            "blind=true shows slots of videos that a stream does not hold: "
+            "take reading.kind=in_memory",
         ),
-        (["reading.kind=in_memory", "reading.max_missing_samples=3"], "has no fault later"),
+        (["reading.kind=in_memory", "reading.max_missing_samples=3"], "cannot lose a shard later"),
         (["reading.kind=device"], "reading.kind=device is for world models"),
     ],
 )
@@ -224,7 +257,7 @@ def test_what_of_questions_does_not_stream_is_refused(rolled, tmp_path, change, 
         answer(config)
 
 
-def test_a_lost_shard_of_questions(rolled, command, tmp_path):
+def test_a_missing_shard_of_questions(rolled, command, tmp_path):
     shutil.copytree(rolled, tmp_path / "data")
     (tmp_path / "data" / "train" / "000002.tar").unlink()
     arguments = [
