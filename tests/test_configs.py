@@ -1,4 +1,4 @@
-"""Every YAML in configs/ parses under its schema and says in its header what a run costs and should reach."""
+"""Every config parses under its schema, and its header says what a run costs and should reach."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cjepa_dist.config import command_line, schema
-from data_prep.simulate.video import Simulate
+from data_prep.simulate.settings import Simulate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCHEMAS = {"world_model": schema.TrainWorldModel, "aloe": schema.TrainAloe, "simulate": Simulate}
@@ -63,4 +63,4 @@ def test_accelerate_reads_its_configs(path):
     )
     assert (
         config.num_processes == 1 or not config.use_cpu
-    )  # Accelerate would run one process, in silence
+    )  # else Accelerate silently starts a single process

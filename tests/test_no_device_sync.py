@@ -56,7 +56,8 @@ def make(
 def test_forward_with_all_losses_compiles_as_one_graph(arm, dropout):
     torch._dynamo.reset()
     task, batch = make(arm, dropout)
-    outcome = torch.compile(task, backend="eager", fullgraph=True)(batch, 3, 0.9)
+    context = task.step_context([batch], 3, task.term_weights(0.9))
+    outcome = torch.compile(task, backend="eager", fullgraph=True)(batch, context)
     outcome.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in task.parameters())
     assert ("loss_sufficiency" in outcome.metrics) == (arm != "baseline")

@@ -1,4 +1,7 @@
-"""Rollouts without an object: what is not reached is the factual world to the bit, what is reached is what the predictor says."""
+"""Counterfactual rollouts: slots that have not diverged keep their factual values exactly.
+
+Slots that have diverged follow the predictor.
+"""
 
 import pytest
 import torch
@@ -34,10 +37,20 @@ def model(
     torch.manual_seed(0)
     predictor = SlotPredictor(
         PredictorConfig(
-            slots=S, slot_dim=D, history_frames=history_frames, pred_frames=pred_frames, width=16, depth=2, heads=2, mlp_dim=32,
-            dropout=0.0, norm_first=True, predict_change=True, own_slot_only=own_slot_only,
+            slots=S,
+            slot_dim=D,
+            history_frames=history_frames,
+            pred_frames=pred_frames,
+            width=16,
+            depth=2,
+            heads=2,
+            mlp_dim=32,
+            dropout=0.0,
+            norm_first=True,
+            predict_change=True,
+            own_slot_only=own_slot_only,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     if trained:
         torch.nn.init.normal_(predictor.head.weight, std=0.2)
     return predictor
@@ -117,7 +130,10 @@ def test_every_block_is_predicted_from_the_world_before_it():
 
 
 def test_the_right_divergence_and_a_perfect_predictor_give_the_truth():
-    """Slot 3 rests until the removed slot's push at frame 17 moves it; without the push it rests on. The predictor knows rest, exactly."""
+    """The removed slot pushes slot 3 at frame 17; without the push slot 3 stays at rest.
+
+    The untrained predictor predicts rest exactly.
+    """
     slots = scenes()[:, :1].repeat(1, T, 1, 1)
     truth = slots.clone()
     truth[torch.arange(V), :, REMOVED] = EMPTY
@@ -152,7 +168,8 @@ def test_paired_is_the_intervention_as_long_as_only_the_removed_slot_is_gone():
     predictor, slots = model(), scenes()
     scores = interventional_scores(
         predictor, slots[:, :3], torch.ones(V, S, dtype=torch.bool),
-        intervention="empty", sigma2=torch.ones(D), empty=EMPTY, seed=0, step=0, sample=torch.arange(V),
+        intervention="empty", sigma2=torch.ones(D), empty=EMPTY,
+        seed=0, step=0, sample=torch.arange(V),
     )[torch.arange(V), :, REMOVED]  # fmt: skip
     for tau in scores[scores > 0].tolist():
         for slack, strict in ((0.999, True), (1.001, False)):

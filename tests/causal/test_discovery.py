@@ -1,4 +1,4 @@
-"""Summary graphs: lagged edges of a known process are found, the same every time, and the process is as it was before."""
+"""Summary graphs: lagged edges of a known process are found, reproducibly, without side effects."""
 
 import importlib.util
 import logging
@@ -21,7 +21,11 @@ EDGES = {(1, 0), (2, 3)}  # (i, j): j moves i
 
 
 def video(frames: int = 160) -> np.ndarray:
-    """Two numbers a slot that follow themselves and their parents LAG frames later, embedded in D dimensions beside who the slot is."""
+    """A linear process in which slots follow themselves and their parents LAG frames later.
+
+    The state of a slot has two dimensions; it is embedded in D dimensions, and a constant is added
+    that identifies the slot.
+    """
     generator = np.random.default_rng(0)
     follow = 0.2 * np.eye(S)
     for edge in EDGES:
@@ -60,11 +64,11 @@ def test_finds_lagged_edges_and_leaves_no_trace(method: str) -> None:
     )
     assert all(
         np.array_equal(a, b) if isinstance(a, np.ndarray | torch.Tensor) else a == b
-        for a, b in zip(before, after)
+        for a, b in zip(before, after, strict=True)
     )
 
 
-def test_components_drop_who_the_slot_is() -> None:
+def test_components_drop_the_identity_of_slots() -> None:
     parts = principal_components(video().astype(np.float64), 2)
     assert parts.shape == (160, S, 2)
     np.testing.assert_allclose(parts.mean(0), 0, atol=1e-9)

@@ -1,4 +1,7 @@
-"""The gradient's graph: equal to finite differences, in the unit of the interventional graph, a function of the window and its keys."""
+"""The gradient graph: equal to finite differences, in the unit of the interventional graph.
+
+It is a function of the window and of the keys of its random draws.
+"""
 
 import dataclasses
 
@@ -76,7 +79,7 @@ class Fused(nn.Module):
 
 @pytest.mark.parametrize("which", ["transformer", "fused"])
 def test_equals_finite_differences(which: str) -> None:
-    """u . (f(x + eps v) - f(x - eps v)) / (2 eps) for v each of j's inputs in turn, squared and summed."""
+    """u . (f(x + eps v) - f(x - eps v)) / (2 eps) for each of j's inputs v, squared and summed."""
     predictor = trained().double().eval() if which == "transformer" else Fused()
     history, c, eps, j = slots().double(), context(), 1e-5, 2
     nothing, keys = torch.zeros(B, S, dtype=torch.bool), (c.seed, c.step, c.sample)
@@ -97,7 +100,7 @@ def test_equals_finite_differences(which: str) -> None:
 
 
 def test_is_in_the_unit_of_the_intervention() -> None:
-    """A linear predictor and one variance for all: a change as long as the one to the empty slot does what that does."""
+    """With a linear predictor and equal variances both scores are the same."""
     weight = torch.rand(S, S, generator=torch.Generator().manual_seed(4))
     predictor, history, c = Linear(weight, frame=-1), slots(), context(sigma2=0.5)
     done = estimate_graph(

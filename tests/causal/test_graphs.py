@@ -1,4 +1,7 @@
-"""Estimators: known graphs are recovered, stacked passes equal single ones, neither slot order nor the rest of the batch matters."""
+"""Graph estimators: known graphs are recovered, and stacked passes equal single ones.
+
+Neither the order of slots nor the rest of the batch matters.
+"""
 
 import dataclasses
 
@@ -25,7 +28,10 @@ FROM_PREDICTOR = ("published", "attention", "attention_rollout", "gradient", "in
 
 
 class Wired(nn.Module):
-    """A predictor whose graph is written in its input: slot j's first S numbers say whom it pushes, the others by how much."""
+    """A predictor whose graph is in its input.
+
+    The first S dimensions of slot j say which slots it pushes, the others by how much.
+    """
 
     def forward(self, history: Tensor, hidden: Tensor, *, future_only: bool = False) -> Tensor:
         last = history[:, -1]

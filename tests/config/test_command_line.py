@@ -1,5 +1,7 @@
 """The command line: typed, checked, and every mistake named."""
 
+import sys
+
 import pytest
 
 from cjepa_dist.config import command_line, fields, merge, schema
@@ -69,3 +71,24 @@ def test_error_is_one_line_and_exit_code_2(command, tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "nowhere" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_plugins_are_imported_before_values_are_checked(tmp_path, monkeypatch):
+    (tmp_path / "adds_a_name.py").write_text(
+        "from cjepa_dist.config import schema\nschema.GRAPH_ESTIMATORS.append('added')\n"
+    )
+    (tmp_path / "broken_plugin.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    names = list(schema.GRAPH_ESTIMATORS)
+    try:
+        config = command_line.parse(
+            schema.TrainWorldModel,
+            [*REQUIRED, "plugins=[adds_a_name]", "ctt.graph.estimator=added"],
+        )
+        assert config.ctt.graph.estimator == "added"
+    finally:
+        schema.GRAPH_ESTIMATORS[:] = names
+    for module, cause in (("broken_plugin", "ZeroDivisionError"), ("missing", "No module named")):
+        with pytest.raises(UserError, match=f"plugins: .*{module}.*{cause}"):
+            command_line.parse(schema.TrainAloe, [*REQUIRED, f"plugins=[{module}]"])

@@ -99,7 +99,7 @@ def test_row_view_is_a_repetition_of_slots(options):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("count", [1, 31, 33])
 def test_sizes_are_rounded_up_and_answers_are_the_same(count, shared):
-    """Rows sorted by length, in four parts of sizes that come again: what is answered to a row is what is answered to it alone."""
+    """Rows in four buckets by length: the answer to a row is the same as for that row alone."""
     torch.manual_seed(count)
     model, length = (
         Aloe(replace(SMALL, shared_vision=shared)).eval(),
@@ -118,12 +118,13 @@ def test_sizes_are_rounded_up_and_answers_are_the_same(count, shared):
         model(slots, **{name: value[i : i + 1] for name, value in inputs.items()})
         for i in range(count)
     ]
-    for found, expected in zip(model(slots, **inputs), zip(*alone)):
+    together = model(slots, **inputs)
+    for found, expected in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-4)
 
 
 def test_shared_vision_is_a_mask():
-    """Computing a video once is the same as full attention in which slots may not look at [CLS] and the words."""
+    """Encoding a video once equals full attention in which slots do not see [CLS] and words."""
     model, inputs = Aloe(replace(SMALL, shared_vision=True)).eval(), rows()
     with torch.no_grad():
         model.position.normal_()

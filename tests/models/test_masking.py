@@ -76,7 +76,7 @@ def test_uniform_is_uniform_and_independent(vary):
 
 
 def test_keys_do_not_collide():
-    """Neighbouring seeds, streams, steps, samples and columns, 10^6 of them, all hash to different 64-bit keys."""
+    """10^6 neighbouring seeds, streams, steps, samples and columns have different 64-bit keys."""
     key = torch.tensor([0])
     for count in (4, 4, 250, 64, 4):
         key = hash_combine(key[:, None], torch.arange(count)).flatten()

@@ -97,7 +97,7 @@ def test_released_names_there_and_back(released):
     }
     again = SlotPredictor.from_reference(inside, **sizes)
     assert all(
-        torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values())
+        torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items()
     )
     with pytest.raises(UserError, match=r"lacks to_out\.bias"):
         SlotPredictor.from_reference(
@@ -252,7 +252,10 @@ def test_bf16_is_close(config):
     "config", [replace(SMALL, dropout=0.1), replace(OWN, dropout=0.1, own_slot_only=True)]
 )
 def test_compiles_as_one_graph(config):
-    """Traced whole, forward and backward, in training; the back end that generates code is torch's matter and takes much longer."""
+    """Traced as one graph, forward and backward, in training mode.
+
+    Code generation is not tested: it is torch's, and takes much longer.
+    """
     torch._dynamo.reset()
     model, (history, hidden) = make(config), batch(config)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -112,7 +112,7 @@ def test_rotated_scores_depend_on_the_distance_in_time_only() -> None:
 
 
 def test_memory_is_attended_to_as_any_other_token() -> None:
-    """Text that reads a video's keys and values gets what it would get with the video's tokens beside it."""
+    """`prefix_kv` of a video gives the same result as the tokens of the video in the sequence."""
     torch.manual_seed(0)
     attention = Attention(32, 4, 0.0).eval()
     seen, asks = torch.randn(3, 6, 32), torch.randn(3, 5, 32)
