@@ -1,3 +1,3 @@
-"""cjepa_dist: train causal object-slot world models at scale, and tell whether what they learned is causal."""
+"""cjepa_dist: train causal object-slot world models at scale, and test whether they are causal."""
 
 __version__ = "0.1.0"

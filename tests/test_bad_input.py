@@ -1,4 +1,7 @@
-"""Bad input ends in one line that names the place, exit code 2 (1 from verify), and nothing that was there is harmed."""
+"""Bad input ends in one line that names the place and exit code 2 (1 from verify).
+
+Nothing that was there is changed.
+"""
 
 import hashlib
 import json
@@ -9,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from tests.training.test_resume import TINY_ALOE, TINY_WORLD
 
@@ -70,8 +73,8 @@ def copy(small_data, tmp_path):
         ("cjepa_dist.train_aloe", (*TINY_ALOE, "stride=60"), ("6 frames, stride 60",)),
         (
             "cjepa_dist.train_aloe",
-            (*TINY_ALOE, "types=[predictive]"),
-            ("types=['predictive']", "by_video=true"),
+            (*TINY_ALOE, "question_types=[predictive]"),
+            ("question_types=['predictive']", "group_by_video=true"),
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The whole path on a small world, as a user runs it; then what TensorBoard, the run folders and the report hold."""
+"""The whole path on a small world, as a user runs it; then TensorBoard, run directory, report."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cjepa_dist.checkpoint.loading import load_task
+from cjepa_dist.checkpoint.run import load_task
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
 from tests.training.test_resume import TINY_ALOE, TINY_WORLD
@@ -43,7 +43,7 @@ def made(command, small_data, tmp_path_factory):
             f"data={small_data}",
             "split=val",
             "windows=64",
-            "draws=20",
+            "bootstrap_draws=20",
         ),
         ("cjepa_dist.rollout", f"world_model={model}", f"data={small_data}", f"out={rolled}"),
         ("data_prep.verify", f"data={rolled}"),
@@ -52,7 +52,7 @@ def made(command, small_data, tmp_path_factory):
             f"data={rolled}",
             f"run={aloe}",
             *TINY_ALOE,
-            "by_video=true",
+            "group_by_video=true",
             "aloe.shared_vision=true",
         ),
         ("cjepa_dist.evaluate", f"run={aloe}", "split=val"),
@@ -86,7 +86,7 @@ def test_rollout_copies_what_was_observed_and_appends_the_prediction(made, small
         future = task.predictor.rollout(
             torch.from_numpy(before.slots[None]).float(), 32, config.frameskip
         )[0]
-    # Not equal: a batch of another size sums in another order, which may fall on the other side of float16's rounding.
+    # Not equal: batches of another size sum in another order, and float16 may round differently.
     np.testing.assert_allclose(
         after.slots[128:].astype(np.float32), future.numpy(), rtol=1e-3, atol=1e-3
     )

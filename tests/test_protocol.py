@@ -1,4 +1,4 @@
-"""protocol=counterfactual: counterfactual questions see the world without the object, on simulated videos and their true worlds."""
+"""protocol=counterfactual: counterfactual questions see the true world without the object."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ SHOWN, VIDEOS = {"frames": 9, "stride": 14}, 14
 
 
 def rolled(folder, out, change=lambda sample: sample, videos=0):
-    """A rollout that is the truth: the future appended, the worlds as the simulator says; `videos` > 0: so many a shard."""
+    """A rollout that is the truth, future and worlds; `videos` > 0: so many per shard."""
     with DatasetWriter(
         out, encoder="test", source={"kind": "rollout"}, empty_slot=Manifest.load(folder).empty_slot
     ) as writer:
@@ -83,7 +83,7 @@ def per_question(questions, ids, sample):
 
 
 def test_each_question_sees_its_own_world(data):
-    """Read again by hand: sentence -> described object -> its slot -> the true world without it, at the frames of the video's start."""
+    """By hand: sentence -> object -> its slot -> the true world without it, the same frames."""
     questions, published = source(data), source(data, protocol="published")
     ids = np.arange(len(questions))
     seen, before = per_question(questions, ids, ids), per_question(published, ids, ids)
@@ -174,7 +174,7 @@ def lose(sample):
     return replace(sample, truth=None, match={"slot_object": truth["slot_object"]})
 
 
-def test_questions_whose_object_no_slot_holds_are_left_out(data, tmp_path):
+def test_questions_whose_object_no_slot_holds_lack_a_world(data, tmp_path):
     known, whole, published = (
         source(rolled(data.parent / "plain", tmp_path / "lost", lose)),
         source(data),
@@ -207,7 +207,7 @@ def test_questions_whose_object_no_slot_holds_are_left_out(data, tmp_path):
     ] == np.diff(known.first_row)[known.is_choice].tolist()
 
 
-def test_videos_without_an_annotation_are_left_out_whole(data, tmp_path):
+def test_all_questions_of_videos_without_an_annotation_lack_a_world(data, tmp_path):
     """As real test videos: their slots are matched with nothing."""
 
     def bare(sample):
@@ -226,7 +226,7 @@ def test_videos_without_an_annotation_are_left_out_whole(data, tmp_path):
     )
 
 
-def test_left_out_questions_change_no_gradient():
+def test_questions_without_a_world_change_no_gradient():
     """The loss of a batch is that of its other questions."""
     task = VqaTask(
         command_line.parse(
@@ -236,10 +236,14 @@ def test_left_out_questions_change_no_gradient():
     generator = torch.Generator().manual_seed(0)
     is_choice = torch.tensor([False, True, True, True])
     batch = {
-        "slots": torch.randn(1, 2, 7, 128, generator=generator), "tokens": torch.randint(1, 80, (4, 32), generator=generator),
-        "padding": torch.zeros(4, 32, dtype=torch.bool), "is_choice": is_choice, "kind": 3 * is_choice.long(),
-        "row_view": torch.zeros(4, dtype=torch.long), "label": torch.tensor([5, 1, -1, -1]),
-    }  # fmt: skip
+        "slots": torch.randn(1, 2, 7, 128, generator=generator),
+        "tokens": torch.randint(1, 80, (4, 32), generator=generator),
+        "padding": torch.zeros(4, 32, dtype=torch.bool),
+        "is_choice": is_choice,
+        "kind": 3 * is_choice.long(),
+        "row_view": torch.zeros(4, dtype=torch.long),
+        "label": torch.tensor([5, 1, -1, -1]),
+    }
     fewer = {name: value if name == "slots" else value[:2] for name, value in batch.items()}
     losses = [run_step(task, part).loss for part in (batch, fewer)]
     torch.testing.assert_close(*losses)

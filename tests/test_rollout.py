@@ -1,4 +1,4 @@
-"""`cjepa_dist.rollout` with worlds: what it writes, that processes change nothing, and what it refuses."""
+"""`cjepa_dist.rollout` with worlds: what it writes, with processes, and what it refuses."""
 
 import dataclasses
 import json

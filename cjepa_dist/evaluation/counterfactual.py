@@ -1,13 +1,17 @@
-"""Counterfactual rollouts against exact re-simulation: is what a removal does what the simulator says, and only where it says so?
+"""Counterfactual rollouts against exact re-simulation.
 
-    videos with counterfactual truth ──each rule──> worlds ──┬─ probe ──> errors of position and slot, by who is affected
-                                                             ├─ diverged, or not, against the slots that truly differ
-                                                             └─ events.Reader ──> collisions against the true world's
+    videos with counterfactual truth ──each rule──> worlds without an object
+        ├── position probe ──> errors of position and slot, of affected and unaffected objects
+        ├── divergence     ──> against the slots that truly diverge
+        └── EventDecoder   ──> collisions, against those of the true world
 
-Frames after the model's first history, up to the last shown. *Affected*: the object is more than EFFECT radii from where it is in the
-factual world; *unaffected*: its slot is the factual one to the bit. What lies between is in neither. Rows `truth` (the error of the probe)
-and `oracle` (true divergence, the predictor's values) bound what a rule can reach; `factual` and `free` are what it must beat.
-Rows that read labels: oracle, contacts, shuffled, distance, extrapolated_distance; the last four know the true counterfactual world.
+A rule says at which frame the removal reaches a slot. Frames after the model's first history count,
+up to the end of the video. An object is *affected* if it is more than AFFECTED_RADII radii from its
+position in the factual world, *unaffected* if its slot equals the factual one exactly; what is in
+between is in neither class. The rules `truth` (the error of the probe) and `oracle` (true
+divergence, predicted values) bound what a rule can reach; it should be better than `factual`
+(nothing changes) and `free` (everything is predicted). These rules read labels: oracle, contacts,
+shuffled, distance, extrapolated_distance; the last four know the true counterfactual world.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,399 +27,280 @@ import torch
 from torch import Tensor
 
 from cjepa_dist.causal import counterfactual_rollout
-from cjepa_dist.causal.counterfactual_rollout import AtFrames, Block, ByGraph, Paired, Reached
-from cjepa_dist.clevrer import questions
-from cjepa_dist.clevrer.scene import SHOWN
+from cjepa_dist.causal.divergence import (
+    TAU_FACTOR,
+    DivergenceRule,
+    GivenFramesRule,
+    GraphRule,
+    PairedRule,
+    RolloutBlock,
+)
+from cjepa_dist.clevrer.scene import VIDEO_FRAMES
 from cjepa_dist.config.schema import GraphConfig
-from cjepa_dist.data.counterfactual_worlds import true_worlds
-from cjepa_dist.data.format.dtypes import widen
-from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import read_split
-from cjepa_dist.data.format.split_writer import Sample
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap
-from cjepa_dist.evaluation.event_decoder import EPISODE, EventDecoder, slot_object
+from cjepa_dist.evaluation.counterfactual_metrics import (
+    AFFECTED_RADII,
+    EVENTS,
+    OBJECT_CLASSES,
+    count_events,
+    gap_closed,
+    object_masks,
+    precision_recall_f1,
+    with_interval,
+)
+from cjepa_dist.evaluation.counterfactual_scenes import SceneBatch, scene_batches
+from cjepa_dist.evaluation.event_decoder import EventDecoder
 from cjepa_dist.evaluation.graphs import graph_config
-from cjepa_dist.evaluation.world_model import FUTURE, Table, errors, means
+from cjepa_dist.evaluation.world_model import ErrorTable, squared_errors
 from cjepa_dist.runtime.device import native_precision
 from cjepa_dist.tasks.world_model import WorldModelTask
 
-RULES = (
-    "truth", "oracle", "factual", "free", "paired", "interventional:empty", "attention_rollout", "distance", "extrapolated_distance",
-    "contacts", "shuffled",
-)  # fmt: skip
-CLASSES = ("affected", "unaffected")
-SINCE = {
+DIVERGENCE_RULES = (
+    "truth",
+    "oracle",
+    "factual",
+    "free",
+    "paired",
+    "interventional:empty",
+    "attention_rollout",
+    "distance",
+    "extrapolated_distance",
+    "contacts",
+    "shuffled",
+)
+# Columns of the table: frames since the true divergence.
+FRAMES_SINCE_DIVERGENCE = {
     "1-5": (0, 5),
     "6-10": (5, 10),
     "11-20": (10, 20),
     "21-40": (20, 40),
-    "41-": (40, SHOWN),
-}  # frames since true divergence
-EFFECT = 0.25  # of a radius
-COUNTS = ("divergence", "collisions", "changed")
+    "41-": (40, VIDEO_FRAMES),
+}
 
 
-@dataclass(frozen=True)
-class Scenes:
-    """Some videos and their W worlds; `slots` (V, T, S, D) are the observed frames and the predictor's future."""
-
-    samples: list[Sample]
-    slots: Tensor
-    video: Tensor  # (W,) index of the world's video
-    removed: Tensor  # (W,) slot
-    worlds: list[dict[str, np.ndarray]]  # the truth's worlds.npz by video
-
-    @cached_property
-    def true(self) -> dict[str, Tensor]:
-        """Of every world: slots (W, T, S, D), diverged (W, S), position and factual (W, T, S, 2), present (W, T, S), counts of contacts."""
-        found = {
-            "slots": torch.from_numpy(np.concatenate([widen(w["slots"]) for w in self.worlds])),
-            "diverged": torch.from_numpy(
-                np.concatenate([w["diverged"] for w in self.worlds]).astype(np.int64)
-            ),
-        }
-        truths = [sample.truth or {} for sample in self.samples]
-        for name in ("position", "present"):
-            found[name] = torch.from_numpy(
-                np.concatenate([t[f"counterfactual_{name}"] for t in truths])
-            )
-        found["factual"] = torch.from_numpy(np.stack([t["position"] for t in truths]))[
-            self.video.cpu()
-        ]
-        shape = found["present"].shape
-        found["factual_contacts"] = torch.from_numpy(
-            np.stack([touched(t["contacts"], shape[1:]) for t in truths])
-        )[self.video.cpu()]
-        rows = [t["counterfactual_contacts"] for t in truths]
-        each = [
-            touched(r[r[:, 0] == w, 1:], shape[1:])
-            for r, world in zip(rows, self.worlds)
-            for w in range(len(world["removed"]))
-        ]
-        found["contacts"] = torch.from_numpy(np.stack(each))
-        return {name: value.to(self.slots.device) for name, value in found.items()}
-
-
-def touched(rows: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Rows (frame, i, j) -> (T, S, S) int16: how often each pair has touched up to each frame."""
-    table = np.zeros((*shape, shape[-1]), np.int16)
-    frame, i, j = rows[rows[:, 0] < shape[0]].astype(np.int64).T
-    table[frame, i, j] = table[frame, j, i] = 1
-    return table.cumsum(0, dtype=np.int16)
-
-
-class Study:
-    """What it takes to roll out by each rule, and to measure it."""
+class CounterfactualEvaluator:
+    """Predicts worlds without an object by any rule; `decoder` and its probe read slots."""
 
     def __init__(
-        self, task: WorldModelTask, reader: EventDecoder, config: GraphConfig, seed: int
+        self, task: WorldModelTask, decoder: EventDecoder, config: GraphConfig, seed: int
     ) -> None:
-        self.task, self.reader, self.config, self.seed = task.eval(), reader, config, seed
-        self.device, self.skip = task.sigma2.device, task.config.frameskip
-        self.span = task.config.predictor.history_frames * self.skip
-        self.empty = reader.empty.to(self.device)
+        self.task, self.decoder, self.config, self.seed = task.eval(), decoder, config, seed
+        self.device, self.frameskip = task.sigma2.device, task.config.frameskip
+        # The first frame that can be predicted.
+        self.first_frame = task.config.predictor.history_frames * self.frameskip
+        self.empty = decoder.empty.to(self.device)
 
-    def scenes(self, data: str | Path, split: str, videos: int, batch: int) -> Iterator[Scenes]:
-        """The videos that have worlds in the truth, `batch` at a time. UserError where the split has none."""
-        waiting: list[Sample] = []
-        for sample in read_split(data, split, videos=min(videos, Manifest.load(data).count(split))):
-            true = sample.truth or {}
-            if "counterfactual_slots" not in true:
-                raise UserError(
-                    f"split {split!r} of {data}, key {sample.key}: no counterfactual truth; simulate with counterfactual_splits"
-                )
-            if len(true["counterfactual_removed"]):
-                waiting.append(sample)
-            if len(waiting) == batch:
-                yield self.group(waiting)
-                waiting = []
-        if waiting:
-            yield self.group(waiting)
-
-    def group(self, samples: list[Sample]) -> Scenes:
-        worlds = [
-            true_worlds(s, [int(slot) for slot in (s.truth or {})["counterfactual_removed"]])
-            for s in samples
-        ]
-        sizes = [len(world["removed"]) for world in worlds]
-        frames = torch.from_numpy(np.stack([widen(np.asarray(s.slots)) for s in samples])).to(
-            self.device
+    def batches(
+        self, data: str | Path, split: str, videos: int, batch_size: int
+    ) -> Iterator[SceneBatch]:
+        """The videos of a split that have simulated worlds, as `scene_batches`."""
+        return scene_batches(
+            self.task.predictor,
+            self.frameskip,
+            self.device,
+            data,
+            split,
+            videos=videos,
+            batch_size=batch_size,
         )
-        slots = torch.cat([frames, self.task.predictor.rollout(frames, FUTURE, self.skip)], dim=1)
-        removed = torch.from_numpy(
-            np.concatenate([world["removed"] for world in worlds]).astype(np.int64)
-        )
-        video = torch.arange(len(samples)).repeat_interleave(torch.tensor(sizes))
-        return Scenes(samples, slots, video.to(self.device), removed.to(self.device), worlds)
 
-    def roll(self, rule: str, scenes: Scenes) -> tuple[Tensor, Tensor]:
-        """Worlds (W, T, S, D) and divergence (W, S) by a rule of RULES, any graph estimator, or `paired:4`: tau x 4."""
+    def predict_worlds(self, rule: str, batch: SceneBatch) -> tuple[Tensor, Tensor]:
+        """Worlds (W, T, S, D) and divergence (W, S).
+
+        `rule` is one of DIVERGENCE_RULES, a graph estimator, or `paired:4`: tau times 4.
+        """
         if rule == "truth":
-            return scenes.true["slots"], scenes.true["diverged"]
+            return batch.ground_truth["slots"], batch.ground_truth["diverged"]
+        predictor, expected = self.task.predictor, batch.slots
         with torch.autocast(self.device.type, torch.bfloat16, enabled=native_precision() == "bf16"):
-            paired = rule.startswith("paired")
-            expected = (
-                counterfactual_rollout.expected(self.task.predictor, scenes.slots, self.skip)
-                if paired
-                else scenes.slots
+            if rule.startswith("paired"):
+                expected = counterfactual_rollout.predict_factual(
+                    predictor, batch.slots, self.frameskip
+                )
+            return counterfactual_rollout.rollout_without_object(
+                predictor,
+                batch.slots,
+                expected,
+                batch.video,
+                batch.removed,
+                self.divergence_rule(rule, batch),
+                frameskip=self.frameskip,
+                empty=self.empty,
             )
-            return counterfactual_rollout.without(
-                self.task.predictor, scenes.slots, expected, scenes.video, scenes.removed, self.rule(rule, scenes),
-                frameskip=self.skip, empty=self.empty,
-            )  # fmt: skip
 
-    def rule(self, name: str, scenes: Scenes) -> Reached:
-        true, context = (
-            scenes.true,
-            dataclasses.replace(self.task.graph_context(scenes.video), seed=self.seed),
-        )
+    def divergence_rule(self, name: str, batch: SceneBatch) -> DivergenceRule:
+        diverged = batch.ground_truth["diverged"]
+        context = dataclasses.replace(self.task.graph_context(batch.video), seed=self.seed)
         if name == "oracle":
-            return AtFrames(true["diverged"], entered=True)
-        if name in ("free", "factual"):
-            return AtFrames(
-                torch.full_like(true["diverged"], 0 if name == "free" else scenes.slots.shape[1])
-            )
+            return GivenFramesRule(diverged, entered=True)
+        if name == "free":
+            return GivenFramesRule(torch.full_like(diverged, 0))
+        if name == "factual":
+            return GivenFramesRule(torch.full_like(diverged, batch.slots.shape[1]))
         if name.startswith("paired"):
-            factor = float(name.partition(":")[2] or counterfactual_rollout.FACTOR)
-            return Paired(context.sigma2, factor * context.tau)
+            factor = float(name.partition(":")[2] or TAU_FACTOR)
+            return PairedRule(context.sigma2, factor * context.tau)
         graph = graph_config("oracle" if name == "contacts" else name, self.config)
         if "distance" in name:  # the distance at which objects of the train split touch
-            graph = dataclasses.replace(graph, tau=1 / self.reader.reach)
-        return ByGraph(
+            graph = dataclasses.replace(graph, tau=1 / self.decoder.contact_distance)
+        return GraphRule(
             self.task.predictor,
             graph,
             context,
             self.empty,
-            lambda block, factual: self.labels(scenes, block, factual),
+            lambda block, factual: self.window_labels(batch, block, factual),
         )
 
-    def labels(self, scenes: Scenes, block: Block, factual: bool) -> dict[str, Tensor]:
-        """Truth of the block's windows, (W K, ...), as `ResidentWindows` names it: in the factual or in the true counterfactual world."""
-        true, config = scenes.true, self.task.config.predictor
-        position, contacts = (
-            ("factual", "factual_contacts") if factual else ("position", "contacts")
+    def window_labels(
+        self, batch: SceneBatch, block: RolloutBlock, factual: bool
+    ) -> dict[str, Tensor]:
+        """Labels of the block's windows (W K, ...), named as in `InMemoryWindows`.
+
+        In the factual world, or in the true counterfactual one.
+        """
+        prefix, truth, config = (
+            "factual_" if factual else "",
+            batch.ground_truth,
+            self.task.config.predictor,
         )
-        offset = torch.arange(self.skip, device=self.device)
-        steps = (
-            torch.arange(config.history_frames + config.pred_frames, device=self.device) * self.skip
-        )
-        frames = (block.start - self.span + offset[:, None] + steps).clamp(
-            max=scenes.slots.shape[1] - 1
-        )  # (K, T_h + T_p)
+        position, contacts = truth[f"{prefix}position"], truth[f"{prefix}contacts"]
+        offset = torch.arange(self.frameskip, device=self.device)
+        length = config.history_frames + config.pred_frames
+        steps = torch.arange(length, device=self.device) * self.frameskip
+        frames = block.start - self.first_frame + offset[:, None] + steps  # (K, T_h + T_p)
+        frames = frames.clamp(max=batch.slots.shape[1] - 1)
         rows = block.rows[:, None]
         second = frames[:, min(1, config.history_frames - 1)]
-        contact = true[contacts][rows, frames[:, -1]] != true[contacts][rows, second]
+        contact = contacts[rows, frames[:, -1]] != contacts[rows, second]
         return {
-            "position": true[position][rows[..., None], frames].flatten(0, 1),
+            "position": position[rows[..., None], frames].flatten(0, 1),
             "contact": contact.flatten(0, 1),
         }
-
-    def classes(self, scenes: Scenes) -> dict[str, Tensor]:
-        """CLASSES -> (W, F, S) bool: in view in the true world, at frames `span` .. SHOWN - 1, and not the removed object."""
-        true = {
-            name: value[:, self.span : SHOWN]
-            for name, value in scenes.true.items()
-            if name != "diverged"
-        }
-        frame = torch.arange(self.span, SHOWN, device=self.device)[None, :, None]
-        effect = EFFECT * float((scenes.samples[0].truth or {})["radius"])
-        moved = (true["position"] - true["factual"]).norm(dim=-1) > effect
-        same = frame < scenes.true["diverged"][:, None]
-        return {"affected": true["present"] & moved & ~same, "unaffected": true["present"] & same}
-
-    def counts(self, scenes: Scenes, worlds: Tensor, diverged: Tensor) -> np.ndarray:
-        """(V, 3, 3) of (right, found, true) by video: slots that diverge in view; collisions; pairs whose collision came or went."""
-        table = np.zeros((len(scenes.samples), len(COUNTS), 3))
-        true, place = scenes.true, 0
-        others = torch.arange(worlds.shape[2], device=self.device) != scenes.removed[:, None]
-        said, is_so = diverged < SHOWN, true["diverged"] < SHOWN
-        held = true["present"][:, :SHOWN].any(1) & others
-        np.add.at(table[:, 0], scenes.video.cpu().numpy(), torch.stack(
-            [(said & is_so & held).sum(1), (said & held).sum(1), (is_so & held).sum(1)], dim=1).cpu().double().numpy(),
-        )  # fmt: skip
-        arrays = {
-            name: true[name].cpu().numpy() for name in ("contacts", "factual_contacts", "present")
-        }
-        for v, (sample, world) in enumerate(zip(scenes.samples, scenes.worlds)):
-            held_by, objects = slot_object(sample), questions.objects(sample.annotation or {})
-            slot_of = {int(o): s for s, o in enumerate(held_by) if o >= 0}
-            for slot in world["removed"].tolist():
-                decoded = self.reader.history(
-                    worlds[place, :SHOWN].cpu().numpy(), held_by, objects, int(held_by[slot])
-                ).collisions
-                found = {(*sorted((slot_of[c.a], slot_of[c.b])), c.frame) for c in decoded}
-                wanted = episodes(arrays["contacts"][place], arrays["present"][place])
-                before = {
-                    c[:2]
-                    for c in episodes(
-                        arrays["factual_contacts"][place], (sample.truth or {})["present"]
-                    )
-                    if slot not in c[:2]
-                }
-                hits = sum(
-                    any(f[:2] == c[:2] and abs(f[2] - c[2]) <= EPISODE for f in found)
-                    for c in wanted
-                )
-                table[v, 1] += hits, len(found), len(wanted)
-                pairs, now = {c[:2] for c in found}, {c[:2] for c in wanted}
-                changed = before ^ now
-                table[v, 2] += (
-                    sum((pair in pairs) == (pair in now) for pair in changed),
-                    len(changed),
-                    len(changed),
-                )
-                place += 1
-        return table
-
-
-def episodes(contacts: np.ndarray, present: np.ndarray) -> set[tuple[int, int, int]]:
-    """Touches so far (T, S, S) and who is in view (T, S) -> (i, j, first frame) of collisions in the shown frames, both in view."""
-    new = np.diff(contacts[:SHOWN], axis=0, prepend=0) > 0
-    found = set()
-    for i, j in np.argwhere(np.triu(new.any(0))).tolist():
-        frames = np.flatnonzero(new[:, i, j])
-        for first in frames[np.diff(frames, prepend=-1 - EPISODE) > EPISODE].tolist():
-            if present[first, i] and present[first, j]:
-                found.add((i, j, first))
-    return found
 
 
 @torch.no_grad()
 def evaluate_counterfactual(
-    study: Study,
+    evaluator: CounterfactualEvaluator,
     data: str | Path,
     split: str,
     rules: Sequence[str],
     *,
     videos: int,
-    batch: int,
+    batch_size: int,
     draws: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The table: {rule: {affected, unaffected: {column: errors}, gap_closed, divergence, collisions, changed}}, with 95 % intervals.
+    """{rule: {affected, unaffected: {column: errors}, gap_closed, events...}}, with intervals.
 
-    `gap_closed`: (factual - rule) / (factual - oracle), by position error on affected objects. `divergence` and `collisions`: precision,
-    recall, F1; `changed`: share of the pairs whose collision came or went that are told right. Intervals: bootstrap over videos.
+    The events are those of `counterfactual_metrics.EVENTS`: precision, recall and F1 of divergence
+    and of collisions, and the fraction of the changed collisions that is predicted correctly.
+    Intervals are 95 %, from a bootstrap over videos.
     """
     rules = list(dict.fromkeys(["factual", "oracle", *rules]))
-    table, counted, seen = Table(rules, CLASSES, ("mean", *SINCE)), {rule: [] for rule in rules}, 0  # type: ignore[var-annotated]
-    for scenes in study.scenes(data, split, videos, batch):
-        classes, video = study.classes(scenes), seen + scenes.video.cpu().numpy()
-        since = (
-            torch.arange(study.span, SHOWN, device=study.device)[None, :, None]
-            - scenes.true["diverged"][:, None]
-        )
-        masks = {name: (first <= since) & (since < end) for name, (first, end) in SINCE.items()}
+    table = ErrorTable(rules, OBJECT_CLASSES, ("mean", *FRAMES_SINCE_DIVERGENCE))
+    events: dict[str, list[np.ndarray]] = {rule: [] for rule in rules}
+    count = 0  # videos so far
+    frames = slice(evaluator.first_frame, VIDEO_FRAMES)
+    for batch in evaluator.batches(data, split, videos, batch_size):
+        truth, video = batch.ground_truth, count + batch.video.cpu().numpy()
+        masks = object_masks(batch, evaluator.first_frame)
+        frame = torch.arange(frames.start, frames.stop, device=evaluator.device)[None, :, None]
+        since = frame - truth["diverged"][:, None]
+        columns = {"mean": {name: mask.cpu() for name, mask in masks.items()}}
+        for column, (first, end) in FRAMES_SINCE_DIVERGENCE.items():
+            in_column = (first <= since) & (since < end)
+            columns[column] = {name: (mask & in_column).cpu() for name, mask in masks.items()}
         for rule in rules:
-            worlds, diverged = study.roll(rule, scenes)
-            counted[rule].append(study.counts(scenes, worlds, diverged))
-            shown = slice(study.span, SHOWN)
-            found = errors(
-                worlds[:, shown].cpu(),
-                scenes.true["slots"][:, shown].cpu(),
-                scenes.true["position"][:, shown].cpu(),
-                study.reader.probe,
+            worlds, diverged = evaluator.predict_worlds(rule, batch)
+            events[rule].append(count_events(batch, worlds, diverged, evaluator.decoder))
+            errors = squared_errors(
+                worlds[:, frames].cpu(),
+                truth["slots"][:, frames].cpu(),
+                truth["position"][:, frames].cpu(),
+                evaluator.decoder.probe,
             )
-            table.add(
-                video, rule, "mean", found, {name: mask.cpu() for name, mask in classes.items()}
-            )
-            for name, mask in masks.items():
-                table.add(
-                    video, rule, name, found, {k: (m & mask).cpu() for k, m in classes.items()}
-                )
-        seen += len(scenes.samples)
-    if not seen:
+            for column, column_masks in columns.items():
+                table.add(video, rule, column, errors, column_masks)
+        count += len(batch.samples)
+    if not count:
         raise UserError(
             f"split {split!r} of {data}: no counterfactual world in {videos or 'all'} videos"
         )
     result: dict[str, Any] = table.summary(position=True, draws=draws, seed=seed)
-    values = np.stack([table.rows[v] for v in sorted(table.rows)])
-    point, (low, high) = (
-        gap_closed(values, rules),
-        bootstrap(values, lambda drawn: gap_closed(drawn, rules), draws, seed),
-    )
+    sums = np.stack([table.sums[v] for v in sorted(table.sums)])
+    gap = gap_closed(sums, rules)
+    gap_low, gap_high = bootstrap(sums, lambda drawn: gap_closed(drawn, rules), draws, seed)
     for r, rule in enumerate(rules):
-        result[rule]["gap_closed"] = interval(point[r], low[r], high[r])
-        tallies = np.concatenate(counted[rule])
-        scores, (under, over) = rates(tallies), bootstrap(tallies, rates, draws, seed)
-        for c, name in enumerate(COUNTS):
-            rows = {
-                m: interval(scores[c, i], under[c, i], over[c, i])
-                for i, m in enumerate(("precision", "recall", "f1"))
+        result[rule]["gap_closed"] = with_interval(gap[r], gap_low[r], gap_high[r])
+        counts = np.concatenate(events[rule])
+        scores = precision_recall_f1(counts)
+        low, high = bootstrap(counts, precision_recall_f1, draws, seed)
+        for e, event in enumerate(EVENTS):
+            metrics = {
+                name: with_interval(scores[e, m], low[e, m], high[e, m])
+                for m, name in enumerate(("precision", "recall", "f1"))
             }
-            result[rule][name] = (
-                {**rows, "true": int(tallies[:, c, 2].sum())}
-                if name != "changed"
-                else rows["recall"]
-            )
-    worlds_seen = sum(len(part) for part in counted[rules[0]])
+            result[rule][event] = {**metrics, "true": int(counts[:, e, 2].sum())}
+        result[rule]["changed_collisions"] = result[rule]["changed_collisions"]["recall"]
     return {
-        "videos": worlds_seen,
-        "frames": [study.span, SHOWN - 1],
-        "effect": EFFECT,
+        "videos": count,
+        "frames": [evaluator.first_frame, VIDEO_FRAMES - 1],
+        "affected_radii": AFFECTED_RADII,
         "rules": result,
     }
 
 
-def gap_closed(values: np.ndarray, rules: list[str]) -> np.ndarray:
-    """(R,) from the table's sums by video (V, R, classes, columns, 3)."""
-    place = means(values)[:, CLASSES.index("affected"), 0, 1]
-    factual = place[rules.index("factual")]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (factual - place) / (factual - place[rules.index("oracle")])
-
-
-def rates(tallies: np.ndarray) -> np.ndarray:
-    """(V, N, 3) of (right, found, true) -> (N, 3): precision, recall, F1; nan where undefined."""
-    right, found, true = tallies.sum(0).T
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack([right / found, right / true, 2 * right / (found + true)], axis=1)
-
-
-def interval(value: float, low: float, high: float) -> dict[str, float | None]:
-    return {
-        k: float(v) if np.isfinite(v) else None
-        for k, v in (("value", value), ("low", low), ("high", high))
-    }
-
-
 @dataclass(frozen=True)
-class Example:
-    """A world for a picture: position (T, S, 2) and in view (T, S) by row, slots that truly diverged, the removed one."""
+class ExampleWorld:
+    """A world for a figure: its object paths by row of the figure."""
 
     title: str
-    paths: dict[str, tuple[np.ndarray, np.ndarray]]
-    diverged: np.ndarray  # (S,) frame
-    removed: int
+    paths: dict[str, tuple[np.ndarray, np.ndarray]]  # position (T, S, 2), in view (T, S)
+    diverged: np.ndarray  # (S,) frame at which the slots truly diverge
+    removed: int  # slot
 
 
 @torch.no_grad()
-def examples(
-    study: Study, data: str | Path, split: str, *, videos: int, batch: int, count: int
-) -> list[Example]:
-    """The `count` worlds with the most affected objects and frames: true, factual, and predicted by `paired` and `free`; shown frames."""
-    found: list[tuple[int, Example]] = []
-    for scenes in study.scenes(data, split, videos, batch):
-        affected = study.classes(scenes)["affected"].sum((1, 2)).tolist()
-        rolled = {
-            rule: study.reader.places(study.roll(rule, scenes)[0][:, :SHOWN].cpu())
-            for rule in ("paired", "free")
-        }
-        true = {
-            name: value[:, :SHOWN].cpu().numpy()
-            for name, value in scenes.true.items()
-            if name in ("position", "present", "factual")
-        }
-        for w, (v, slot) in enumerate(zip(scenes.video.tolist(), scenes.removed.tolist())):
-            truth = scenes.samples[v].truth or {}
-            things = truth["slot_object"] >= 0
-            paths = {"true world": (true["position"][w], true["present"][w])}
-            paths["factual"] = (true["factual"][w], truth["present"][:SHOWN])
-            others = things & (np.arange(len(things)) != slot)
-            paths |= {name: (place[w], seen[w] & others) for name, (place, seen) in rolled.items()}
-            title = f"{scenes.samples[v].key} without slot {slot}"
-            found.append(
-                (affected[w], Example(title, paths, scenes.true["diverged"][w].cpu().numpy(), slot))
-            )
+def most_affected_worlds(
+    evaluator: CounterfactualEvaluator,
+    data: str | Path,
+    split: str,
+    *,
+    videos: int,
+    batch_size: int,
+    count: int,
+) -> list[ExampleWorld]:
+    """The `count` worlds with the most affected objects and frames.
+
+    With the paths of the true and the factual world, and of those predicted by `paired` and `free`.
+    """
+    found: list[tuple[int, ExampleWorld]] = []
+    for batch in evaluator.batches(data, split, videos, batch_size):
+        masks = object_masks(batch, evaluator.first_frame)
+        affected = masks["affected"].sum((1, 2)).tolist()
+        predicted = {}
+        for rule in ("paired", "free"):
+            worlds, _ = evaluator.predict_worlds(rule, batch)
+            predicted[rule] = evaluator.decoder.slot_positions(worlds[:, :VIDEO_FRAMES].cpu())
+        names = ("position", "present", "factual_position", "diverged")
+        truth = {name: batch.ground_truth[name].cpu().numpy() for name in names}
+        for w, (v, slot) in enumerate(zip(batch.video.tolist(), batch.removed.tolist())):
+            video = batch.samples[v].truth or {}
+            holds_object = video["slot_object"] >= 0
+            holds_object &= np.arange(len(holds_object)) != slot
+            paths = {
+                "true world": (truth["position"][w], truth["present"][w]),
+                "factual": (truth["factual_position"][w], video["present"]),
+            }
+            paths = {
+                name: (position[:VIDEO_FRAMES], present[:VIDEO_FRAMES])
+                for name, (position, present) in paths.items()
+            }
+            paths |= {
+                name: (position[w], present[w] & holds_object)
+                for name, (position, present) in predicted.items()
+            }
+            title = f"{batch.samples[v].key} without slot {slot}"
+            found.append((affected[w], ExampleWorld(title, paths, truth["diverged"][w], slot)))
     return [example for _, example in sorted(found, key=lambda pair: -pair[0])[:count]]

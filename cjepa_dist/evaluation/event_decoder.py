@@ -1,18 +1,19 @@
-"""Slots -> what happened: positions by a probe, who is in view, and collisions by a rule of contact. No model, nothing trained on val.
+"""Decode the events of a video from its slots: positions, objects in view, collisions.
 
-    slots (T, S, D) ──probe──> position ──smooth slopes──> velocity ─┐
-                    └─not the empty slot──> in view ─────────────────┼──> History, as question programs read one
-                      pairs that come close and are pushed apart ────┘
-    train split, observed frames + annotations ──fit──> how close, how hard: the pair of thresholds with the best F1
+    slots (T, S, D) ──probe──> position ──smoothed slopes──> velocity ───┐
+                    └─differs from the empty slot──> in view ────────────┼──> History, the input
+                      pairs that approach and are pushed apart ──────────┘    of question programs
+    train split: observed frames, annotations ──tune_thresholds──> the thresholds with the best F1
 
-A collision: two objects in view come closer than `reach`, and at some frame there their relative velocity changes by more than `jolt`
-along the line between them, away from each other. Cubes touch at several distances, so distance alone cannot tell; and two that go on
-together are closest long after they met.
+Two objects in view collide where they come closer than `contact_distance`, and where at some frame
+of that approach their relative velocity changes by more than `min_velocity_change`, along the line
+between them and away from each other. Distance alone is not enough: cubes touch at several
+distances, and two objects that move on together are closest long after their collision. No neural
+network is involved, and nothing is fitted on the split that is evaluated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -22,211 +23,222 @@ import numpy as np
 import torch
 
 from cjepa_dist.clevrer import questions
-from cjepa_dist.clevrer.scene import SHOWN, Collision, History, SceneObject
-from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.clevrer.scene import VIDEO_FRAMES, Collision, History, SceneObject
+from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
-from cjepa_dist.data.format.split_writer import Sample
-from cjepa_dist.data.windows import PRESENT
+from cjepa_dist.data.format.sample import Sample
+from cjepa_dist.data.removed_slots import slot_objects
+from cjepa_dist.data.windows import PRESENT_DISTANCE
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.position_probe import Probe, fit_probe
+from cjepa_dist.evaluation.position_probe import PositionProbe, fit_position_probe
 
-AROUND = 6  # frames before and after the closest one that velocities are read from
-EPISODE = 8  # frames apart from which two approaches of a pair are two
-STEADY = 8  # frames to each side over which an object's velocity is a slope
-SLACK = 5  # frames by which a decoded collision may miss the annotated one
+SLOPE_FRAMES = 6  # frames before and after a contact over which velocities are fitted
+EPISODE_GAP = 8  # approaches of a pair that are at most so many frames apart are one
+VELOCITY_FRAMES = 8  # frames to each side over which an object's velocity is fitted
+FRAME_TOLERANCE = 5  # maximum distance in frames of a decoded collision from the annotated one
 
 
 @dataclass(frozen=True)
 class Approach:
-    """A pair comes close: its smallest `gap` (world units); `frame` and size of the largest outward change of its relative velocity."""
+    """Objects a < b come close; `frame` is that of the largest outward change of velocity."""
 
     frame: int
     a: int
     b: int
-    gap: float
-    jolt: float  # units a frame
+    distance: float  # the smallest one, world units
+    velocity_change: float  # of the relative velocity, outward, world units per frame
 
 
 @dataclass(frozen=True)
 class EventDecoder:
-    """Reads events off slots. `reach` and `jolt` as in the module's text; `f1`, `precision`, `recall` of the rule on the train split."""
+    """Decodes events from slots; `f1`, `precision` and `recall` are those on the train split."""
 
-    probe: Probe
+    probe: PositionProbe
     empty: torch.Tensor  # (D,)
-    reach: float = float("inf")
-    jolt: float = 0.0
+    contact_distance: float = float("inf")  # world units
+    min_velocity_change: float = 0.0  # world units per frame
     f1: float = float("nan")
     precision: float = float("nan")
     recall: float = float("nan")
 
-    def decode(
-        self, slots: np.ndarray, slot_object: np.ndarray, count: int
+    def object_tracks(
+        self, slots: np.ndarray, objects: np.ndarray, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Slots (T, S, D) as stored -> position (T, count, 2), in view (T, count) by object id; never in view where no slot holds it."""
-        values = torch.from_numpy(widen(slots))
-        held = np.flatnonzero(slot_object >= 0)
-        position, present = (
-            np.zeros((len(slots), count, 2), np.float32),
-            np.zeros((len(slots), count), bool),
-        )
-        position[:, slot_object[held]], present[:, slot_object[held]] = self.places(values[:, held])
+        """Slots (T, S, D) as stored -> position (T, count, 2), in view (T, count), by object id.
+
+        `objects` (S,) is the object in each slot, or -1. An object in no slot is never in view.
+        """
+        position = np.zeros((len(slots), count, 2), np.float32)
+        present = np.zeros((len(slots), count), bool)
+        used = np.flatnonzero(objects >= 0)
+        values = torch.from_numpy(to_float32(slots))[:, used]
+        position[:, objects[used]], present[:, objects[used]] = self.slot_positions(values)
         return position, present
 
-    def places(self, slots: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """(..., D) -> position (..., 2), whether the slot holds something (...)."""
-        return self.probe(slots).numpy(), ((slots - self.empty).square().mean(-1) > PRESENT).numpy()
+    def slot_positions(self, slots: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(..., D) -> position (..., 2), and whether the slot holds something (...)."""
+        distance = (slots - self.empty).square().mean(-1)
+        return self.probe(slots).numpy(), (distance > PRESENT_DISTANCE).numpy()
 
     def history(
         self,
         slots: np.ndarray,
-        slot_object: np.ndarray,
-        objects: list[SceneObject],
+        objects: np.ndarray,
+        scene: list[SceneObject],
         removed: int = -1,
     ) -> History:
-        """The events of a video (or of a world without the object `removed`), frames as many as the slots have."""
-        position, present = self.decode(slots, slot_object, 1 + max(o.object_id for o in objects))
+        """The events of a video, or of a world without the object `removed`.
+
+        `objects` (S,) is the object in each slot, or -1; `scene` lists all objects of the video.
+        """
+        position, present = self.object_tracks(slots, objects, 1 + max(o.object_id for o in scene))
         if removed >= 0:
             present[:, removed] = False
-        found = [a for a in approaches(position, present, self.reach) if a.jolt > self.jolt]
-        collisions = sorted(
-            (Collision(a.frame, a.a, a.b) for a in found), key=lambda c: (c.frame, c.a, c.b)
-        )
+        collisions = [
+            Collision(approach.frame, approach.a, approach.b)
+            for approach in find_approaches(position, present, self.contact_distance)
+            if approach.velocity_change > self.min_velocity_change
+        ]
         entries, exits = {}, {}
         for o in np.flatnonzero(present.any(0)).tolist():
-            seen = np.flatnonzero(present[:, o])
-            if seen[0] > 0:
-                entries[o] = int(seen[0])
-            if seen[-1] + 1 < len(slots):
-                exits[o] = int(seen[-1]) + 1
-        rest = [o for o in objects if o.object_id != removed]
+            frames = np.flatnonzero(present[:, o])
+            if frames[0] > 0:
+                entries[o] = int(frames[0])
+            if frames[-1] + 1 < len(slots):
+                exits[o] = int(frames[-1]) + 1
         return History(
-            rest, collisions, entries, exits, present, position, velocities(position, present)
+            objects=[o for o in scene if o.object_id != removed],
+            collisions=sorted(collisions, key=lambda c: (c.frame, c.a, c.b)),
+            entries=entries,
+            exits=exits,
+            present=present,
+            position=position,
+            velocity=fit_velocities(position, present),
         )
 
 
 def fit_event_decoder(
     data: str | Path, split: str, *, videos: int = 200, seed: int = 0
 ) -> EventDecoder:
-    """A reader from the observed frames of the first `videos` of a split, their positions and annotated collisions.
+    """Fit on the observed frames of the first `videos` of a split, and annotated collisions.
 
-    Raises UserError where the data does not say what its empty slot is, has no positions, or no annotated collision.
+    Raises UserError where the data does not say what its empty slot is, or has no positions or no
+    annotated collision.
     """
     manifest = Manifest.load(data)
     if manifest.empty_slot is None:
         raise UserError(
-            f"{data} does not say what its empty slot is: who is in view cannot be read off slots"
+            f"{data} does not say what its empty slot is: slots do not tell which object is in view"
         )
-    probe = fit_probe(data, split, videos=videos, seed=seed)
+    probe = fit_position_probe(data, split, videos=videos, seed=seed)
     if probe is None:
         raise UserError(
-            f"split {split!r} of {data} has no positions (truth.npz or match.npz): no probe can be fitted"
+            f"split {split!r} of {data} has no positions (truth.npz or match.npz): no probe can be "
+            "fitted"
         )
-    reader = EventDecoder(probe, torch.tensor(manifest.empty_slot))
-    return tune_thresholds(reader, list(observed(data, split, min(videos, manifest.count(split)))))
+    decoder = EventDecoder(probe, torch.tensor(manifest.empty_slot))
+    members = ("slots.npy", "json", "truth.npz", "match.npz")
+    samples = read_split(data, split, members, videos=min(videos, manifest.count(split)))
+    return tune_thresholds(decoder, list(samples))
 
 
-def observed(data: str | Path, split: str, videos: int) -> Iterator[Sample]:
-    yield from read_split(
-        data, split, ("slots.npy", "json", "truth.npz", "match.npz"), videos=videos
-    )
+def tune_thresholds(decoder: EventDecoder, samples: list[Sample]) -> EventDecoder:
+    """The decoder with the thresholds that have the best F1 on annotated collisions.
 
-
-def tune_thresholds(reader: EventDecoder, samples: list[Sample]) -> EventDecoder:
-    """The reader with the thresholds that are best, by F1, on annotated collisions; candidates are quantiles of what those look like."""
+    Candidates are quantiles of the distances and velocity changes at annotated collisions.
+    """
     videos = []
     for sample in samples:
         assert sample.slots is not None and sample.annotation is not None
-        objects = questions.objects(sample.annotation)
-        position, present = reader.decode(
-            sample.slots[:SHOWN], slot_object(sample), 1 + objects[-1].object_id
+        count = 1 + questions.scene_objects(sample.annotation)[-1].object_id
+        position, present = decoder.object_tracks(
+            sample.slots[:VIDEO_FRAMES], slot_objects(sample), count
         )
-        true = [(c["frame_id"], *sorted(c["object_ids"])) for c in sample.annotation["collision"]]
-        videos.append(
-            (position, present, [c for c in true if present[c[0], c[1]] and present[c[0], c[2]]])
-        )
-    touching = [
-        float(np.hypot(*(position[f, a] - position[f, b])))
-        for position, _, true in videos
-        for f, a, b in true
+        annotated = [
+            (collision["frame_id"], *sorted(collision["object_ids"]))
+            for collision in sample.annotation["collision"]
+        ]
+        annotated = [(f, a, b) for f, a, b in annotated if present[f, a] and present[f, b]]
+        videos.append((position, present, annotated))
+    distances = [
+        float(np.hypot(*(position[frame, a] - position[frame, b])))
+        for position, _, annotated in videos
+        for frame, a, b in annotated
     ]
-    rows = [
-        (
-            near.gap,
-            near.jolt,
-            any(c[1:] == (near.a, near.b) and abs(c[0] - near.frame) <= SLACK for c in true),
-        )
-        for position, present, true in videos
-        for near in approaches(position, present, reach=max(touching, default=0.0))
-    ]
-    total = len(touching)
-    gap, jolt, hit = (
-        (np.array(column) for column in zip(*rows))
-        if rows
-        else (np.zeros(0), np.zeros(0), np.zeros(0, bool))
-    )
-    if not hit.any():
+    rows = []
+    for position, present, annotated in videos:
+        for found in find_approaches(position, present, max(distances, default=0.0)):
+            is_annotated = any(
+                (a, b) == (found.a, found.b) and abs(frame - found.frame) <= FRAME_TOLERANCE
+                for frame, a, b in annotated
+            )
+            rows.append((found.distance, found.velocity_change, is_annotated))
+    if not any(is_annotated for _, _, is_annotated in rows):
         raise UserError(
-            f"no annotated collision was found in {len(samples)} videos: the rule of contact cannot be set"
+            f"no annotated collision was found in {len(samples)} videos: the thresholds of the "
+            "event decoder cannot be set"
         )
-    best = reader
-    for reach in np.quantile(gap[hit], np.linspace(0.7, 1, 16)):
-        for least in np.quantile(jolt[hit], np.linspace(0.4, 0, 21)):
-            chosen = (gap <= reach) & (jolt > least)
-            right = int((chosen & hit).sum())
-            precision, recall = right / max(1, int(chosen.sum())), right / total
-            f1 = 2 * right / (int(chosen.sum()) + total)
-            if not f1 < best.f1:  # among equals the most permissive: few videos, few collisions
+    distance, change, is_collision = (np.array(column) for column in zip(*rows))
+    total, best = len(distances), decoder
+    for contact_distance in np.quantile(distance[is_collision], np.linspace(0.7, 1, 16)):
+        for min_change in np.quantile(change[is_collision], np.linspace(0.4, 0, 21)):
+            decoded = (distance <= contact_distance) & (change > min_change)
+            correct, count = int((decoded & is_collision).sum()), int(decoded.sum())
+            f1 = 2 * correct / (count + total)
+            if not f1 < best.f1:  # of equals the most permissive: few videos have few collisions
                 best = replace(
-                    reader,
-                    reach=float(reach),
-                    jolt=float(least),
+                    decoder,
+                    contact_distance=float(contact_distance),
+                    min_velocity_change=float(min_change),
                     f1=f1,
-                    precision=precision,
-                    recall=recall,
+                    precision=correct / max(1, count),
+                    recall=correct / total,
                 )
     return best
 
 
-def slot_object(sample: Sample) -> np.ndarray:
-    """(S,) object id or -1. Raises UserError where neither truth nor a match says it."""
-    known = sample.truth if sample.truth is not None else sample.match
-    if known is None or "slot_object" not in known:
-        raise UserError(
-            f"key {sample.key}: neither truth.npz nor match.npz says which slot holds which object; run data_prep.match"
-        )
-    return known["slot_object"].astype(int)
+def find_approaches(
+    position: np.ndarray, present: np.ndarray, max_distance: float
+) -> list[Approach]:
+    """Where two objects in view are closer than `max_distance`, by pair, then by time.
 
-
-def approaches(position: np.ndarray, present: np.ndarray, reach: float) -> list[Approach]:
-    """All approaches of two objects in view to less than `reach`; position (T, n, 2), present (T, n). By pair, then by time."""
+    `position` (T, n, 2), `present` (T, n).
+    """
     found = []
     for a, b in combinations(np.flatnonzero(present.any(0)).tolist(), 2):
         both = present[:, a] & present[:, b]
-        apart = position[:, a] - position[:, b]
-        gap = np.where(both, np.hypot(*apart.T), np.inf)
-        close = np.flatnonzero(gap < reach)
-        for run in (
-            np.split(close, np.flatnonzero(np.diff(close) > EPISODE) + 1) if len(close) else []
-        ):
-            jolts = [outward(apart, both, frame) for frame in run.tolist()]
-            found.append(
-                Approach(int(run[np.argmax(jolts)]), a, b, float(gap[run].min()), max(jolts))
-            )
+        offset = position[:, a] - position[:, b]
+        distance = np.where(both, np.hypot(*offset.T), np.inf)
+        close = np.flatnonzero(distance < max_distance)
+        if not len(close):
+            continue
+        for frames in np.split(close, np.flatnonzero(np.diff(close) > EPISODE_GAP) + 1):
+            changes = [outward_velocity_change(offset, both, frame) for frame in frames.tolist()]
+            frame = int(frames[np.argmax(changes)])
+            found.append(Approach(frame, a, b, float(distance[frames].min()), max(changes)))
     return found
 
 
-def outward(apart: np.ndarray, both: np.ndarray, frame: int) -> float:
-    """Change of relative velocity at `frame` along the line between two objects, > 0 if away from each other; apart (T, 2), both (T,)."""
-    before = slope(apart, both, frame - AROUND, frame)
-    after = slope(apart, both, frame, frame + AROUND)
+def outward_velocity_change(offset: np.ndarray, both: np.ndarray, frame: int) -> float:
+    """Change of the relative velocity at `frame`, along the line between two objects.
+
+    Positive if they are pushed apart. `offset` (T, 2) from one to the other, `both` (T,) in view.
+    """
+    before = least_squares_slope(offset, both, frame - SLOPE_FRAMES, frame)
+    after = least_squares_slope(offset, both, frame, frame + SLOPE_FRAMES)
     if before is None or after is None:
         return 0.0
-    return float((after - before) @ apart[frame] / max(np.hypot(*apart[frame]), 1e-6))
+    return float((after - before) @ offset[frame] / max(np.hypot(*offset[frame]), 1e-6))
 
 
-def slope(values: np.ndarray, known: np.ndarray, first: int, last: int) -> np.ndarray | None:
-    """Least-squares change a frame of values (T, 2) over the known frames in [first, last]; None if there are fewer than 3."""
+def least_squares_slope(
+    values: np.ndarray, known: np.ndarray, first: int, last: int
+) -> np.ndarray | None:
+    """Slope per frame of values (T, 2), from the known frames in [first, last].
+
+    None if there are fewer than 3.
+    """
     at = np.arange(max(0, first), min(len(values), last + 1))
     at = at[known[at]]
     if len(at) < 3:
@@ -235,20 +247,22 @@ def slope(values: np.ndarray, known: np.ndarray, first: int, last: int) -> np.nd
     return time @ values[at] / (time @ time)
 
 
-def velocities(position: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """(T, n, 2): slope over STEADY frames to each side that are in view; 0 where there are none."""
+def fit_velocities(position: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """(T, n, 2): slopes over the VELOCITY_FRAMES to each side that are in view; else 0."""
     weight = present.astype(np.float64)
     time = np.arange(len(position), dtype=np.float64)[:, None]
-    sums: Any = [window(part) for part in (weight, weight * time, weight * time**2)]
-    count, first, second = (part[..., None] for part in sums)
-    moved = weight[..., None] * position
-    total, product = window(moved), window(moved * time[..., None])
-    spread = second * count - first**2
-    return np.where(spread > 0, (product * count - first * total) / np.maximum(spread, 1e-12), 0.0)
+    moments: Any = [windowed_sum(part) for part in (weight, weight * time, weight * time**2)]
+    count, first, second = (part[..., None] for part in moments)
+    weighted = weight[..., None] * position
+    total, product = windowed_sum(weighted), windowed_sum(weighted * time[..., None])
+    determinant = second * count - first**2
+    slope = (product * count - first * total) / np.maximum(determinant, 1e-12)
+    return np.where(determinant > 0, slope, 0.0)
 
 
-def window(values: np.ndarray) -> np.ndarray:
-    """Sums over STEADY frames to each side, along the first axis."""
+def windowed_sum(values: np.ndarray) -> np.ndarray:
+    """Sums over VELOCITY_FRAMES to each side, along the first axis."""
     padded = np.concatenate([np.zeros_like(values[:1]), values.cumsum(0)])
     at = np.arange(len(values))
-    return padded[np.minimum(at + STEADY + 1, len(values))] - padded[np.maximum(at - STEADY, 0)]
+    last = np.minimum(at + VELOCITY_FRAMES + 1, len(values))
+    return padded[last] - padded[np.maximum(at - VELOCITY_FRAMES, 0)]

@@ -1,7 +1,8 @@
-"""Edges against the truth: how well scores rank them, how good the edges at A > 0.5 are, and the same among pairs that are close.
+"""Metrics of graph edges against the truth.
 
-    Edges (flat, one entry a pair) ──> measure ──> auroc, auprc, f1, best_f1 (scikit-learn), shd per window, near_auroc
-                                   └─> Tallies ──> the same for any number of copies of each video (bootstrap)
+    Edges (one entry per ordered pair) ──edge_metrics──> {metric: value}, by scikit-learn
+                                       └──ResampledEdgeMetrics──> the same for any number of copies
+                                                                  of each video, for the bootstrap
 
 Pairs are ordered: a contact is two of them, one each way.
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
-MEASURES = ("auroc", "auprc", "f1", "best_f1", "shd", "near_auroc")
+EDGE_METRICS = ("auroc", "auprc", "f1", "best_f1", "shd", "near_miss_auroc")
 
 
 @dataclass(frozen=True)
@@ -23,36 +24,38 @@ class Edges:
     score: np.ndarray  # float, higher = more influence
     edge: np.ndarray  # bool, the graph has it (A > 0.5)
     truth: np.ndarray  # bool
-    near: np.ndarray  # bool, close without a contact: the hard negatives
+    near_miss: np.ndarray  # bool, close without a contact: the hard negatives
     window: np.ndarray  # int, 0 .. W-1
     video: np.ndarray  # int, 0 .. V-1
-    videos: int  # V, those without a pair included
+    videos: int  # V, including those without a pair
     windows_by_video: np.ndarray  # (V,)
 
 
-def measure(edges: Edges) -> dict[str, float]:
-    """Point estimates; nan where a measure has no meaning (no positive, or no negative).
+def edge_metrics(edges: Edges) -> dict[str, float]:
+    """Point estimates; nan where a metric is undefined (no positive, or no negative).
 
-    `auroc`, `auprc` (average precision; chance is `base_rate`, the share of true pairs), `f1` at A > 0.5, `best_f1` at the
-    best threshold, `shd` = structural Hamming distance = wrong ordered pairs per window, `near_auroc` = AUROC of true pairs against near
-    misses alone: what distance cannot tell.
+    - auroc, auprc: of the scores; auprc is average precision, that of chance is base_rate
+    - f1 at A > 0.5; best_f1 at the best threshold
+    - shd: structural Hamming distance, wrong ordered pairs per window
+    - near_miss_auroc: of true pairs against near misses only, which distance does not separate
+    - base_rate: the fraction of true pairs
     """
-    truth, some = edges.truth, bool(edges.truth.any())
-    close = edges.truth | edges.near
+    truth, any_true = edges.truth, bool(edges.truth.any())
+    close = edges.truth | edges.near_miss
     windows = edges.windows_by_video.sum()
     return {
         "auroc": auroc(edges.score, truth),
-        "auprc": float(average_precision_score(truth, edges.score)) if some else float("nan"),
-        "f1": float(f1_score(truth, edges.edge, zero_division=0.0)) if some else float("nan"),
+        "auprc": float(average_precision_score(truth, edges.score)) if any_true else float("nan"),
+        "f1": float(f1_score(truth, edges.edge, zero_division=0.0)) if any_true else float("nan"),
         "best_f1": best_f1(edges.score, truth),
         "shd": float((edges.edge != truth).sum() / windows) if windows else float("nan"),
-        "near_auroc": auroc(edges.score[close], truth[close]),
+        "near_miss_auroc": auroc(edges.score[close], truth[close]),
         "base_rate": float(truth.mean()) if len(truth) else float("nan"),
     }
 
 
 def best_f1(score: np.ndarray, truth: np.ndarray) -> float:
-    """F1 at the threshold that suits these very pairs best: what calibration could gain at most; nan without a positive."""
+    """F1 at the best threshold for these pairs, a bound for calibration; nan without a positive."""
     if not truth.any():
         return float("nan")
     precision, recall, _ = precision_recall_curve(truth, score)
@@ -66,76 +69,66 @@ def auroc(score: np.ndarray, truth: np.ndarray) -> float:
     return float(roc_auc_score(truth, score))
 
 
-class Tallies:
-    """The measures as a function of how often each video counts, (V,) -> (len(MEASURES),): what a bootstrap over videos draws again and
-    again.
+class ResampledEdgeMetrics:
+    """EDGE_METRICS as a function of how often each video counts: (V,) -> (len(EDGE_METRICS),).
+
+    A bootstrap over videos calls it for every draw.
     """
 
     def __init__(self, edges: Edges) -> None:
-        close = edges.truth | edges.near
-        self.all = Ranking(edges.score, edges.truth, edges.video)
-        self.near = Ranking(edges.score[close], edges.truth[close], edges.video[close])
+        close = edges.truth | edges.near_miss
+        self.all = WeightedRanking(edges.score, edges.truth, edges.video)
+        self.close = WeightedRanking(edges.score[close], edges.truth[close], edges.video[close])
 
         def by_video(flags: np.ndarray) -> np.ndarray:
             return np.bincount(edges.video[flags], minlength=edges.videos).astype(float)
 
-        self.hits, self.wrong = (
-            by_video(edges.edge & edges.truth),
-            by_video(edges.edge != edges.truth),
-        )
+        self.correct = by_video(edges.edge & edges.truth)
+        self.wrong = by_video(edges.edge != edges.truth)
         self.windows = edges.windows_by_video.astype(float)
 
     def __call__(self, copies: np.ndarray) -> np.ndarray:
         copies = copies.astype(float)
-        hits, wrong, windows = (
-            float(copies @ part) for part in (self.hits, self.wrong, self.windows)
+        correct, wrong, windows = (
+            float(copies @ counts) for counts in (self.correct, self.wrong, self.windows)
         )
-        area, precision, best = self.all(copies)
-        f1 = float("nan") if np.isnan(precision) else 2 * hits / (2 * hits + wrong)
-        return np.array(
-            [
-                area,
-                precision,
-                f1,
-                best,
-                wrong / windows if windows else float("nan"),
-                self.near(copies)[0],
-            ]
-        )
+        auroc, auprc, best_f1 = self.all(copies)
+        f1 = float("nan") if np.isnan(auprc) else 2 * correct / (2 * correct + wrong)
+        shd = wrong / windows if windows else float("nan")
+        near_miss_auroc, _, _ = self.close(copies)
+        return np.array([auroc, auprc, f1, best_f1, shd, near_miss_auroc])
 
 
-class Ranking:
-    """AUROC, average precision and best F1 of one ranking under integer weights of its videos. Sorted once; ties share one threshold."""
+class WeightedRanking:
+    """AUROC, average precision and best F1 of a ranking, for integer weights of its videos.
+
+    Sorted once; tied scores share one threshold.
+    """
 
     def __init__(self, score: np.ndarray, truth: np.ndarray, video: np.ndarray) -> None:
         order = np.argsort(-score, kind="stable")
         ranked = score[order]
         self.truth, self.video = truth[order], video[order]
-        self.starts = (
-            np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-            if len(score)
-            else np.zeros(0, int)
-        )
+        # Where a run of tied scores begins.
+        is_start = np.r_[True, ranked[1:] != ranked[:-1]] if len(score) else np.zeros(0, bool)
+        self.starts = np.flatnonzero(is_start)
 
     def __call__(self, copies: np.ndarray) -> tuple[float, float, float]:
-        """(AUROC, average precision, best F1) with video v counted copies[v] times; nan where undefined."""
+        """(AUROC, average precision, best F1), video v counted copies[v] times."""
         if not len(self.starts):
             return float("nan"), float("nan"), float("nan")
         weight = copies[self.video]
         positive = np.add.reduceat(weight * self.truth, self.starts)
         negative = np.add.reduceat(weight * ~self.truth, self.starts)
-        above, total, others = positive.cumsum(), positive.sum(), negative.sum()
-        area = (
-            float((negative * (above - 0.5 * positive)).sum() / (total * others))
-            if total and others
-            else float("nan")
-        )
-        if not total:
-            return area, float("nan"), float("nan")
-        chosen = above + negative.cumsum()
-        precision = above / np.maximum(chosen, 1e-300)
-        return (
-            area,
-            float((positive * precision).sum() / total),
-            float((2 * above / (chosen + total)).max()),
-        )
+        correct, positives, negatives = positive.cumsum(), positive.sum(), negative.sum()
+        auroc = float("nan")
+        if positives and negatives:
+            ordered = (negative * (correct - 0.5 * positive)).sum()
+            auroc = float(ordered / (positives * negatives))
+        if not positives:
+            return auroc, float("nan"), float("nan")
+        predicted = correct + negative.cumsum()
+        precision = correct / np.maximum(predicted, 1e-300)
+        average_precision = float((positive * precision).sum() / positives)
+        best_f1 = float((2 * correct / (predicted + positives)).max())
+        return auroc, average_precision, best_f1

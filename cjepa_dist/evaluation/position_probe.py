@@ -1,9 +1,10 @@
-"""A probe from slots to positions: turns an error in slots into a distance in the world, the same way for every method.
+"""A probe from slots to positions, which turns errors of slots into distances in the world.
 
-    slot ──(1, slot, ReLU of 512 frozen random combinations)──ridge──> position
+    slot ──(1, slot, ReLU of 512 fixed random projections)──ridge regression──> position
 
-The random features are for objects that the edge of the view cuts: their slots are a mix with the empty one, so that position is no linear
-function of them (a linear probe errs there by more than what is to be measured).
+It is the same for every method. The random features are needed for objects at the edge of the view:
+their slots are a mixture with the empty slot, so that their position is not a linear function of
+the slot. The error of a linear probe there is larger than the errors to be measured.
 """
 
 from __future__ import annotations
@@ -15,73 +16,77 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist.data.format.dtypes import widen
+from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
 
-ROWS, UNITS = 60_000, 512
+MAX_SLOTS, RANDOM_FEATURES = 60_000, 512
 
 
 @dataclass
-class Probe:
-    """position = lifted slot @ weight; centre (D,), mix (D, UNITS), offset (UNITS,), weight (1 + D + UNITS, 2), float32.
+class PositionProbe:
+    """position = features(slot) @ weight, float32; R = RANDOM_FEATURES.
 
-    `rmse` is its error on a tenth of the objects that were not used to fit it, world units.
+    `rmse` is its error on the tenth of the objects that it is not fitted on, world units.
     """
 
-    centre: Tensor
-    mix: Tensor
-    offset: Tensor
-    weight: Tensor
+    mean: Tensor  # (D,)
+    projection: Tensor  # (D, R)
+    offset: Tensor  # (R,)
+    weight: Tensor  # (1 + D + R, 2)
     rmse: float = float("nan")
 
     def __call__(self, slots: Tensor) -> Tensor:
         """(..., D) -> (..., 2), world units."""
-        return self.lift(slots) @ self.weight
+        return self.features(slots) @ self.weight
 
-    def lift(self, slots: Tensor) -> Tensor:
-        """(..., D) -> (..., 1 + D + UNITS)."""
-        x = slots - self.centre
+    def features(self, slots: Tensor) -> Tensor:
+        """(..., D) -> (..., 1 + D + R)."""
+        x = slots - self.mean
         return torch.cat(
-            [torch.ones_like(x[..., :1]), x, torch.relu(x @ self.mix + self.offset)], dim=-1
+            [torch.ones_like(x[..., :1]), x, torch.relu(x @ self.projection + self.offset)], dim=-1
         )
 
 
-def fit_probe(
+def fit_position_probe(
     data: str | Path, split: str, *, videos: int = 200, ridge: float = 1e-5, seed: int = 0
-) -> Probe | None:
-    """Fit on the slots that hold an object in view, at most 60,000 of them, of the first `videos` of a split; None without truth or match.
+) -> PositionProbe | None:
+    """Fit on at most MAX_SLOTS slots with an object in view, of the first `videos` of a split.
 
-    `ridge` is relative to the mean square of the lifted slots. Float64 inside: slots may be nearly collinear.
+    None if the shards have no positions (truth.npz or match.npz). `ridge` is relative to the mean
+    square of the features. Computed in float64, because slots may be nearly collinear.
     """
     slots, positions = [], []
-    for sample in read_split(
-        data,
-        split,
-        ("slots.npy", "truth.npz", "match.npz"),
-        videos=min(videos, Manifest.load(data).count(split)),
-    ):
+    count = min(videos, Manifest.load(data).count(split))
+    for sample in read_split(data, split, ("slots.npy", "truth.npz", "match.npz"), videos=count):
         known = sample.truth if sample.truth is not None else sample.match
         if known is None or sample.slots is None:
             return None
         frames = len(sample.slots)
-        seen = known["present"][:frames]
-        slots.append(widen(sample.slots[seen]))
-        positions.append(known["position"][:frames][seen])
+        present = known["present"][:frames]
+        slots.append(to_float32(sample.slots[present]))
+        positions.append(known["position"][:frames][present])
     x, y = np.concatenate(slots), np.concatenate(positions)
     if not len(x):
         return None
     rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(x))[:ROWS]
+    chosen = rng.permutation(len(x))[:MAX_SLOTS]
     x_all, y_all = torch.from_numpy(x[chosen]), torch.from_numpy(y[chosen]).double()
-    mix = torch.from_numpy(rng.standard_normal((x.shape[1], UNITS)) / np.sqrt(x.shape[1])).float()
-    offset = torch.from_numpy(rng.standard_normal(UNITS)).float()
-    probe = Probe(x_all.mean(0), mix, offset, torch.zeros(1 + x.shape[1] + UNITS, 2))
-    lifted = probe.lift(x_all).double()
-    held = max(1, len(lifted) // 10)
-    fit, target = lifted[held:], y_all[held:]
+    size = x.shape[1]
+    projection = rng.standard_normal((size, RANDOM_FEATURES)) / np.sqrt(size)
+    offset = rng.standard_normal(RANDOM_FEATURES)
+    probe = PositionProbe(
+        mean=x_all.mean(0),
+        projection=torch.from_numpy(projection).float(),
+        offset=torch.from_numpy(offset).float(),
+        weight=torch.zeros(1 + size + RANDOM_FEATURES, 2),
+    )
+    features = probe.features(x_all).double()
+    held_out = max(1, len(features) // 10)
+    fit, target = features[held_out:], y_all[held_out:]
     gram = fit.T @ fit
     gram += torch.eye(len(gram), dtype=gram.dtype) * (ridge * gram.diagonal().mean() + 1e-12)
     probe.weight = torch.linalg.solve(gram, fit.T @ target).float()
-    probe.rmse = (probe(x_all[:held]).double() - y_all[:held]).square().sum(-1).mean().sqrt().item()
+    error = probe(x_all[:held_out]).double() - y_all[:held_out]
+    probe.rmse = error.square().sum(-1).mean().sqrt().item()
     return probe

@@ -1,4 +1,4 @@
-"""The file that the CLEVRER server takes."""
+"""The file of answers that the CLEVRER evaluation server accepts."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from cjepa_dist.evaluation.verdicts import Verdict
+from cjepa_dist.evaluation.predictions import Prediction
 
 
-def submission(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
-    """The file that the CLEVRER server takes, scenes in order."""
+def build_submission(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+    """One entry per scene, with the answers to its questions; scenes and questions in order."""
     scenes: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for verdict in verdicts:
-        entry: dict[str, Any] = {"question_id": verdict.question["question_id"]}
-        if isinstance(verdict.given, str):
-            entry["answer"] = verdict.given
+    for prediction in predictions:
+        entry: dict[str, Any] = {"question_id": prediction.question["question_id"]}
+        if isinstance(prediction.answer, str):
+            entry["answer"] = prediction.answer
         else:
             entry["choices"] = [
-                {"choice_id": choice["choice_id"], "answer": "correct" if given else "wrong"}
-                for choice, given in zip(verdict.question["choices"], verdict.given)
+                {"choice_id": choice["choice_id"], "answer": "correct" if answer else "wrong"}
+                for choice, answer in zip(prediction.question["choices"], prediction.answer)
             ]
-        scenes[verdict.scene].append(entry)
+        scenes[prediction.scene].append(entry)
     return [
         {"scene_index": scene, "questions": sorted(scenes[scene], key=lambda q: q["question_id"])}
         for scene in sorted(scenes)

@@ -1,4 +1,7 @@
-"""Pictures of results: accuracies, errors of world models, worlds without an object. They need matplotlib (extra `report`)."""
+"""Figures of results: accuracies, errors of world models, counterfactual worlds, graphs.
+
+They need matplotlib (extra `report`).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from cjepa_dist.evaluation.counterfactual import Example
-from cjepa_dist.reporting.tables import METHODS, label, title
+from cjepa_dist.evaluation.counterfactual import ExampleWorld
+from cjepa_dist.reporting.tables import METHOD_LABELS, Results
+from cjepa_dist.reporting.vqa_tables import group_label, run_title
 
-Measured = dict[str, dict[str, Any]]
-BARS = (
+BAR_GROUPS = (
     "descriptive.question",
     "explanatory.question",
     "predictive.question",
@@ -21,7 +24,9 @@ BARS = (
 )
 
 
-def canvas(columns: int, width: float = 6.0, rows: int = 1, height: float = 4.0) -> tuple[Any, Any]:
+def new_axes(
+    columns: int, width: float = 6.0, rows: int = 1, height: float = 4.0
+) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -30,7 +35,7 @@ def canvas(columns: int, width: float = 6.0, rows: int = 1, height: float = 4.0)
     return pyplot.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
 
 
-def save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     from matplotlib import pyplot
 
     figure.tight_layout()
@@ -39,18 +44,21 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
-def vqa(measured: Measured, path: Path) -> Path:
-    """Bars of accuracy with 95 % intervals, a group a question type, a colour a run; the majority answer as a black line."""
-    figure, axes = canvas(1, width=9.0)
+def plot_accuracy(results: Results, path: Path) -> Path:
+    """Bars of accuracy with 95 % intervals by question type, a colour per run.
+
+    The accuracy of the majority answer is a black line.
+    """
+    figure, axes = new_axes(1, width=9.0)
     axis = axes[0, 0]
-    first = next(iter(measured.values()))
+    baselines = next(iter(results.values()))["baselines"]
     groups = [
         group
-        for group in BARS
-        if any(result["accuracy"][group]["count"] for result in measured.values())
+        for group in BAR_GROUPS
+        if any(result["accuracy"][group]["count"] for result in results.values())
     ]
-    x, width = np.arange(len(groups)), 0.8 / len(measured)
-    for i, (name, result) in enumerate(measured.items()):
+    x, width = np.arange(len(groups)), 0.8 / len(results)
+    for i, (name, result) in enumerate(results.items()):
         cells = [result["accuracy"][group] for group in groups]
         heights = np.array([100 * (cell["accuracy"] or 0.0) for cell in cells])
         ends = np.array([[100 * v for v in (cell["ci"] or (0.0, 0.0))] for cell in cells])
@@ -61,10 +69,10 @@ def vqa(measured: Measured, path: Path) -> Path:
             width,
             yerr=whiskers,
             capsize=2,
-            label=title(name, result),
+            label=run_title(name, result),
         )
     for i, group in enumerate(groups):
-        majority = first["without_looking"]["majority_by_kind"][group]
+        majority = baselines["majority_by_kind"][group]
         if majority is not None:
             axis.hlines(
                 100 * majority,
@@ -73,23 +81,28 @@ def vqa(measured: Measured, path: Path) -> Path:
                 colors="black",
                 label="majority answer" if i == 0 else None,
             )
-    axis.set_xticks(x, [label(group).replace(", ", "\n") for group in groups])
+    axis.set_xticks(x, [group_label(group).replace(", ", "\n") for group in groups])
     axis.set_ylabel("accuracy, percent")
     axis.set_ylim(0, 100)
     axis.legend(fontsize=8)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
-def world_models(models: Measured, path: Path) -> Path:
-    """Left: error of one step by class, log scale. Right, if rolled out: position error of colliding objects by horizon."""
-    rolled = {
+def plot_world_models(models: Results, path: Path) -> Path:
+    """Left: error of one step by class. Right: position error of colliding objects by horizon.
+
+    The right figure is there if a model was evaluated on rollouts.
+    """
+    rollouts = {
         name: result["rollout"]["methods"]
         for name, result in models.items()
         if result.get("rollout")
     }
-    figure, axes = canvas(2 if rolled else 1)
+    figure, axes = new_axes(2 if rollouts else 1)
     axis = axes[0, 0]
-    lines = curves({name: result["one_step"]["methods"] for name, result in models.items()})
+    lines = cells_by_legend(
+        {name: result["one_step"]["methods"] for name, result in models.items()}
+    )
     classes = list(next(iter(next(iter(models.values()))["one_step"]["methods"].values())))
     x, width = np.arange(len(classes)), 0.8 / len(lines)
     for i, (name, cells) in enumerate(lines.items()):
@@ -99,9 +112,9 @@ def world_models(models: Measured, path: Path) -> Path:
     axis.set_yscale("log")
     axis.set_ylabel("slot MSE, one step")
     axis.legend(fontsize=7)
-    if rolled:
+    if rollouts:
         axis = axes[0, 1]
-        for name, cells in curves(rolled).items():
+        for name, cells in cells_by_legend(rollouts).items():
             horizons = [
                 h
                 for h in cells["colliding"]
@@ -116,42 +129,64 @@ def world_models(models: Measured, path: Path) -> Path:
         axis.set_xlabel("frames after 127")
         axis.set_ylabel("position RMSE, colliding objects, world units")
         axis.legend(fontsize=7)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
-def curves(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """{legend: numbers by class}: every model's predictor, and the simple methods once (they are the same for all models of a data set)."""
+def cells_by_legend(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """{legend: errors by class}: the predictor of every model, and the simple methods once.
+
+    Simple methods do not depend on the model, only on the data.
+    """
     lines = {
-        METHODS[m]: cells for m, cells in next(iter(models.values())).items() if m != "predictor"
+        METHOD_LABELS[m]: cells
+        for m, cells in next(iter(models.values())).items()
+        if m != "predictor"
     }
     return lines | {name: methods["predictor"] for name, methods in models.items()}
 
 
-def counterfactual(examples: Sequence[Example], path: Path) -> np.ndarray:
-    """A column a world, a row a way to know it; a colour a slot, a dot where it starts. Thick: truly diverged; dashed: the removed one.
+def plot_counterfactual_worlds(examples: Sequence[ExampleWorld], path: Path) -> np.ndarray:
+    """A column per world, a row per way to predict it, a colour per slot, a dot where it starts.
 
-    Returns the picture, (H, W, 3) uint8.
+    Thick lines: the slot has diverged in the true world. Dashed: the removed object. Returns the
+    picture, (H, W, 3) uint8.
     """
     from matplotlib import image
 
     names = list(examples[0].paths)
-    figure, axes = canvas(len(examples), 3.0, len(names), 3.0)
+    figure, axes = new_axes(len(examples), 3.0, len(names), 3.0)
     for column, example in enumerate(examples):
         for row, name in enumerate(names):
-            axis, (place, seen) = axes[row, column], example.paths[name]
-            for slot in np.flatnonzero(seen.any(0)):
-                known = np.where(seen[:, slot, None], place[:, slot], np.nan)
+            axis, (position, present) = axes[row, column], example.paths[name]
+            for slot in np.flatnonzero(present.any(0)):
+                known = np.where(present[:, slot, None], position[:, slot], np.nan)
                 later = np.arange(len(known)) >= example.diverged[slot]
                 style = {"color": f"C{slot}", "linestyle": "--" if slot == example.removed else "-"}
                 axis.plot(*known.T, linewidth=1, **style)
                 if slot != example.removed:
                     axis.plot(*np.where(later[:, None], known, np.nan).T, linewidth=3, **style)
-                axis.plot(
-                    *known[seen[:, slot].argmax()], marker="o", markersize=4, color=f"C{slot}"
-                )
+                start = known[present[:, slot].argmax()]
+                axis.plot(*start, marker="o", markersize=4, color=f"C{slot}")
             axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
         axes[0, column].set_title(example.title, fontsize=8)
     for row, name in enumerate(names):
         axes[row, 0].set_ylabel(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return (255 * image.imread(save(figure, path))[..., :3]).astype(np.uint8)
+    return (255 * image.imread(save_figure(figure, path))[..., :3]).astype(np.uint8)
+
+
+def plot_graphs(graphs: dict[str, np.ndarray], path: Path) -> Path:
+    """A row per window, a column per graph: `graphs` maps a title to adjacencies (B, S, S)."""
+    windows = len(next(iter(graphs.values())))
+    figure, axes = new_axes(len(graphs), 1.7, windows, 1.8)
+    for column, (name, adjacency) in enumerate(graphs.items()):
+        diagonal = np.eye(adjacency.shape[1], dtype=bool)
+        for window in range(windows):
+            axis = axes[window, column]
+            values = np.where(diagonal, np.nan, adjacency[window])
+            axis.imshow(values, vmin=0, vmax=1, cmap="viridis")
+            axis.set(xticks=[], yticks=[])
+        axes[0, column].set_title(name.replace("_", "\n").replace(":", "\n"), fontsize=7)
+    figure.supxlabel("influence of slot j", fontsize=8)
+    figure.supylabel("on slot i", fontsize=8)
+    return save_figure(figure, path)

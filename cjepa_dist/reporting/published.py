@@ -1,24 +1,23 @@
-"""Published CLEVRER accuracies in percent, to print beside ours. D, E, P, C: descriptive, explanatory, predictive, counterfactual.
+"""Published CLEVRER accuracies in percent, to print beside ours.
 
-Only the first two groups share our protocol (validation split); the test-split numbers say what else is possible on real CLEVRER.
-Numbers on the simulated world are not comparable with any of these: another world, other questions, other slots.
+The rows of the validation split share our protocol; those of the test split show what other methods
+reach on real CLEVRER. Numbers on the simulated world are not comparable with any of them: it has
+another world, other questions and other slots.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-TYPES = ("descriptive", "explanatory", "predictive", "counterfactual")
-
 
 @dataclass(frozen=True)
 class Published:
-    """One published row: accuracies per question by type, per option where reported (descriptive has no options)."""
+    """One published row: accuracies per question by type, and per option where reported."""
 
     name: str
     split: str
-    question: tuple[float, float, float, float]
-    option: tuple[float, float, float] | None = None
+    question: tuple[float, float, float, float]  # by type, as in clevrer.vocabulary.QUESTION_TYPES
+    option: tuple[float, float, float] | None = None  # descriptive questions have none
     average: float | None = None
     note: str = ""
 

@@ -1,18 +1,14 @@
-"""The report's tables: from what evaluations wrote to lines of Markdown; [] when there is nothing to show."""
+"""The report's tables: results of evaluations -> lines of Markdown; [] where there is no result."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from cjepa_dist.evaluation.graph_metrics import EDGE_METRICS
 
-from cjepa_dist.evaluation import graphs
-from cjepa_dist.evaluation.bootstrap import bootstrap
-from cjepa_dist.evaluation.vqa import GROUPS
-from cjepa_dist.reporting.published import PUBLISHED, TYPES
+Results = dict[str, dict[str, Any]]  # name of a run -> a result file of it
 
-Measured = dict[str, dict[str, Any]]
-METHODS = {
+METHOD_LABELS = {
     "copy": "copy of the last frame",
     "linear": "linear extrapolation",
     "own_slot": "same predictor, own slot only",
@@ -28,35 +24,33 @@ def header(*names: str) -> list[str]:
     return [row(*names), row(*["---"] * len(names))]
 
 
-def world_models(models: Measured) -> list[str]:
-    """Errors of one step and of rollouts, each predictor beside the simple methods (which are the same for all models of a data set)."""
-    if not models:
+def world_model_tables(results: Results) -> list[str]:
+    """Errors of one step and of rollouts: each predictor, beside copying and extrapolating."""
+    if not results:
         return []
+    probe_rmse = {result.get("probe_rmse"): 0 for result in results.values()}
+    probe_error = ", ".join(f"{rmse:.3f}" for rmse in probe_rmse if rmse is not None)
     lines = [
         "## World models\n",
-        "Slot MSE [95 % interval over videos], position RMSE in brackets (world units; the probe that reads positions off slots errs by "
-        + ", ".join(
-            f"{rmse:.3f}"
-            for rmse in {result.get("probe_rmse"): 0 for result in models.values()}
-            if rmse is not None
-        )
-        + ").",
-        "Objects in contact within the predicted interval, close to another without contact, and free.\n",
+        "Slot MSE [95 % interval over videos], position RMSE in brackets (world units; the probe "
+        f"that reads positions off slots has an error of {probe_error}).",
+        "Objects in contact within the predicted interval, close to another without contact, and "
+        "free.\n",
         "### One step\n",
     ]
     classes = ("colliding", "near_miss", "free", "all")
     lines += header("model", "method", *(name.replace("_", " ") for name in classes))
-    for name, result in models.items():
+    for name, result in results.items():
         methods = result["one_step"]["methods"]
-        for method in (m for m in METHODS if m in methods):
+        for method in (m for m in METHOD_LABELS if m in methods):
             lines.append(
                 row(
                     name,
-                    METHODS[method],
-                    *(error(methods[method].get(c, {}).get("mean")) for c in classes),
+                    METHOD_LABELS[method],
+                    *(format_slot_error(methods[method].get(c, {}).get("mean")) for c in classes),
                 )
             )
-    rolled = {name: result["rollout"] for name, result in models.items() if result.get("rollout")}
+    rolled = {name: result["rollout"] for name, result in results.items() if result.get("rollout")}
     if rolled:
         lines += ["\n### Rollout of 32 frames (128 .. 159)\n"]
         lines += header(
@@ -71,50 +65,54 @@ def world_models(models: Measured) -> list[str]:
         )
         for name, result in rolled.items():
             methods = result["methods"]
-            for method in (m for m in METHODS if m in methods):
+            for method in (m for m in METHOD_LABELS if m in methods):
                 hit, free = methods[method]["colliding"], methods[method]["free"]
                 cells = [hit["mean"], hit["8"], hit["16"], hit["32"], free["mean"], free["32"]]
-                lines.append(row(name, METHODS[method], *(error(cell) for cell in cells)))
+                lines.append(
+                    row(name, METHOD_LABELS[method], *(format_slot_error(cell) for cell in cells))
+                )
     return [*lines, ""]
 
 
-def error(cell: dict[str, Any] | None) -> str:
+def format_slot_error(cell: dict[str, Any] | None) -> str:
     if not cell or cell["slot_mse"] is None:
         return "-"
     low, high = cell["slot_mse_ci"]
-    place = "" if cell["position_rmse"] is None else f" ({cell['position_rmse']:.3f})"
-    return f"{cell['slot_mse']:.4f} [{low:.4f}, {high:.4f}]{place}"
+    position = "" if cell["position_rmse"] is None else f" ({cell['position_rmse']:.3f})"
+    return f"{cell['slot_mse']:.4f} [{low:.4f}, {high:.4f}]{position}"
 
 
-def edges(measured: Measured) -> list[str]:
-    """The edge tables of each world model, one a target."""
-    if not measured:
+def graph_tables(results: Results) -> list[str]:
+    """The edge metrics of each world model, one table per target."""
+    if not results:
         return []
     lines = [
         "## Graphs: who influences whom\n",
         "Estimators against the simulator, present pairs; 95 % intervals over videos.\n",
     ]
-    for name, result in measured.items():
+    for name, result in results.items():
         for target in result["targets"]:
-            lines += [f"### {name}: {target}\n", graphs.markdown(result, target), ""]
+            lines += [f"### {name}: {target}\n", graph_table(result, target), ""]
     return lines
 
 
-def counterfactual(measured: Measured) -> list[str]:
-    """Worlds without an object against exact re-simulation, by the rule that says whom the removal has reached."""
-    if not measured:
+def counterfactual_tables(results: Results) -> list[str]:
+    """Worlds without an object against exact re-simulation, by divergence rule."""
+    if not results:
         return []
     lines = [
-        "## What would have happened\n",
-        "Position RMSE (world units) [95 % interval over videos] of objects that the removal has moved and of those it has not touched;",
-        "how much of the gap between the factual world and true divergence a rule closes. Collisions as the reader decodes them;",
-        "*came or went*: share of the pairs whose collision the removal makes or undoes that are told right.\n",
+        "## Counterfactual worlds\n",
+        "Position RMSE (world units) [95 % interval over videos] of objects that the removal "
+        "affects and of those it does not;",
+        "how much of the gap between the factual world and true divergence a rule closes; "
+        "collisions as decoded from slots;",
+        "*changed*: of the pairs whose collision the removal causes or prevents, the fraction that "
+        "is predicted correctly.\n",
     ]
-    for name, result in measured.items():
+    for name, result in results.items():
         since = list(next(iter(result["rules"].values()))["affected"])[1:]
-        lines += [
-            f"### {name}: {result['videos']} videos, frames {result['frames'][0]} to {result['frames'][1]}\n"
-        ]
+        first, last = result["frames"]
+        lines += [f"### {name}: {result['videos']} videos, frames {first} to {last}\n"]
         columns = (
             "affected",
             *(f"{n} frames after" for n in since),
@@ -123,165 +121,68 @@ def counterfactual(measured: Measured) -> list[str]:
             "diverged: precision",
             "recall",
         )
-        lines += header("rule", *columns, "collisions, F1", "came or went")
-        for rule, found in result["rules"].items():
-            affected = found["affected"]
-            cells = [
-                place(affected["mean"]),
-                *(place(affected[n], interval=False) for n in since),
-                place(found["unaffected"]["mean"]),
+        lines += header("rule", *columns, "collisions, F1", "changed")
+        for rule, metrics in result["rules"].items():
+            affected = metrics["affected"]
+            errors = [
+                format_position_error(affected["mean"]),
+                *(format_position_error(affected[n], interval=False) for n in since),
+                format_position_error(metrics["unaffected"]["mean"]),
             ]
-            divided = [
-                found["divergence"]["precision"],
-                found["divergence"]["recall"],
-                found["collisions"]["f1"],
-                found["changed"],
+            fractions = [
+                metrics["gap_closed"],
+                metrics["divergence"]["precision"],
+                metrics["divergence"]["recall"],
+                metrics["collisions"]["f1"],
+                metrics["changed_collisions"],
             ]
-            lines.append(
-                row(rule, *cells, share(found["gap_closed"]), *(share(value) for value in divided))
-            )
+            lines.append(row(rule, *errors, *map(format_interval, fractions)))
         lines.append("")
     return lines
 
 
-def place(cell: dict[str, Any], interval: bool = True) -> str:
+def format_position_error(cell: dict[str, Any], interval: bool = True) -> str:
     if cell["position_rmse"] is None:
         return "-"
     low, high = cell["position_rmse_ci"]
     return f"{cell['position_rmse']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if interval else "")
 
 
-def share(cell: dict[str, float | None]) -> str:
+def format_interval(cell: dict[str, float | None]) -> str:
     if cell["value"] is None:
         return "-"
-    return f"{cell['value']:.2f}" + (
-        "" if cell["low"] is None else f" [{cell['low']:.2f}, {cell['high']:.2f}]"
-    )
+    interval = "" if cell["low"] is None else f" [{cell['low']:.2f}, {cell['high']:.2f}]"
+    return f"{cell['value']:.2f}{interval}"
 
 
-def vqa(measured: Measured, heading: str = "VQA") -> list[str]:
-    """Accuracies at the main start, mean over starts, and what one gets without looking."""
-    if not measured:
-        return []
+def graph_table(result: dict[str, Any], target: str = "contact") -> str:
+    """One target as a Markdown table."""
+    part = result["targets"][target]
     lines = [
-        f"## {heading}\n",
-        "Accuracy in percent [95 % interval over videos]; in brackets mean ± spread over all first frames.",
-        "Majority: the most frequent training answer to that kind of question. Chance: uniform.\n",
+        f"{target}: {part['pairs']} pairs, base rate {format_number(part['base_rate'])}; "
+        f"{part['near_misses']} near misses; {result['windows']} windows, "
+        f"{result['windows_with_contact']} with a contact, of {result['videos']} videos",
+        "",
+        *header(
+            "estimator",
+            "AUROC",
+            "AUPRC",
+            "F1",
+            "best F1",
+            "SHD / window",
+            "AUROC, near misses",
+        ),
     ]
-    titles = [title(name, result) for name, result in measured.items()]
-    lines += header("", *titles, "majority", "chance", "count")
-    without = next(iter(measured.values()))["without_looking"]
-    for group in GROUPS:
-        cells = [result["accuracy"][group] for result in measured.values()]
-        if not any(cell["count"] for cell in cells):
-            continue
-        shown = [
-            accuracy(cell, result["starts"]["groups"].get(group))
-            for cell, result in zip(cells, measured.values())
-        ]
-        blind = [percent(without[name][group]) for name in ("majority_by_kind", "chance")]
-        lines.append(row(label(group), *shown, *blind, cells[0]["count"]))
-    return [*lines, ""]
-
-
-def title(name: str, result: dict[str, Any]) -> str:
-    """An ALOE run's name, with what is not as published."""
-    left_out = result.get("left_out", 0)
-    notes = [
-        note
-        for note, holds in (
-            ("counterfactual", result.get("protocol") == "counterfactual"),
-            ("blind", result.get("blind")),
-            (f"{left_out} questions left out", left_out),
-        )
-        if holds
-    ]
-    return f"{name} ({', '.join(notes)})" if notes else name
-
-
-def accuracy(cell: dict[str, Any], starts: dict[str, float] | None) -> str:
-    if cell["accuracy"] is None:
-        return "-"
-    over = f" ({percent(starts['mean'])} ± {percent(starts['std'])})" if starts else ""
-    return f"{percent(cell['accuracy'])} [{percent(cell['ci'][0])}, {percent(cell['ci'][1])}]{over}"
-
-
-def differences(measured: Measured, *, draws: int, seed: int) -> list[str]:
-    """Each run minus the first, in points, paired by video: the same videos are drawn for both."""
-    if len(measured) < 2:
-        return []
-    (first, base), *others = measured.items()
-    lines = [
-        f"## Differences against {first}\n",
-        "Points [95 % interval, bootstrap over the same videos for both runs]. The interval knows nothing of other seeds.\n",
-        *header("", *(name for name, _ in others)),
-    ]
-    for group in GROUPS:
-        if base["accuracy"][group]["count"]:
-            lines.append(
-                row(
-                    label(group),
-                    *(difference(base, other, group, draws, seed) for _, other in others),
-                )
+    for name, metrics in part["estimators"].items():
+        cells = []
+        for metric in EDGE_METRICS:
+            value, low, high = (
+                format_number(metrics[metric][key]) for key in ("value", "low", "high")
             )
-    return [*lines, ""]
+            cells.append(f"{value} ({low} .. {high})")
+        lines.append(row(name, *cells))
+    return "\n".join(lines)
 
 
-def difference(
-    base: dict[str, Any], other: dict[str, Any], group: str, draws: int, seed: int
-) -> str:
-    if base["videos"]["scenes"] != other["videos"]["scenes"]:
-        return "other videos"
-    values = np.array(
-        [side["videos"]["counts"][group] for side in (base, other)], dtype=np.float64
-    ).transpose(1, 0, 2)  # (V, 2 runs, 2)
-    if not values[..., 1].sum(0).all():
-        return "-"
-
-    def gap(sample: np.ndarray) -> float:
-        total = sample.sum(0)
-        return (
-            float(total[1, 0] / total[1, 1] - total[0, 0] / total[0, 1])
-            if total[:, 1].all()
-            else float("nan")
-        )
-
-    low, high = bootstrap(values, gap, draws, seed)
-    clear = "" if low <= 0 <= high else " *"
-    return f"{100 * gap(values):+.1f} [{100 * float(low):+.1f}, {100 * float(high):+.1f}]{clear}"
-
-
-def published(measured: Measured) -> list[str]:
-    """Published accuracies per question on CLEVRER, ours on top. A simulated world is not CLEVRER, and the text says so."""
-    if not measured:
-        return []
-    lines = [
-        "## Published numbers, per question\n",
-        "On real CLEVRER. Ours compare with them only if the data are real CLEVRER too: the simulated world is another.\n",
-        *header("", "split", *TYPES, "note"),
-    ]
-    for name, result in measured.items():
-        cells = [percent(result["accuracy"][f"{kind}.question"]["accuracy"]) for kind in TYPES]
-        lines.append(row(f"**{name}** (ours)", result["split"], *cells, f"step {result['step']}"))
-    for entry in PUBLISHED:
-        option = (None, *(entry.option or (None, None, None)))
-        cells = [
-            f"{q:.1f}" + (f" (per option {o:.1f})" if o is not None else "")
-            for q, o in zip(entry.question, option)
-        ]
-        note = "; ".join(
-            part
-            for part in (entry.note, f"average {entry.average}" if entry.average else "")
-            if part
-        )
-        lines.append(row(entry.name, entry.split, *cells, note))
-    return [*lines, ""]
-
-
-def label(group: str) -> str:
-    kind, unit = group.split(".")
-    return kind.replace("_", " ") + ("" if kind in ("overall", "descriptive") else f", per {unit}")
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def format_number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,4 +1,7 @@
-"""Pictures for TensorBoard: the graph of a few samples beside a heat map of the published one; a rollout under the truth."""
+"""Callbacks that draw images for TensorBoard during training: graphs, and rollouts.
+
+training loop ──> callback(logger, step, task) ──> logger.add_image
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from functools import cache
 import numpy as np
 import torch
 
-from cjepa_dist.causal.graph import estimate
+from cjepa_dist.causal.graph import estimate_graph
 from cjepa_dist.config.schema import GraphConfig, TrainWorldModel
-from cjepa_dist.data.windows import PRESENT, InMemoryWindows, to_device
-from cjepa_dist.evaluation.position_probe import fit_probe
+from cjepa_dist.data.windows import PRESENT_DISTANCE, InMemoryWindows, to_device
+from cjepa_dist.evaluation.position_probe import fit_position_probe
 from cjepa_dist.tasks.world_model import WorldModelTask
 from cjepa_dist.training.logger import RunLogger
 
+Callback = Callable[[RunLogger, int, WorldModelTask], None]
 ESTIMATORS = ("published", "attention", "interventional")
-AHEAD = 32  # video frames of a rollout's picture
+ROLLOUT_FRAMES = 32  # in the image of a rollout
 COLOURS = np.array(
     [
         (31, 119, 180),
@@ -30,123 +34,111 @@ COLOURS = np.array(
 )
 
 
-def graph_picture(
-    source: InMemoryWindows, ids: np.ndarray, samples: int = 4
-) -> Callable[[RunLogger, int, WorldModelTask], None]:
-    """A callback for the loop that draws the adjacency of `samples` windows, estimators as rows, as a task sees them after a step."""
-    batch = source.gather(
-        chosen := ids[:: max(1, len(ids) // samples)][:samples], chosen.astype(np.int64)
-    )
+def graph_image_callback(dataset: InMemoryWindows, ids: np.ndarray, samples: int = 4) -> Callback:
+    """Draws the adjacency of `samples` windows, a row per estimator."""
+    chosen = ids[:: max(1, len(ids) // samples)][:samples]
+    windows = dataset.get_batch(chosen, chosen.astype(np.int64))
 
-    def draw(telemetry: RunLogger, step: int, task: WorldModelTask) -> None:
+    def draw(logger: RunLogger, step: int, task: WorldModelTask) -> None:
         frames = task.config.predictor.history_frames
-        part = to_device(batch, task.sigma2.device)
-        history, present = part["slots"][:, :frames], part["present"][:, frames - 1]
-        context = task.graph_context(part["sample"], step)
+        batch = to_device(windows, task.sigma2.device)
+        history, present = batch["slots"][:, :frames], batch["present"][:, frames - 1]
+        context = task.graph_context(batch["sample"], step)
+        adjacencies = []
         task.eval()
         with torch.no_grad():
-            maps = [
-                estimate(
+            for name in ESTIMATORS:
+                graph = estimate_graph(
                     GraphConfig(estimator=name), task.predictor, history, present, context=context
                 )
-                .adjacency.float()
-                .cpu()
-                .numpy()
-                for name in ESTIMATORS
-            ]
+                adjacencies.append(graph.adjacency.float().cpu().numpy())
         task.train()
-        telemetry.image(step, "graph/" + "_".join(ESTIMATORS), tile(maps))
+        logger.add_image(step, "graph/" + "_".join(ESTIMATORS), tile_heatmaps(adjacencies))
 
     return draw
 
 
-def tile(rows: list[np.ndarray], cell: int = 12, gap: int = 6) -> np.ndarray:
-    """Rows of (B, S, S) arrays in [0, 1] -> one (H, W, 3) uint8 picture; dark is a strong edge."""
+def tile_heatmaps(rows: list[np.ndarray], cell: int = 12, gap: int = 6) -> np.ndarray:
+    """Rows of (B, S, S) arrays in [0, 1] -> one (H, W, 3) uint8 image; dark is a strong edge."""
     lines = []
     for maps in rows:
-        big = 1 - np.clip(maps, 0, 1).repeat(cell, 1).repeat(cell, 2)
-        lines.append(
-            np.concatenate(
-                [np.pad(m, ((gap, gap), (gap, gap)), constant_values=0.6) for m in big], 1
-            )
-        )
+        cells = 1 - np.clip(maps, 0, 1).repeat(cell, 1).repeat(cell, 2)
+        tiles = [np.pad(m, ((gap, gap), (gap, gap)), constant_values=0.6) for m in cells]
+        lines.append(np.concatenate(tiles, 1))
     grey = (255 * np.concatenate(lines, 0)).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, 2)
 
 
-def rollout_picture(
-    config: TrainWorldModel, source: InMemoryWindows, videos: int = 4
-) -> Callable[[RunLogger, int, WorldModelTask], None] | None:
-    """A callback for the loop that draws the last frames of `videos` videos: the truth, and below it the rollout from what came before.
+def rollout_image_callback(
+    config: TrainWorldModel, dataset: InMemoryWindows, videos: int = 4
+) -> Callback | None:
+    """Draws the last frames of `videos` videos, and below them the rollout of what came before.
 
-    Slots are shown at the positions that a probe reads from them where the data have truth, else along the two directions in which true
-    slots vary most. None where the videos are too short for the history and a frame more.
+    Slots are drawn at the positions that a probe reads from them, where the data has ground truth;
+    else in the plane in which the true slots vary most. None where the videos are too short.
     """
-    frames = source.shape[0]
-    count = min(AHEAD, frames - config.predictor.history_frames * config.frameskip)
+    frames = dataset.shape[0]
+    count = min(ROLLOUT_FRAMES, frames - config.predictor.history_frames * config.frameskip)
     if count < 1:
         return None
-    chosen = np.linspace(0, source.videos - 1, min(videos, source.videos)).astype(np.int64)
-    seen = torch.from_numpy(np.stack([source.video(v) for v in chosen]))
-    past, truth = seen[:, : frames - count], seen[:, frames - count :]
-    shown = torch.ones(truth.shape[:3], dtype=torch.bool)
-    if source.present is not None:
-        shown = torch.from_numpy(source.present[chosen, frames - count : frames])
-    elif source.empty is not None:
-        shown = (truth - source.empty).square().mean(-1) > PRESENT
+    numbers = np.linspace(0, dataset.num_videos - 1, min(videos, dataset.num_videos))
+    chosen = numbers.astype(np.int64)
+    slots = torch.from_numpy(np.stack([dataset.read_video(v) for v in chosen]))
+    past, future = slots[:, : frames - count], slots[:, frames - count :]
+    present = torch.ones(future.shape[:3], dtype=torch.bool)
+    if dataset.present is not None:
+        present = torch.from_numpy(dataset.present[chosen, frames - count : frames])
+    elif dataset.empty is not None:
+        present = (future - dataset.empty).square().mean(-1) > PRESENT_DISTANCE
 
-    @cache  # fitted when the first picture is drawn, on the rank that draws
-    def plane() -> Callable[[torch.Tensor], torch.Tensor]:
-        return (
-            fit_probe(config.data, config.train_split, videos=50)
-            if source.present is not None
-            else None
-        ) or principal(truth[shown])
+    @cache  # fitted for the first image, only in the process that draws
+    def projection() -> Callable[[torch.Tensor], torch.Tensor]:
+        probe = None
+        if dataset.present is not None:
+            probe = fit_position_probe(config.data, config.train_split, videos=50)
+        return probe or principal_plane(future[present])
 
-    def draw(telemetry: RunLogger, step: int, task: WorldModelTask) -> None:
+    def draw(logger: RunLogger, step: int, task: WorldModelTask) -> None:
         task.eval()
         with torch.no_grad():
-            found = (
-                task.predictor.rollout(past.to(task.sigma2.device), count, config.frameskip)
-                .float()
-                .cpu()
-            )
+            predicted = task.predictor.rollout(past.to(task.sigma2.device), count, config.frameskip)
         task.train()
-        paths = [plane()(values).numpy() for values in (truth, found)]
-        telemetry.image(step, "rollout/truth_above_prediction", panels(paths, shown.numpy()))
+        paths = [projection()(values).numpy() for values in (future, predicted.float().cpu())]
+        image = draw_paths(paths, present.numpy())
+        logger.add_image(step, "rollout/truth_above_prediction", image)
 
     return draw
 
 
-def principal(slots: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """(..., D) -> (..., 2): the two directions in which `slots` (N, D) vary most."""
-    centre = slots.mean(0) if len(slots) else slots.sum(0)
-    axes = torch.linalg.eigh((slots - centre).T @ (slots - centre))[1][:, -2:]
-    return lambda values: (values - centre) @ axes
+def principal_plane(slots: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(..., D) -> (..., 2): the projection on the plane in which `slots` (N, D) vary most."""
+    mean = slots.mean(0) if len(slots) else slots.sum(0)
+    axes = torch.linalg.eigh((slots - mean).T @ (slots - mean))[1][:, -2:]
+    return lambda values: (values - mean) @ axes
 
 
-def panels(paths: list[np.ndarray], shown: np.ndarray, side: int = 160) -> np.ndarray:
-    """Rows of paths (V, F, S, 2), where `shown` (V, F, S) -> one (H, W, 3) uint8 picture: a video a column, a colour a slot, early is pale.
+def draw_paths(paths: list[np.ndarray], present: np.ndarray, side: int = 160) -> np.ndarray:
+    """Paths (V, F, S, 2), where `present` (V, F, S) -> one (H, W, 3) uint8 image.
 
-    A column's rows have the scale of its first: a rollout that leaves the truth's neighbourhood leaves the picture.
+    A row per array of paths, a column per video, a colour per slot; early frames are pale. A column
+    has the scale of its first row: a rollout that is far from the truth leaves the image.
     """
-    videos, frames = shown.shape[:2]
-    pictures = np.full((len(paths), videos, side, side, 3), 255, np.uint8)
-    pictures[:, :, [0, -1]] = pictures[:, :, :, [0, -1]] = 160
+    videos, frames = present.shape[:2]
+    tiles = np.full((len(paths), videos, side, side, 3), 255, np.uint8)
+    tiles[:, :, [0, -1]] = tiles[:, :, :, [0, -1]] = 160  # borders
     for v in range(videos):
-        if not shown[v].any():
+        if not present[v].any():
             continue
-        known = paths[0][v][shown[v]]
+        known = paths[0][v][present[v]]
         low, high = known.min(0), known.max(0)
         scale = (side - 16) / max(float((high - low).max()), 1e-6)
-        for r, path in enumerate(paths):
-            for f in range(frames):
+        for row, path in enumerate(paths):
+            pixels = (path[v] - (low + high) / 2) * scale + side / 2
+            pixels = np.clip(pixels, -9, side + 9).astype(int)
+            for f, s in np.argwhere(present[v]):
+                x, y = pixels[f, s]
                 strength = 0.25 + 0.75 * (f + 1) / frames
-                for s in np.flatnonzero(shown[v, f]):
-                    x, y = np.clip(
-                        (path[v, f, s] - (low + high) / 2) * scale + side / 2, -9, side + 9
-                    ).astype(int)
-                    pictures[r, v, max(0, y - 1) : max(0, y + 2), max(0, x - 1) : max(0, x + 2)] = (
-                        255 - strength * (255 - COLOURS[s % len(COLOURS)])
-                    ).astype(np.uint8)
-    return np.concatenate([np.concatenate(list(row), 1) for row in pictures], 0)
+                colour = 255 - strength * (255 - COLOURS[s % len(COLOURS)])
+                dot = np.s_[max(0, y - 1) : max(0, y + 2), max(0, x - 1) : max(0, x + 2)]
+                tiles[row, v][dot] = colour.astype(np.uint8)
+    return np.concatenate([np.concatenate(list(row), 1) for row in tiles], 0)

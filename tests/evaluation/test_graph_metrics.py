@@ -1,11 +1,18 @@
-"""Edge measures: the ones drawn again for intervals equal scikit-learn's on data that are really repeated."""
+"""Edge metrics: the resampled ones equal scikit-learn's on data that are really repeated."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cjepa_dist.evaluation.graph_metrics import MEASURES, Edges, Ranking, Tallies, auroc, measure
+from cjepa_dist.evaluation.graph_metrics import (
+    EDGE_METRICS,
+    Edges,
+    ResampledEdgeMetrics,
+    WeightedRanking,
+    auroc,
+    edge_metrics,
+)
 
 VIDEOS = 5
 
@@ -27,7 +34,7 @@ def repeated(e: Edges, copies: np.ndarray) -> Edges:
     ).astype(int)
     pick = {
         name: getattr(e, name)[index]
-        for name in ("score", "edge", "truth", "near", "window", "video")
+        for name in ("score", "edge", "truth", "near_miss", "window", "video")
     }
     return Edges(**pick, videos=VIDEOS, windows_by_video=e.windows_by_video * copies)
 
@@ -42,9 +49,11 @@ def test_tallies_equal_scikit_learn_on_repeated_data(
     seed: int, copies: list[int], base_rate: float
 ) -> None:
     e = edges(seed, base_rate=base_rate)
-    expected = measure(repeated(e, np.array(copies)))
+    expected = edge_metrics(repeated(e, np.array(copies)))
     np.testing.assert_allclose(
-        Tallies(e)(np.array(copies)), [expected[name] for name in MEASURES], rtol=1e-9
+        ResampledEdgeMetrics(e)(np.array(copies)),
+        [expected[name] for name in EDGE_METRICS],
+        rtol=1e-9,
     )
 
 
@@ -53,13 +62,13 @@ def test_by_hand() -> None:
         score=np.array([4.0, 3.0, 2.0, 1.0]),
         edge=np.array([True, True, False, False]),
         truth=np.array([True, False, True, False]),
-        near=np.array([False, True, False, False]),
+        near_miss=np.array([False, True, False, False]),
         window=np.array([0, 0, 1, 1]),
         video=np.zeros(4, int),
         videos=1,
         windows_by_video=np.array([2]),
     )
-    got = measure(e)
+    got = edge_metrics(e)
     assert (
         got["auroc"] == 0.75
         and got["base_rate"] == 0.5
@@ -68,13 +77,15 @@ def test_by_hand() -> None:
     )
     assert got["auprc"] == pytest.approx((1 + 2 / 3) / 2)
     assert got["shd"] == 1.0  # two wrong pairs in two windows
-    assert got["near_auroc"] == 0.5  # one contact above the near miss, one below
+    assert got["near_miss_auroc"] == 0.5  # one contact above the near miss, one below
 
 
 def test_undefined_is_nan() -> None:
     assert np.isnan(auroc(np.zeros(3), np.zeros(3, bool)))
     assert np.isnan(auroc(np.zeros(0), np.zeros(0, bool)))
-    assert np.isnan(Ranking(np.zeros(0), np.zeros(0, bool), np.zeros(0, int))(np.ones(1))).all()
+    assert np.isnan(
+        WeightedRanking(np.zeros(0), np.zeros(0, bool), np.zeros(0, int))(np.ones(1))
+    ).all()
     nothing = edges(0, base_rate=0.0)
-    got = measure(nothing)
+    got = edge_metrics(nothing)
     assert np.isnan(got["auroc"]) and np.isnan(got["auprc"]) and got["shd"] == 0

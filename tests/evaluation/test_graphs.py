@@ -1,4 +1,4 @@
-"""The edge table from shards: controls bracket everything, the table is plain JSON, the entry point writes it and the picture."""
+"""Edge metrics from shards: controls bound the estimators; the command writes JSON and a figure."""
 
 import importlib.util
 import json
@@ -12,19 +12,21 @@ from cjepa_dist import evaluate_graph
 from cjepa_dist.causal.graph import GraphContext
 from cjepa_dist.config.command_line import parse
 from cjepa_dist.config.schema import PredictorConfig, TrainWorldModel
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation import graphs
 from cjepa_dist.models.predictor import SlotPredictor
+from cjepa_dist.reporting import tables
 from cjepa_dist.tasks.world_model import WorldModelTask
 
 VIDEOS, FRAMES, SLOTS, DIM, RADIUS, HORIZON = 6, 128, 4, 8, 0.17, 5
 
 
 def video(index: int) -> Sample:
-    """Discs on straight lines that pass through each other: a contact is recorded where they overlap first."""
+    """Discs on straight lines that pass through each other: overlaps begin with a contact."""
     generator = np.random.default_rng(index)
     velocity = np.broadcast_to(generator.normal(0, 0.02, (SLOTS, 2)), (160, SLOTS, 2))
     position = generator.uniform(-1, 1, (SLOTS, 2)) + np.cumsum(velocity, 0)
@@ -82,7 +84,11 @@ def size() -> PredictorConfig:
 def table(data: Path) -> dict:
     torch.manual_seed(0)
     source = InMemoryWindows(
-        data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.5, truth=True
+        data,
+        "val",
+        WindowSpec(history_frames=3, pred_frames=1, frameskip=5),
+        contact_share=0.5,
+        truth=True,
     )
     context = GraphContext(
         torch.ones(DIM),
@@ -93,7 +99,7 @@ def table(data: Path) -> dict:
         torch.zeros(1, dtype=torch.int64),
     )
     return graphs.evaluate_graphs(
-        SlotPredictor(size()), source, context, windows=150, batch=32, draws=20
+        SlotPredictor(size()), source, context, windows=150, batch_size=32, draws=20
     )
 
 
@@ -116,7 +122,7 @@ def test_controls_bracket_the_estimators(table: dict) -> None:
     rows = target["estimators"]
     oracle, empty, full = rows["oracle"], rows["empty"], rows["full"]
     assert (
-        oracle["auroc"]["value"] == oracle["f1"]["value"] == oracle["near_auroc"]["value"] == 1
+        oracle["auroc"]["value"] == oracle["f1"]["value"] == oracle["near_miss_auroc"]["value"] == 1
         and oracle["shd"]["value"] == 0
     )
     assert full["auroc"]["value"] == empty["auroc"]["value"] == 0.5
@@ -127,12 +133,12 @@ def test_controls_bracket_the_estimators(table: dict) -> None:
 
 
 def test_markdown_has_a_line_for_each(table: dict) -> None:
-    text = graphs.markdown(table)
+    text = tables.graph_table(table)
     assert all(f"| {name} |" in text for name in graphs.ESTIMATORS) and "base rate" in text
 
 
 def test_needs_truth(data: Path) -> None:
-    source = InMemoryWindows(data, "val", history_frames=3, pred_frames=1, frameskip=5)
+    source = InMemoryWindows(data, "val", WindowSpec(history_frames=3, pred_frames=1, frameskip=5))
     context = GraphContext(
         torch.ones(DIM),
         torch.tensor(0.01),
@@ -147,12 +153,16 @@ def test_needs_truth(data: Path) -> None:
 
 def test_a_repeated_window_is_measured_once(data: Path) -> None:
     source = InMemoryWindows(
-        data, "val", history_frames=3, pred_frames=1, frameskip=5, contact_share=0.9, truth=True
+        data,
+        "val",
+        WindowSpec(history_frames=3, pred_frames=1, frameskip=5),
+        contact_share=0.9,
+        truth=True,
     )
-    assert source.table is not None
+    assert source.window_ids is not None
     ids = graphs.distinct_windows(source, 0, 400)
-    assert len(set(source.table[ids])) == len(ids) <= 400
-    assert set(graphs.videos_of(source, ids)) <= set(range(VIDEOS))
+    assert len(set(source.window_ids[ids])) == len(ids) <= 400
+    assert set(graphs.window_videos(source, ids)) <= set(range(VIDEOS))
 
 
 def test_entry_point_writes_table_and_picture(
@@ -172,8 +182,8 @@ def test_entry_point_writes_table_and_picture(
         "split=val",
         "videos=3",
         "windows=40",
-        "draws=5",
-        "samples=2",
+        "bootstrap_draws=5",
+        "figure_windows=2",
         f"estimators=[{','.join(rows)}]",
     ]
     config = parse(evaluate_graph.EvaluateGraph, arguments)

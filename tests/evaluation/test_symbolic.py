@@ -1,4 +1,4 @@
-"""Events read off slots, and questions answered from them: bounces that are known, then simulated videos with the true worlds."""
+"""Events decoded from slots, and questions answered from them: known bounces, true worlds."""
 
 import dataclasses
 import json
@@ -6,20 +6,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from cjepa_dist.data.format.decoder import read_split
 
-from cjepa_dist.clevrer.questions import objects, removed_objects
+from cjepa_dist.clevrer.questions import removed_objects, scene_objects
 from cjepa_dist.config.merge import build
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.data.removed_slots import slot_objects
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluate_symbolic import EvaluateSymbolic, main
 from cjepa_dist.evaluation import symbolic, vqa_metrics
 from cjepa_dist.evaluation.event_decoder import (
-    approaches,
+    find_approaches,
     fit_event_decoder,
-    slot_object,
-    velocities,
+    fit_velocities,
 )
 from cjepa_dist.rollout import Rollout
 from cjepa_dist.rollout import main as roll
@@ -31,48 +31,48 @@ def line(start, velocity, frames=60):
     return np.array(start, float) + np.arange(frames)[:, None] * np.array(velocity, float)
 
 
-def test_a_bounce_is_an_approach_with_a_jolt():
+def test_a_bounce_changes_the_velocity_outward():
     moving = line((-0.9, 0.0), (0.02, 0.0))
     met = 28
     moving[met:] = moving[met]
     struck = np.repeat([[-0.9 + 0.02 * met + 0.34, 0.0]], 60, axis=0)
     struck[met:] += line((0, 0), (0.02, 0), 60 - met)
-    (found,) = approaches(np.stack([moving, struck], 1), SEEN, 0.36)
+    (found,) = find_approaches(np.stack([moving, struck], 1), SEEN, 0.36)
     assert (
         (found.a, found.b) == (0, 1)
         and abs(found.frame - met) <= 1
-        and found.gap == pytest.approx(0.34)
+        and found.distance == pytest.approx(0.34)
     )
     # Slopes over 6 frames to each side of a corner at most.
-    assert found.jolt == pytest.approx(0.02 + 0.02, rel=0.1)
+    assert found.velocity_change == pytest.approx(0.02 + 0.02, rel=0.1)
 
 
-def test_passing_by_and_going_together_are_no_jolts():
+def test_passing_by_and_moving_together_do_not():
     passing = np.stack([line((-0.9, 0.0), (0.03, 0.0)), line((0.9, 0.35), (-0.03, 0.0))], 1)
     together = np.stack([line((-0.5, 0.0), (0.01, 0.01)), line((-0.2, 0.0), (0.01, 0.01))], 1)
     for paths in (passing, together):
-        assert all(abs(near.jolt) < 1e-9 for near in approaches(paths, SEEN, 0.4)) and approaches(
-            paths, SEEN, 0.4
-        )
+        assert all(
+            abs(near.velocity_change) < 1e-9 for near in find_approaches(paths, SEEN, 0.4)
+        ) and find_approaches(paths, SEEN, 0.4)
 
 
-def test_out_of_view_nothing_meets():
+def test_objects_out_of_view_do_not_collide():
     paths = np.stack([line((0, 0), (0, 0)), line((0.3, 0), (0, 0))], 1)
     seen = SEEN.copy()
     seen[:, 1] = False
-    assert not approaches(paths, seen, 0.4)
+    assert not find_approaches(paths, seen, 0.4)
     seen[10:12, 1] = True
-    assert [near.jolt for near in approaches(paths, seen, 0.4)] == [
+    assert [near.velocity_change for near in find_approaches(paths, seen, 0.4)] == [
         0.0
     ]  # too short to tell a velocity
 
 
-def test_velocities_are_slopes_of_what_is_in_view():
+def test_velocities_are_slopes_over_frames_in_view():
     paths = line((0, 0), (0.01, -0.02))[:, None]
     seen = np.ones((60, 1), bool)
     seen[30:] = False
     paths[30:] = 1e3
-    found = velocities(paths, seen)
+    found = fit_velocities(paths, seen)
     np.testing.assert_allclose(found[:30, 0], np.tile([0.01, -0.02], (30, 1)), rtol=1e-9)
     assert (found[50:] == 0).all()
 
@@ -98,17 +98,17 @@ def true(small_data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reader(small_data):
+def decoder(small_data):
     return fit_event_decoder(small_data, "train", videos=16)
 
 
-def test_the_reader_sees_what_the_annotation_says(reader, small_data):
+def test_the_reader_sees_what_the_annotation_says(decoder, small_data):
     assert (
-        reader.f1 > 0.8 and 0.3 < reader.reach < 0.6
+        decoder.f1 > 0.8 and 0.3 < decoder.contact_distance < 0.6
     )  # two radii are .34; the corners of cubes meet at up to .43
     for sample in read_split(small_data, "val"):
-        held = slot_object(sample)
-        position, present = reader.decode(sample.slots, held, 6)
+        held = slot_objects(sample)
+        position, present = decoder.object_tracks(sample.slots, held, 6)
         for slot, thing in enumerate(held):
             if thing >= 0:
                 assert np.array_equal(present[:, thing], sample.truth["present"][:128, slot])
@@ -123,12 +123,14 @@ def test_the_reader_sees_what_the_annotation_says(reader, small_data):
                 )
 
 
-def test_on_the_true_worlds_programs_find_most_answers(reader, true):
-    """Far above guessing (.34, .50) with a reader from 16 videos; from 200 of them it gets .96 and .95 (docs/design.md)."""
+def test_on_true_worlds_programs_find_most_answers(decoder, true):
+    """Far above guessing (.34, .50) with a decoder from 16 videos; from 200 it gets .96 and .95."""
     verdicts = [
-        v for split in ("val", "test") for v in symbolic.answer(reader, read_split(true, split))[0]
+        v
+        for split in ("val", "test")
+        for v in symbolic.answer_questions(decoder, read_split(true, split))[0]
     ]
-    found = vqa_metrics.evaluate_vqa({0: verdicts}, 0, draws=10)["accuracy"]
+    found = vqa_metrics.compute_accuracy({0: verdicts}, 0, draws=10)["accuracy"]
     assert found["descriptive.question"]["accuracy"] > 0.75
     assert (
         found["counterfactual.option"]["accuracy"] > 0.65
@@ -136,8 +138,8 @@ def test_on_the_true_worlds_programs_find_most_answers(reader, true):
     )
 
 
-def test_counterfactual_questions_read_their_own_world(reader, true):
-    """With the observed video in the place of the world without the object, and only then, these answers change."""
+def test_counterfactual_questions_read_their_own_world(decoder, true):
+    """With the observed video in place of that world, answers change, and no others do."""
     asked = changed = 0
     for sample in read_split(true, "val"):
         same = {
@@ -146,43 +148,46 @@ def test_counterfactual_questions_read_their_own_world(reader, true):
         }
         pairs = zip(
             *(
-                symbolic.answer(reader, [s])[0]
+                symbolic.answer_questions(decoder, [s])[0]
                 for s in (sample, dataclasses.replace(sample, worlds=same))
             )
         )
         for one, other in pairs:
             counterfactual = one.question["question_type"] == "counterfactual"
             asked += counterfactual
-            assert counterfactual or one.given == other.given
-            changed += one.given != other.given
+            assert counterfactual or one.answer == other.answer
+            changed += one.answer != other.answer
     assert asked > changed > 0
 
 
-def test_questions_whose_object_no_slot_holds_are_left_out(reader, true):
-    """They are answered from the observed video, and no accuracy counts them; a world that should be there is asked for."""
+def test_questions_whose_object_no_slot_holds_are_excluded(decoder, true):
+    """They are answered from the observed video and not scored; other worlds must be there."""
     for sample in read_split(true, "val"):
         if len(sample.worlds["removed"]) > 1:
             break
     held = sample.truth["slot_object"].copy()
     lost, held[sample.worlds["removed"][0]] = held[sample.worlds["removed"][0]], -1
     fewer = {name: array[1:] for name, array in sample.worlds.items()}
-    verdicts, _ = symbolic.answer(
-        reader, [dataclasses.replace(sample, worlds=fewer, truth=None, match={"slot_object": held})]
+    verdicts, _ = symbolic.answer_questions(
+        decoder,
+        [dataclasses.replace(sample, worlds=fewer, truth=None, match={"slot_object": held})],
     )
-    listed = objects(sample.annotation)
+    listed = scene_objects(sample.annotation)
     asked = [removed_objects({"questions": [v.question]}, listed) == [lost] for v in verdicts]
-    assert [v.left_out for v in verdicts] == asked and any(asked)
+    assert [v.excluded for v in verdicts] == asked and any(asked)
     assert all(
-        v.right() is None and len(v.given) == len(v.question["choices"])
+        v.correct() is None and len(v.answer) == len(v.question["choices"])
         for v, out in zip(verdicts, asked)
         if out
     )
-    assert vqa_metrics.evaluate_vqa({0: verdicts}, 0, draws=2)["left_out"] == sum(asked)
+    assert vqa_metrics.compute_accuracy({0: verdicts}, 0, draws=2)["excluded_questions"] == sum(
+        asked
+    )
     with pytest.raises(UserError, match=r"has no world without slot \d"):
-        symbolic.answer(reader, [dataclasses.replace(sample, worlds=fewer)])
+        symbolic.answer_questions(decoder, [dataclasses.replace(sample, worlds=fewer)])
 
 
-def test_programs_are_read_from_sentences(reader, true):
+def test_programs_are_read_from_sentences(decoder, true):
     """As real validation questions: without programs."""
     (sample,) = read_split(true, "val", videos=1)
     spoken = json.loads(json.dumps(sample.questions))
@@ -191,14 +196,14 @@ def test_programs_are_read_from_sentences(reader, true):
         for choice in question.get("choices", ()):
             choice.pop("program")
     first, second = (
-        symbolic.answer(reader, [s])
+        symbolic.answer_questions(decoder, [s])
         for s in (sample, dataclasses.replace(sample, questions=spoken))
     )
-    assert [v.given for v in first[0]] == [v.given for v in second[0]] and first[1] == second[1]
+    assert [v.answer for v in first[0]] == [v.answer for v in second[0]] and first[1] == second[1]
 
 
 def test_the_command_writes_what_the_report_reads(small_data, true, tmp_path):
-    settings = {"data": str(true), "out": str(tmp_path), "draws": 10, "probe_videos": 16}
+    settings = {"data": str(true), "out": str(tmp_path), "bootstrap_draws": 10, "probe_videos": 16}
     threads = torch.get_num_threads()
     try:
         assert main(build(EvaluateSymbolic, settings)) == 0
@@ -207,18 +212,18 @@ def test_the_command_writes_what_the_report_reads(small_data, true, tmp_path):
     result = json.loads((tmp_path / "symbolic_truth_val.json").read_text())
     assert (
         result["rollout"] == "truth"
-        and result["reader"]["data"] == str(small_data)
+        and result["event_decoder"]["data"] == str(small_data)
         and len(result["videos"]["scenes"]) == 8
     )
-    assert set(result["without_looking"]) == {"majority", "majority_by_kind", "chance"}
+    assert set(result["baselines"]) == {"majority", "majority_by_kind", "chance"}
     assert len(json.loads((tmp_path / "submission_symbolic_truth_val.json").read_text())) == 8
 
 
-def test_refusals(small_data, true, tmp_path, reader):
+def test_refusals(small_data, true, tmp_path, decoder):
     with pytest.raises(UserError, match="out="):
         main(build(EvaluateSymbolic, {"data": str(true)}))
     with pytest.raises(UserError, match=r"worlds\.npz"):
-        symbolic.answer(reader, read_split(small_data, "val"))
+        symbolic.answer_questions(decoder, read_split(small_data, "val"))
     with DatasetWriter(
         tmp_path / "bare", encoder="x", source={}, empty_slot=Manifest.load(small_data).empty_slot
     ) as writer:

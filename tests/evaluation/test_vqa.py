@@ -6,8 +6,8 @@ import torch
 
 from cjepa_dist.config.schema import AloeConfig
 from cjepa_dist.data.questions import InMemoryQuestions
-from cjepa_dist.evaluation import submission, verdicts, vqa, vqa_metrics
-from cjepa_dist.evaluation.bootstrap import bootstrap, ratio
+from cjepa_dist.evaluation import predictions, submission, vqa, vqa_baselines, vqa_metrics
+from cjepa_dist.evaluation.bootstrap import bootstrap, pooled_mean
 from cjepa_dist.models.aloe import Aloe
 from tests.evaluation.world import DIM, SLOTS, make_world
 
@@ -19,11 +19,11 @@ def world(tmp_path_factory):
 
 def verdict(scene, kind, given, answers):
     if kind == "descriptive":
-        return verdicts.Verdict(
+        return predictions.Prediction(
             scene, {"question_id": 0, "question_type": kind, "answer": answers}, given
         )
     choices = [{"choice_id": i, "answer": label} for i, label in enumerate(answers)]
-    return verdicts.Verdict(
+    return predictions.Prediction(
         scene, {"question_id": 5, "question_type": kind, "choices": choices}, given
     )
 
@@ -35,7 +35,7 @@ def test_counts_per_option_and_per_question():
         verdict(1, "explanatory", [True, False], ["correct", "correct"]),
         verdict(2, "predictive", [True, False], ["correct", "wrong"]),
     ]
-    table = vqa_metrics.counts(verdicts, [1, 2])
+    table = vqa_metrics.count_correct(verdicts, [1, 2])
     assert table["descriptive.question"].tolist() == [[1, 1], [0, 1]]
     assert table["explanatory.option"].tolist() == [[1, 2], [0, 0]]
     assert table["explanatory.question"].tolist() == [[0, 1], [0, 0]]
@@ -45,15 +45,15 @@ def test_counts_per_option_and_per_question():
 
 def test_without_public_answers_nothing_is_scored_but_all_is_submitted():
     choices = [{"choice_id": 0}, {"choice_id": 1}]
-    hidden = verdicts.Verdict(
+    hidden = predictions.Prediction(
         9, {"question_id": 3, "question_type": "predictive", "choices": choices}, [True, False]
     )
-    result = vqa_metrics.evaluate_vqa({3: [hidden]}, 3, draws=3)
+    result = vqa_metrics.compute_accuracy({3: [hidden]}, 3, draws=3)
     assert all(
         cell["count"] == 0 and cell["accuracy"] is None for cell in result["accuracy"].values()
     )
     given = [{"choice_id": 0, "answer": "correct"}, {"choice_id": 1, "answer": "wrong"}]
-    assert submission.submission([hidden]) == [
+    assert submission.build_submission([hidden]) == [
         {"scene_index": 9, "questions": [{"question_id": 3, "choices": given}]}
     ]
 
@@ -73,7 +73,7 @@ def test_majority_and_chance():
     train = [descriptive("2", "count"), descriptive("2", "count"), descriptive("no", "exist")]
     options = [{"choice_id": i, "answer": a} for i, a in enumerate(["wrong", "wrong", "correct"])]
     choice = (1, {"question_id": 1, "question_type": "counterfactual", "choices": options})
-    found = vqa_metrics.majority([*train, choice], [descriptive("no", "exist"), choice])
+    found = vqa_baselines.baseline_accuracy([*train, choice], [descriptive("no", "exist"), choice])
     assert found["majority"]["descriptive.question"] == 0.0  # "2" to everything
     assert found["majority_by_kind"]["descriptive.question"] == 1.0
     assert found["majority_by_kind"]["counterfactual.option"] == pytest.approx(2 / 3)
@@ -94,31 +94,34 @@ def test_answers_of_a_model_on_shards(world):
     source = InMemoryQuestions(world, "val", frames=4, stride=5, eval_start=7)
     by_start = {}
     for start in (3, 7):
-        source.shown.eval_start = start
-        by_start[start] = vqa.answer(aloe, source, batch=5)
-    again = vqa.answer(aloe, source, batch=24)
-    assert [v.given for v in again] == [v.given for v in by_start[7]]  # the batch changes nothing
-    result = vqa_metrics.evaluate_vqa(by_start, 3, draws=10)
+        source.sampling.eval_start = start
+        by_start[start] = vqa.predict_answers(aloe, source, batch_size=5)
+    again = vqa.predict_answers(aloe, source, batch_size=24)
+    assert [v.answer for v in again] == [v.answer for v in by_start[7]]  # the batch changes nothing
+    result = vqa_metrics.compute_accuracy(by_start, 3, draws=10)
     accuracy = result["accuracy"]
     assert (
         accuracy["overall.question"]["count"] == 6 * 4
         and accuracy["explanatory.option"]["count"] == 6 * 3
     )
     assert accuracy["descriptive.question"]["correct"] == sum(
-        v.right() == [True] for v in by_start[3] if isinstance(v.given, str)
+        v.correct() == [True] for v in by_start[3] if isinstance(v.answer, str)
     )
     assert result["videos"]["scenes"] == [*range(100, 106)] and result["starts"][
         "first_frames"
     ] == [3, 7]
     assert np.array(result["videos"]["counts"]["overall.question"]).sum(0)[1] == 24
-    raw = {(scene, q["question_id"]): q for scene, q in vqa.read_questions(world, "val")}
+    raw = {
+        (scene, q["question_id"]): q
+        for scene, q in vqa_baselines.read_answered_questions(world, "val")
+    }
     for v in by_start[3]:
         original = raw[v.scene, v.question["question_id"]]
         assert v.question.get("answer") == original.get("answer")
         assert [c["answer"] for c in v.question.get("choices", [])] == [
             c["answer"] for c in original.get("choices", [])
         ]
-    sent = submission.submission(by_start[3])
+    sent = submission.build_submission(by_start[3])
     assert [len(scene["questions"]) for scene in sent] == [4] * 6 and json.dumps(
         [result, sent], allow_nan=False
     )
@@ -126,6 +129,6 @@ def test_answers_of_a_model_on_shards(world):
 
 def test_bootstrap_brackets_the_pooled_mean_and_is_seeded():
     values = np.stack([np.arange(50) % 3, np.full(50, 3)], axis=-1)[:, None]
-    low, high = bootstrap(values, ratio, 200, 1)
-    assert low[0] < ratio(values)[0] < high[0]
-    assert np.array_equal(bootstrap(values, ratio, 200, 1), (low, high))
+    low, high = bootstrap(values, pooled_mean, 200, 1)
+    assert low[0] < pooled_mean(values)[0] < high[0]
+    assert np.array_equal(bootstrap(values, pooled_mean, 200, 1), (low, high))

@@ -6,11 +6,17 @@ import torch
 
 from cjepa_dist.config.schema import PredictorConfig, TrainWorldModel
 from cjepa_dist.data.format.reader import read_split
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.position_probe import fit_probe
-from cjepa_dist.evaluation.world_model import Table, copy, evaluate_world_model, linear, observed
+from cjepa_dist.evaluation.position_probe import fit_position_probe
+from cjepa_dist.evaluation.world_model import (
+    ErrorTable,
+    copy_last_frame,
+    evaluate_world_model,
+    extrapolate_linearly,
+    in_view,
+)
 from cjepa_dist.models.predictor import SlotPredictor
 from tests.evaluation.world import DIM, SLOTS, make_world
 
@@ -35,22 +41,24 @@ def config(**predictor):
 
 def test_linear_extrapolation_follows_a_straight_line():
     line = torch.arange(3.0)[None, :, None, None] * torch.tensor([1.0, -2.0])
-    assert torch.equal(linear(line, 2)[0, :, 0], torch.tensor([[3.0, -6.0], [4.0, -8.0]]))
     assert torch.equal(
-        linear(line, 2, spacing=2)[0, :, 0], torch.tensor([[2.5, -5.0], [3.0, -6.0]])
+        extrapolate_linearly(line, 2)[0, :, 0], torch.tensor([[3.0, -6.0], [4.0, -8.0]])
     )
-    assert torch.equal(linear(line[:, :1], 2), copy(line[:, :1], 2))
+    assert torch.equal(
+        extrapolate_linearly(line, 2, spacing=2)[0, :, 0], torch.tensor([[2.5, -5.0], [3.0, -6.0]])
+    )
+    assert torch.equal(extrapolate_linearly(line[:, :1], 2), copy_last_frame(line[:, :1], 2))
 
 
 def test_an_object_that_has_just_entered_does_not_count():
     present = torch.tensor([[[True, False, True], [True, True, True], [True, True, False]]])
-    assert observed(present, 1, 1).tolist() == [[[True, False, True]]]
-    assert observed(present, 2, 1).tolist() == [[[True, True, False]]]
-    assert observed(present, 0, 5).tolist() == [[[True, False, True]]]
+    assert in_view(present, 1, 1).tolist() == [[[True, False, True]]]
+    assert in_view(present, 2, 1).tolist() == [[[True, True, False]]]
+    assert in_view(present, 0, 5).tolist() == [[[True, False, True]]]
 
 
 def test_probe_reads_positions_off_a_linear_embedding(world):
-    probe = fit_probe(world, "train")
+    probe = fit_position_probe(world, "train")
     assert probe is not None and probe.rmse < 0.02
 
 
@@ -67,7 +75,7 @@ def test_errors_by_class(world):
     assert one["predictor"]["all"]["mean"]["slot_mse"] == pytest.approx(
         one["copy"]["all"]["mean"]["slot_mse"], rel=1e-5
     )
-    # Straight lines are extrapolated exactly, but for a contact between the two frames that the line goes through.
+    # Straight lines are extrapolated exactly, except for a contact between the last two frames.
     assert (
         one["linear"]["free"]["mean"]["slot_mse"]
         < one["linear"]["colliding"]["mean"]["slot_mse"] / 5
@@ -122,7 +130,7 @@ def test_control_of_another_shape_is_refused(world):
 
 
 def test_table_leaves_what_was_not_counted_empty():
-    table = Table(["m"], ("all", "colliding"), ("mean",))
+    table = ErrorTable(["m"], ("all", "colliding"), ("mean",))
     seen = {
         "all": torch.ones(1, 1, 2, dtype=torch.bool),
         "colliding": torch.zeros(1, 1, 2, dtype=torch.bool),
@@ -130,6 +138,5 @@ def test_table_leaves_what_was_not_counted_empty():
     table.add(np.array([3]), "m", "mean", torch.tensor([[[[1.0, 4.0], [3.0, 4.0]]]]), seen)
     cells = table.summary(position=True, draws=3, seed=0)["m"]
     assert (cells["all"]["mean"]["slot_mse"], cells["all"]["mean"]["position_rmse"]) == (2.0, 2.0)
-    assert cells["colliding"]["mean"] == {
-        "count": 0, "slot_mse": None, "slot_mse_ci": None, "position_rmse": None, "position_rmse_ci": None
-    }  # fmt: skip
+    names = ("slot_mse", "slot_mse_ci", "position_rmse", "position_rmse_ci")
+    assert cells["colliding"]["mean"] == {"count": 0, **dict.fromkeys(names)}

@@ -1,10 +1,13 @@
-"""A toy data set with truth: discs on straight lines, two of which swap velocities half-way, in a random linear embedding."""
+"""A toy data set with ground truth: discs on lines, two of which swap velocities half-way.
+
+Slots are a random linear embedding of the positions.
+"""
 
 from pathlib import Path
 
 import numpy as np
 
-from cjepa_dist.data.format.split_writer import Sample
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 
 SLOTS, DIM, FRAMES = 4, 8, 160
@@ -57,23 +60,47 @@ def video(scene: int, embed: np.ndarray, generator: np.random.Generator) -> Samp
     }
     answer = ("yes", "no", "no")[scene % 3]
     questions = [
-        question("descriptive", 0, question="Are there any moving cubes?", program=["exist"], answer=answer),
-        question("descriptive", 1, question="How many cubes are moving?", question_subtype="count", answer="1"),
         question(
-            "explanatory", 11, question="Which of the following is responsible for the collision between the cube and the sphere?",
+            "descriptive",
+            0,
+            question="Are there any moving cubes?",
+            program=["exist"],
+            answer=answer,
+        ),
+        question(
+            "descriptive",
+            1,
+            question="How many cubes are moving?",
+            question_subtype="count",
+            answer="1",
+        ),
+        question(
+            "explanatory",
+            11,
+            question="Which of the following is responsible for the collision between the cube and the sphere?",
             choices=[
-                {"choice_id": i, "choice": f"the presence of the {color} cube", "answer": "wrong" if i else "correct"}
+                {
+                    "choice_id": i,
+                    "choice": f"the presence of the {color} cube",
+                    "answer": "wrong" if i else "correct",
+                }
                 for i, color in enumerate(("red", "blue", "green"))
             ],
         ),
         question(
-            "predictive", 12, question="What will happen next?",
+            "predictive",
+            12,
+            question="What will happen next?",
             choices=[
-                {"choice_id": i, "choice": "the cube and the sphere collide", "answer": "correct" if i == scene % 2 else "wrong"}
+                {
+                    "choice_id": i,
+                    "choice": "the cube and the sphere collide",
+                    "answer": "correct" if i == scene % 2 else "wrong",
+                }
                 for i in range(2)
             ],
         ),
-    ]  # fmt: skip
+    ]
     name = f"video_{scene:05d}"
     return Sample(
         key=name,

@@ -1,6 +1,5 @@
 """evaluate and report on real run folders, made by saving untrained tasks as the loop would."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from cjepa_dist.config import merge, schema
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import vqa
-from cjepa_dist.reporting import tables
+from cjepa_dist.evaluation import vqa_metrics
+from cjepa_dist.reporting import seeds, vqa_tables
+from cjepa_dist.reporting.runs import EvaluatedRun, collect_runs
 from cjepa_dist.tasks.build import build_task
 from tests.evaluation.world import DIM, SLOTS, make_world
 
@@ -81,8 +81,8 @@ def runs(tmp_path_factory):
     return root
 
 
-def test_what_the_same_aloes_read(tmp_path):
-    """A mean over the readers that have read every world model, paired by the world models' seeds."""
+def test_world_models_are_compared_by_shared_readers(tmp_path):
+    """A mean over the readers of all world models, paired by the world models' seeds."""
     accuracy = {
         ("a", 0, "r0"): 0.5,
         ("a", 0, "r1"): 0.7,
@@ -100,16 +100,18 @@ def test_what_the_same_aloes_read(tmp_path):
         path = tmp_path / arm / f"seed_{seed}" / reader / "vqa_val.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"accuracy": {"counterfactual.option": {"accuracy": value}}}))
-    text = "\n".join(report.read_by_the_same(report.Report(runs="", read=str(tmp_path), draws=50)))
+    text = "\n".join(seeds.shared_readers_section(str(tmp_path), "val", draws=50, seed=0))
     assert "a mean over r0, r1;" in text and "| a | 2 | 55.0 ± 7.1 |" in text
     assert "| b | 2 | 75.0 ± 21.2 | +20.0 [" in text and "(+30.0, +10.0)" in text
-    assert report.read_by_the_same(report.Report(runs="", read="")) == []
+    assert seeds.shared_readers_section("", "val", draws=50, seed=0) == []
 
 
 def measure(root, name, **more):
     assert (
         evaluate.main(
-            evaluate.Evaluate(run=str(root / name), draws=10, windows=64, videos=4, **more)
+            evaluate.Evaluate(
+                run=str(root / name), bootstrap_draws=10, windows=64, videos=4, **more
+            )
         )
         == 0
     )
@@ -129,7 +131,7 @@ def test_report_of_two_arms(runs, tmp_path, capsys):
     capsys.readouterr()
 
     named = f"{runs / 'first'},{runs / 'second'}"
-    assert report.main(report.Report(runs=named, out=str(tmp_path), draws=10)) == 0
+    assert report.main(report.Report(runs=named, out=str(tmp_path), bootstrap_draws=10)) == 0
     text = (tmp_path / "report.md").read_text()
     wanted_lines = (
         "## World models",
@@ -144,25 +146,24 @@ def test_report_of_two_arms(runs, tmp_path, capsys):
     assert "graphs_val.json is missing" in text and "second has not reached its end" in text
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("vqa.png", "world_model.png"))
     with pytest.raises(UserError, match="incomplete"):
-        report.main(report.Report(runs=named, out=str(tmp_path), draws=10, strict=True))
+        report.main(report.Report(runs=named, out=str(tmp_path), bootstrap_draws=10, strict=True))
 
 
 def test_what_is_missing_is_said(runs, tmp_path):
     (tmp_path / "config.yaml").write_text("")
     warnings: list[str] = []
-    asked = report.Report(runs="", split="test")
-    vqa, world = report.collect([runs / "own"], asked, warnings)
-    assert not vqa and [arm.path for arm in world] == [runs / "own"]
+    aloes, world_models = collect_runs([runs / "own"], "test", True, warnings)
+    assert not aloes and [run.path for run in world_models] == [runs / "own"]
     assert any(
         "world_model_test.json is missing; make it with: python -m cjepa_dist.evaluate run=" in line
         for line in warnings
     )
     assert any("graphs_test.json is missing" in line for line in warnings)
-    without: list[str] = []
-    report.collect([runs / "own"], dataclasses.replace(asked, graphs=False), without)
-    assert without == [line for line in warnings if "graphs_test.json" not in line]
-    with pytest.raises(UserError, match="not a run folder"):
-        report.collect([runs / "nowhere"], asked, warnings)
+    without_graphs: list[str] = []
+    collect_runs([runs / "own"], "test", False, without_graphs)
+    assert without_graphs == [line for line in warnings if "graphs_test.json" not in line]
+    with pytest.raises(UserError, match="not a run directory"):
+        collect_runs([runs / "nowhere"], "test", True, warnings)
 
 
 def test_evaluate_refuses_a_control_that_sees_others(runs):
@@ -172,23 +173,28 @@ def test_evaluate_refuses_a_control_that_sees_others(runs):
 
 def test_differences_are_paired_by_video():
     def arm(correct):
-        counts = {group: [[c, 4] for c in correct] for group in vqa.GROUPS}
-        accuracy = {group: {"count": 4 * len(correct)} for group in vqa.GROUPS}
+        counts = {group: [[c, 4] for c in correct] for group in vqa_metrics.QUESTION_GROUPS}
+        accuracy = {group: {"count": 4 * len(correct)} for group in vqa_metrics.QUESTION_GROUPS}
         return {
             "videos": {"scenes": list(range(len(correct))), "counts": counts},
             "accuracy": accuracy,
         }
 
     base = [1, 3, 2, 0, 1, 3, 2, 2]
-    lines = tables.differences({"a": arm(base), "b": arm([c + 1 for c in base])}, draws=50, seed=0)
+    lines = vqa_tables.difference_table(
+        {"a": arm(base), "b": arm([c + 1 for c in base])}, draws=50, seed=0
+    )
     # One more right in every video: the difference is the same whichever videos are drawn.
     assert "| overall | +25.0 [+25.0, +25.0] * |" in lines
-    assert tables.difference(arm(base), arm(base[:4]), "overall.question", 5, 0) == "other videos"
+    assert (
+        vqa_tables.accuracy_difference(arm(base), arm(base[:4]), "overall.question", 5, 0)
+        == "other videos"
+    )
 
 
 def test_runs_in_arm_and_seed_folders_are_compared_over_seeds():
     def run(arm, seed, right):
-        measured = {
+        results = {
             "vqa": {
                 "accuracy": {
                     "overall.question": {"accuracy": right},
@@ -196,19 +202,18 @@ def test_runs_in_arm_and_seed_folders_are_compared_over_seeds():
                 }
             }
         }
-        return report.Arm(
-            Path(f"/runs/aloe/{arm}/seed_{seed}"), "", schema.TrainAloe(data="", run=""), measured
+        return EvaluatedRun(
+            Path(f"/runs/aloe/{arm}/seed_{seed}"), "", schema.TrainAloe(data="", run=""), results
         )
 
-    arms = [run("base", 0, 0.4), run("base", 1, 0.6), run("ctt", 1, 0.65), run("ctt", 0, 0.45)]
-    config = report.Report(runs="", draws=50)
-    text = "\n".join(report.over_seeds([*arms, run("lone", 0, 0.5)], "vqa", config))
+    runs = [run("base", 0, 0.4), run("base", 1, 0.6), run("ctt", 1, 0.65), run("ctt", 0, 0.45)]
+    bootstrap = {"draws": 50, "seed": 0}
+    text = "\n".join(seeds.seeds_section([*runs, run("lone", 0, 0.5)], "vqa", **bootstrap))
     assert (
         text.startswith("## VQA over seeds")
         and "overall.question | difference [95 %] (by seed) |\n" in text
     )
     assert "| base | 2 | 50.0 ± 14.1 |" in text and "| lone | 1 | 50.0 | +10.0 |" in text
     assert "| ctt | 2 | 55.0 ± 14.1 | +5.0 [+5.0, +5.0] (+5.0, +5.0) |" in text
-    assert not report.over_seeds(arms[:1], "vqa", config) and not report.over_seeds(
-        arms, "world_model", config
-    )
+    assert not seeds.seeds_section(runs[:1], "vqa", **bootstrap)
+    assert not seeds.seeds_section(runs, "world_model", **bootstrap)

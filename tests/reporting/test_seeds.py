@@ -16,7 +16,7 @@ def test_differences_are_paired_by_seed():
         "other": {"seed_0": {"error": 1.1}, "seed_9": {"error": 5.0}},
         "empty": {"seed_0": {}},
     }
-    lines = seeds.table(found, percent=True, draws=200)
+    lines = seeds.seed_table(found, percent=True, draws=200)
     assert len({line.count("|") for line in lines}) == 1
     assert cells(lines[2])[:3] == ["base", "3", "2.0000 ± 1.0000"]
     # the arms' seeds spread by half of their mean, the paired difference does not
@@ -39,7 +39,7 @@ def test_noise_is_told_from_a_change():
             name: {"error": run["error"] + shift + extra}
             for (name, run), extra in zip(base.items(), noise)
         }
-        text = cells(seeds.table({"base": base, "arm": arm}, percent=False, draws=500)[3])[3]
+        text = cells(seeds.seed_table({"base": base, "arm": arm}, percent=False, draws=500)[3])[3]
         low, high = (
             float(part) for part in text[text.index("[") + 1 : text.index("]")].split(", ")
         )
@@ -54,7 +54,8 @@ def test_few_seeds_of_one_sign_are_no_evidence():
         base = {f"seed_{n}": {"error": 10.0} for n in range(count)}
         arm = {f"seed_{n}": {"error": 11.0 + n} for n in range(count)}
         assert (
-            "*" in cells(seeds.table({"base": base, "arm": arm}, percent=False, draws=200)[3])[3]
+            "*"
+            in cells(seeds.seed_table({"base": base, "arm": arm}, percent=False, draws=200)[3])[3]
         ) == marked
 
 
