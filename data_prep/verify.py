@@ -1,9 +1,10 @@
-"""Checks a folder of slot shards against its manifest, and makes the best of one that is damaged.
+"""Checks slot shards against their manifest, and repairs a damaged data set.
 
-    DIR ──verify_folder──> faults, one line each ──repair=true──> DIR: what is good, with a manifest of that
-                                                             └──> DIR.bad: the rest, the old manifest, lost.json
+    DIR ──verify_dataset──> faults, one line each
+      ──repair=true──> DIR: the good shards and their manifest
+                  └──> DIR.bad: the bad files, the old manifest, lost.json
 
-Exit code 0 (no fault, or repaired), 1 (faults), 2 (there is no data set, or nothing of it is good).
+Exit code 0: no faults, or repaired. 1: faults. 2: no data set, or no good shard.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ class Verify:
     """Check a folder of slot shards: every file, checksum, key, shape and value."""
 
     data: str = option(MISSING, "folder of slot shards")
-    processes: int = option(0, "processes; 0 = one a core this process may use", least=0)
+    processes: int = option(0, "processes; 0 = one per core that this process may use", least=0)
     repair: bool = option(
-        False, "move what is damaged to DATA.bad and leave a data set of what is good"
+        False, "move damaged files to DATA.bad and leave a data set of the good shards"
     )
 
 
 def main(config: Verify) -> int:
-    """Print the faults, and one line of what is there; 1 if there are faults that stay."""
+    """Print the faults and a summary; returns 1 if faults remain."""
     folder = Path(config.data).absolute()
     faults = verify_dataset(folder, config.processes or len(os.sched_getaffinity(0)))
     for fault in faults:
@@ -51,18 +52,20 @@ def main(config: Verify) -> int:
     shards = sum(len(entries) for entries in manifest.splits.values())
     videos = ", ".join(f"{name} {manifest.count(name)}" for name in manifest.splits)
     verdict = (
-        f"{len(faults)} faults" + (", repaired" if config.repair else "") if faults else "whole"
+        f"{len(faults)} faults" + (", repaired" if config.repair else "") if faults else "no faults"
     )
     print(
-        f"{config.data}: {verdict}; videos: {videos}; {shards} shards, {size / 1e6:.1f} MB, slots {manifest.shape} {manifest.dtype}"
+        f"{config.data}: {verdict}; videos: {videos}; {shards} shards, {size / 1e6:.1f} MB,"
+        f" slots {manifest.shape} {manifest.dtype}"
     )
     return 1 if faults and not config.repair else 0
 
 
 def repair(folder: Path, faults: list[Fault]) -> str:
-    """Make `folder` a data set of its good shards; nothing is deleted. Says what was lost. UserError if no shard is good.
+    """Make `folder` a data set of its good shards. Nothing is deleted. Returns what was lost.
 
-    The manifest is replaced first: stopped after that, what is bad is extra, and the next repair moves it.
+    The manifest is replaced first. If the repair stops after that, the bad files are extra files,
+    and the next repair moves them. Raises UserError if no shard is good.
     """
     manifest, bad = Manifest.load(folder), {fault.path for fault in faults}
     splits, lost = {}, {}
@@ -76,7 +79,8 @@ def repair(folder: Path, faults: list[Fault]) -> str:
             lost[split] = dropped
     if not splits:
         raise UserError(
-            f"{folder}: no shard is whole, so nothing was changed; restore the data set or make it again"
+            f"{folder}: no shard is good, so nothing was changed;"
+            " restore the data set or make it again"
         )
     aside = unused_path(folder.with_name(f"{folder.name}.bad"))
     aside.mkdir()
@@ -96,12 +100,12 @@ def repair(folder: Path, faults: list[Fault]) -> str:
     for split in manifest.splits.keys() - splits.keys():
         if (folder / split).is_dir():
             (folder / split).rmdir()
-    told = [
+    losses = [
         f"{counts[split]} of {manifest.count(split)} samples of {split}{abbreviate_keys(shards)}"
         for split, shards in lost.items()
     ]
     where = f"{sum(map(len, lost.values()))} shards moved to {aside}"
-    return f"{where}; lost: {'; '.join(told) or 'no sample'}; lost.json there names all keys"
+    return f"{where}; lost: {'; '.join(losses) or 'no sample'}; lost.json there names all keys"
 
 
 def unused_path(path: Path) -> Path:
@@ -112,6 +116,7 @@ def unused_path(path: Path) -> Path:
 
 
 def abbreviate_keys(shards: dict[str, list[str]], count: int = 5) -> str:
+    """ " (video_00003, ...)": the first keys of the shards."""
     keys = [key for named in shards.values() for key in named]
     return f" ({', '.join(keys[:count])}{', ...' if len(keys) > count else ''})"
 

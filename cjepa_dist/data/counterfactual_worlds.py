@@ -16,8 +16,8 @@ import numpy as np
 from cjepa_dist.clevrer.scene import VIDEO_FRAMES
 from cjepa_dist.data.format.dtypes import all_finite, storage_dtype, to_float32
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import ShardReader
 from cjepa_dist.data.format.sample import ANNOTATION, MATCH, TRUTH, WORLDS, Sample
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.removed_slots import slots_removed_by_questions
 from cjepa_dist.errors import UserError
 

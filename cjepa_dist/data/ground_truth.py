@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import ShardReader, select_shards
+from cjepa_dist.data.format.reader import select_shards
 from cjepa_dist.data.format.sample import MATCH, TRUTH
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.errors import UserError
 
 WORLD_ARRAYS = (

@@ -27,8 +27,9 @@ from cjepa_dist.data.counterfactual_worlds import QuestionWorlds
 from cjepa_dist.data.dataset import InMemoryDataset
 from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import ShardReader, load_slots, open_videos
+from cjepa_dist.data.format.reader import load_slots, open_videos
 from cjepa_dist.data.format.sample import QUESTIONS, scene_index
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.frame_sampling import FrameSampling
 from cjepa_dist.data.question_encoding import EncodedQuestions, remove_negation
 from cjepa_dist.data.shuffled_videos import other_videos, other_worlds

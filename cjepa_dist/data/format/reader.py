@@ -8,27 +8,19 @@
                                         ├──> load_slots   one array (V, T, S, D)
                                         └──> verify.py    list of faults
 
-Any webdataset user can read the tars. Here they are read by their headers: one `pread` a header and
-one for each member that is wanted, so ground truth (which can be far larger than the slots) costs
-nothing where it is not needed. What webdataset silently accepts (an early end, a bad header, a
-missing sample) is an error that names shard and key.
+Any webdataset user can read the tars. Here they are read by `shard_reader.py`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 
-from cjepa_dist.data.format.dtypes import all_finite, storage_dtype
+from cjepa_dist.data.format.dtypes import storage_dtype
 from cjepa_dist.data.format.manifest import Manifest, ShardEntry
 from cjepa_dist.data.format.sample import (
     ANNOTATION,
@@ -40,24 +32,9 @@ from cjepa_dist.data.format.sample import (
     WORLDS,
     Sample,
 )
-from cjepa_dist.data.format.storage import (
-    DEFAULT_RETRY,
-    RetryPolicy,
-    download_to_memory,
-    is_remote,
-    local_copy,
-)
-from cjepa_dist.data.format.tar import (
-    BLOCK_BYTES,
-    Extent,
-    MemberFile,
-    parse_header,
-    parse_npy,
-    parse_npy_header,
-)
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.shared_memory import shared_array
 from cjepa_dist.errors import UserError
-from cjepa_dist.runtime.files import file_checksum
 
 
 def read_split(
@@ -151,217 +128,3 @@ def select_shards(
             return
         yield entry, entry.keys[:left]
         left -= len(entry.keys)
-
-
-class ShardReader:
-    """An open shard, checked against its manifest entry; a context manager. Reads by offset.
-
-    UserError on opening if the file is missing, has another length, is not a valid tar from end to
-    end, or holds other keys than the manifest says.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        split: str,
-        entry: ShardEntry,
-        *,
-        check_bytes: bool = False,
-        retry: RetryPolicy = DEFAULT_RETRY,
-    ) -> None:
-        """`check_bytes`: compare its xxh3 with the manifest's, as always for a remote shard."""
-        self.path = f"{folder if is_remote(folder) else local_copy(folder)}/{split}/{entry.name}"
-        if is_remote(folder):
-            self.descriptor = download_to_memory(self.path, entry.bytes, entry.xxh3, retry)
-        else:
-            try:
-                self.descriptor = os.open(self.path, os.O_RDONLY)
-            except OSError as error:
-                raise UserError(
-                    f"shard {self.path} cannot be opened ({error.strerror}); "
-                    "restore it or make the data set again"
-                ) from error
-        try:
-            size = os.fstat(self.descriptor).st_size
-            if size != entry.bytes:
-                what = "truncated" if size < entry.bytes else "longer than written"
-                raise UserError(
-                    f"shard {self.path} is {what}: {size} bytes, the manifest says "
-                    f"{entry.bytes}; run data_prep.verify"
-                )
-            if check_bytes and not is_remote(folder) and file_checksum(self.path) != entry.xxh3:
-                raise UserError(
-                    f"shard {self.path} is damaged: its xxh3 is not the manifest's; "
-                    "restore it, or make the data set again"
-                )
-            self.members = self.scan(size)
-            self.check_keys(entry.keys)
-        except BaseException:
-            os.close(self.descriptor)
-            raise
-
-    def __enter__(self) -> ShardReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self.descriptor)
-
-    def scan(self, size: int) -> dict[str, dict[str, Extent]]:
-        """{key: {member: extent}} from the tar headers alone.
-
-        Strict: a plain ustar archive up to its two zero blocks, nothing else.
-        """
-        members: dict[str, dict[str, Extent]] = {}
-        offset, key = 0, "(none)"
-        while True:
-            header = os.pread(self.descriptor, BLOCK_BYTES, offset)
-            if header == bytes(BLOCK_BYTES) and os.pread(
-                self.descriptor, BLOCK_BYTES, offset + BLOCK_BYTES
-            ) == bytes(BLOCK_BYTES):
-                return members
-            try:
-                name, length = parse_header(header)
-            except ValueError as error:
-                raise UserError(
-                    f"shard {self.path} is damaged at byte {offset}, after key {key}: {error}; "
-                    "run data_prep.verify"
-                ) from None
-            key, _, member = name.partition(".")
-            if offset + BLOCK_BYTES + length > size:
-                raise UserError(f"shard {self.path} ends within {name}; run data_prep.verify")
-            if member in members.setdefault(key, {}):
-                raise UserError(f"shard {self.path} holds {name} twice; run data_prep.verify")
-            members[key][member] = Extent(offset + BLOCK_BYTES, length)
-            offset += BLOCK_BYTES + -(-length // BLOCK_BYTES) * BLOCK_BYTES
-
-    def check_keys(self, expected: list[str]) -> None:
-        found = list(self.members)
-        if found == expected:
-            return
-        missing = [key for key in expected if key not in self.members]
-        extra = sorted(set(found) - set(expected))
-        problem = "has its keys in another order"
-        if missing or extra:
-            problem = (
-                f"lacks key {missing[0]}"
-                if missing
-                else f"holds key {extra[0]}, unknown to the manifest"
-            )
-        raise UserError(
-            f"shard {self.path} {problem}: {len(found)} samples, the manifest says "
-            f"{len(expected)}; run data_prep.verify"
-        )
-
-    def read_slots(
-        self,
-        key: str,
-        manifest: Manifest,
-        into: np.ndarray | None = None,
-        frame_order: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Slots (T, S, D) of a video in the stored type.
-
-        Read into `into` if given, the frames in `frame_order` (T,) if given. UserError if their
-        shape or type is wrong, or if they are not finite.
-        """
-        extent = self.members[key].get(SLOTS)
-        if extent is None:
-            raise UserError(f"shard {self.path}, key {key}: has no {SLOTS}")
-        try:
-            shape, dtype, start = parse_npy_header(
-                os.pread(self.descriptor, min(extent.length, 128), extent.offset)
-            )
-        except ValueError as error:
-            raise UserError(f"shard {self.path}, key {key}: {SLOTS} is damaged ({error})") from None
-        if shape != manifest.shape or dtype != storage_dtype(manifest.dtype):
-            raise UserError(
-                f"shard {self.path}, key {key}: slots are {dtype} {shape}, "
-                f"the manifest says {manifest.dtype} {manifest.shape}"
-            )
-        array = np.empty(shape, dtype) if into is None or frame_order is not None else into
-        if (
-            start + array.nbytes != extent.length
-            or os.preadv(self.descriptor, [array.data], extent.offset + start) != array.nbytes
-        ):
-            raise UserError(
-                f"shard {self.path}, key {key}: {SLOTS} has {extent.length} bytes, "
-                f"{start + array.nbytes} expected"
-            )
-        if not all_finite(array):
-            raise UserError(
-                f"shard {self.path}, key {key}: a slot holds a value that is not finite "
-                "(NaN or infinity)"
-            )
-        if frame_order is None:
-            return array
-        # mode="raise" would copy to a buffer first.
-        return np.take(array, frame_order, axis=0, out=into, mode="clip")
-
-    def read_videos(
-        self, keys: Sequence[str], manifest: Manifest, frame_order: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Slots (n, T, S, D) of the videos `keys`, as `read_slots`."""
-        array = np.empty((len(keys), *manifest.shape), storage_dtype(manifest.dtype))
-        for key, video in zip(keys, array):
-            self.read_slots(key, manifest, into=video, frame_order=frame_order)
-        return array
-
-    def read_json(self, key: str, member: str) -> dict[str, Any] | None:
-        """A JSON member; None if the sample has none. UserError if it is damaged."""
-        extent = self.members[key].get(member)
-        if extent is None:
-            return None
-        try:
-            return json.loads(os.pread(self.descriptor, extent.length, extent.offset))
-        except ValueError as error:
-            raise UserError(
-                f"shard {self.path}, key {key}: {member} is not JSON ({error})"
-            ) from None
-
-    def read_json_field(self, key: str, member: str, name: str) -> Any:
-        """One top-level field of a JSON member, without parsing the others; None if absent.
-
-        Most of an annotation is the motion.
-        """
-        extent = self.members[key].get(member)
-        text = (
-            ""
-            if extent is None
-            else os.pread(self.descriptor, extent.length, extent.offset).decode(errors="replace")
-        )
-        found = re.search(rf'"{name}":\s*', text)
-        try:
-            return None if found is None else json.JSONDecoder().raw_decode(text, found.end())[0]
-        except ValueError as error:
-            raise UserError(
-                f"shard {self.path}, key {key}: {name} in {member} is not JSON ({error})"
-            ) from None
-
-    def read_arrays(
-        self, key: str, member: str, names: Iterable[str] | None = None
-    ) -> dict[str, np.ndarray] | None:
-        """The arrays of an npz member, or those of `names` that it has; None without the member.
-
-        UserError if it is damaged (CRC).
-        """
-        extent = self.members[key].get(member)
-        if extent is None:
-            return None
-        try:
-            with zipfile.ZipFile(MemberFile(self.descriptor, extent)) as archive:
-                found = archive.namelist()
-                wanted = (
-                    found
-                    if names is None
-                    else [f"{name}.npy" for name in names if f"{name}.npy" in found]
-                )
-                return {name.removesuffix(".npy"): parse_npy(archive.read(name)) for name in wanted}
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError) as error:
-            raise UserError(
-                f"shard {self.path}, key {key}: {member} is damaged ({error})"
-            ) from None

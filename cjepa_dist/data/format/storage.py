@@ -74,10 +74,10 @@ def download_to_memory(url: str, size: int, xxh3: str, retry: RetryPolicy = DEFA
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
             digest, length = xxhash.xxh3_64(), 0
-            for piece in stream_remote(url, size, retry):
-                digest.update(piece)
-                length += len(piece)
-                view = memoryview(piece)
+            for chunk in stream_remote(url, size, retry):
+                digest.update(chunk)
+                length += len(chunk)
+                view = memoryview(chunk)
                 while view:
                     view = view[os.write(descriptor, view) :]
             if (length, digest.hexdigest()) == (size, xxh3):
@@ -103,9 +103,9 @@ def stream_remote(url: str, size: int | None, retry: RetryPolicy) -> Iterator[by
     while True:
         try:
             with open_remote(url, done, retry) as stream:
-                while piece := stream.read(CHUNK_BYTES):
-                    yield piece
-                    done, failures = done + len(piece), 0
+                while chunk := stream.read(CHUNK_BYTES):
+                    yield chunk
+                    done, failures = done + len(chunk), 0
                 # HTTPResponse.length: the bytes still to come.
                 left = (getattr(stream, "length", 0) or 0) if size is None else size - done
             if left > 0:
@@ -165,8 +165,8 @@ def open_remote(url: str, offset: int, retry: RetryPolicy) -> Iterator[Any]:
 
 
 def skip_bytes(stream: Any, count: int) -> None:
-    while count > 0 and (piece := stream.read(min(count, CHUNK_BYTES))):
-        count -= len(piece)
+    while count > 0 and (chunk := stream.read(min(count, CHUNK_BYTES))):
+        count -= len(chunk)
 
 
 class PipeReader:
@@ -189,10 +189,10 @@ class PipeReader:
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], self.timeout)[0]:
             raise TimeoutError(f"nothing for {self.timeout:g} s")
-        piece = os.read(self.process.stdout.fileno(), size)
-        if not piece and self.exit_code():
+        chunk = os.read(self.process.stdout.fileno(), size)
+        if not chunk and self.exit_code():
             raise ConnectionError(f"the command failed with exit code {self.process.returncode}")
-        return piece
+        return chunk
 
     def exit_code(self) -> int:
         try:

@@ -21,8 +21,8 @@ from cjepa_dist.data.format.manifest import (
     ShardEntry,
     question_type_letters,
 )
-from cjepa_dist.data.format.reader import ShardReader
 from cjepa_dist.data.format.sample import ANNOTATION, MATCH, QUESTIONS, TRUTH, WORLDS
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import file_checksum
 

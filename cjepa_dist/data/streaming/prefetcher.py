@@ -23,7 +23,7 @@ import numpy as np
 
 from cjepa_dist.config.schema import ReadingConfig
 from cjepa_dist.data.format.manifest import ShardEntry
-from cjepa_dist.data.format.reader import ShardReader
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.format.storage import DEFAULT_RETRY, RetryPolicy
 from cjepa_dist.data.streaming.missing_shards import MissingShards
 from cjepa_dist.data.streaming.shard_sampler import ShardBlock, ShardSampler

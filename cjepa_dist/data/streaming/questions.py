@@ -19,7 +19,8 @@ import torch
 
 from cjepa_dist.clevrer.vocabulary import QUESTION_TYPES
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import ShardReader, select_shards
+from cjepa_dist.data.format.reader import select_shards
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.frame_sampling import FrameSampling
 from cjepa_dist.data.questions import QuestionDataset, QuestionReader, VideoQuestions
 from cjepa_dist.data.streaming.prefetcher import ShardPrefetcher

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cjepa_dist.data.format.reader import ShardReader, select_shards
+from cjepa_dist.data.format.reader import select_shards
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.ground_truth import read_presence
 from cjepa_dist.data.streaming.prefetcher import ShardPrefetcher
 from cjepa_dist.data.streaming.shard_sampler import equal_ranges

@@ -10,8 +10,9 @@ import pytest
 import webdataset
 
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import ShardReader, load_slots, read_split
+from cjepa_dist.data.format.reader import load_slots, read_split
 from cjepa_dist.data.format.sample import Sample
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.format.split_writer import SplitWriter
 from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.data.format.writer import DatasetWriter

@@ -147,10 +147,10 @@ def test_any_processes_workers_and_stops_read_the_same(
 ):
     batch = world * share
     reading = {"shuffle_shards": shuffle_shards, "shard_groups": shard_groups}
-    whole = stream(data, way, **reading)
-    steps = 2 + len(whole) // batch
+    expected_order = stream(data, way, **reading)
+    steps = 2 + len(expected_order) // batch
     stop = min(stop, steps)
-    expected = [whole.sample_ids(seed, step * batch, batch) for step in range(steps)]
+    expected = [expected_order.sample_ids(seed, step * batch, batch) for step in range(steps)]
     for rank in range(world):
         part = slice(rank * share, (rank + 1) * share)
         found = []
@@ -168,11 +168,11 @@ def test_any_processes_workers_and_stops_read_the_same(
             )
     seen = np.concatenate(expected)
     positions = np.concatenate(
-        [whole.sampler.locate(seed, step * batch, batch)[0] for step in range(steps)]
+        [expected_order.sampler.locate(seed, step * batch, batch)[0] for step in range(steps)]
     )
-    assert sorted(seen[positions < len(whole)]) == list(range(len(in_memory[way]))) and len(
-        whole
-    ) == len(in_memory[way])
+    assert sorted(seen[positions < len(expected_order)]) == list(
+        range(len(in_memory[way]))
+    ) and len(expected_order) == len(in_memory[way])
 
 
 def test_questions_without_a_world_are_counted_and_weigh_nothing(data, in_memory):
@@ -241,13 +241,15 @@ def test_a_missing_shard_is_named_or_replaced_the_same_after_a_resume(data, tmp_
             )
         ]
 
-    whole = run(tmp_path / "whole", 0, steps)
+    uninterrupted = run(tmp_path / "uninterrupted", 0, steps)
     for one, other in zip(
-        whole, run(tmp_path / "stopped", 0, 3) + run(tmp_path / "stopped", 3, steps), strict=True
+        uninterrupted,
+        run(tmp_path / "stopped", 0, 3) + run(tmp_path / "stopped", 3, steps),
+        strict=True,
     ):
         assert all(torch.equal(one[name], other[name]) for name in one)
     order, replaced = stream(data, shuffle_shards=3), 0
-    for step, content in enumerate(whole):
+    for step, content in enumerate(uninterrupted):
         ids, sample = order.sample_ids(0, step * batch, batch), step * batch + np.arange(batch)
         missing = order.sample_names(content["question"].numpy()) != order.sample_names(ids)
         replaced += missing

@@ -62,16 +62,16 @@ def data(tmp_path_factory, small_data):
 
 
 @pytest.fixture(scope="module")
-def whole(data, command, tmp_path_factory):
+def uninterrupted(data, command, tmp_path_factory):
     """An uninterrupted run."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
+    run = tmp_path_factory.mktemp("runs") / "uninterrupted"
     done = command(WORLD, f"data={data}", f"run={run}", *TINY)
     assert done.returncode == 0, done.stderr
     return run
 
 
 def test_resumed_is_uninterrupted_bit_for_bit_from_a_server_that_fails(
-    data, whole, command, tmp_path
+    data, uninterrupted, command, tmp_path
 ):
     """Stopped in mid-epoch; the second part reads by HTTP, with errors, cuts and stalls."""
     run = tmp_path / "stopped"
@@ -82,14 +82,14 @@ def test_resumed_is_uninterrupted_bit_for_bit_from_a_server_that_fails(
         done = command(WORLD, f"data={url}", f"run={run}", *TINY, "reading.timeout=0.5")
     assert done.returncode == 0, done.stderr
     assert {"stall", "cut", "flip"} <= {fault for _, _, fault in seen}
-    assert same(weights(run, 36), weights(whole, 36))
-    assert losses(run)[-1] == losses(whole)[-1]
+    assert same(weights(run, 36), weights(uninterrupted, 36))
+    assert losses(run)[-1] == losses(uninterrupted)[-1]
 
 
-def test_two_processes_are_one(data, whole, command, tmp_path):
+def test_two_processes_are_one(data, uninterrupted, command, tmp_path):
     done = command(WORLD, f"data={data}", f"run={tmp_path / 'two'}", *TINY, processes=2)
     assert done.returncode == 0, done.stderr
-    one, two = losses(whole), losses(tmp_path / "two")
+    one, two = losses(uninterrupted), losses(tmp_path / "two")
     assert [line[:2] for line in one] == [line[:2] for line in two]
     assert [line[2] for line in two] == pytest.approx([line[2] for line in one], rel=2e-5)
     lines = [
@@ -202,7 +202,7 @@ def rolled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answered(rolled, command, tmp_path_factory):
-    run = tmp_path_factory.mktemp("aloe") / "whole"
+    run = tmp_path_factory.mktemp("aloe") / "uninterrupted"
     done = command(ALOE, f"data={rolled}", f"run={run}", *QUESTIONS)
     assert done.returncode == 0, done.stderr
     assert (

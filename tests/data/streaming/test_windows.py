@@ -95,8 +95,8 @@ def test_any_processes_workers_and_stops_read_the_same(
     reading = {"shuffle_shards": shuffle_shards, "shard_groups": shard_groups}
     steps = 2 + (VIDEOS * STARTS) // batch
     stop = min(stop, steps)
-    whole = StreamingWindows(data, "train", WINDOW, **reading)
-    expected = [whole.sample_ids(seed, step * batch, batch) for step in range(steps)]
+    expected_order = StreamingWindows(data, "train", WINDOW, **reading)
+    expected = [expected_order.sample_ids(seed, step * batch, batch) for step in range(steps)]
     for rank in range(world):
         part = slice(rank * share, (rank + 1) * share)
         found = []
@@ -113,11 +113,11 @@ def test_any_processes_workers_and_stops_read_the_same(
                 assert torch.equal(content[name], value), (name, step, rank)
     seen = np.concatenate(expected)
     positions = np.concatenate(
-        [whole.sampler.locate(seed, step * batch, batch)[0] for step in range(steps)]
+        [expected_order.sampler.locate(seed, step * batch, batch)[0] for step in range(steps)]
     )
     assert (
-        sorted(seen[positions < len(whole)]) == list(range(VIDEOS * STARTS))
-        and len(whole) == VIDEOS * STARTS
+        sorted(seen[positions < len(expected_order)]) == list(range(VIDEOS * STARTS))
+        and len(expected_order) == VIDEOS * STARTS
     )
 
 
@@ -241,8 +241,8 @@ def test_missing_samples_are_replaced_the_same_after_a_resume(
         found = batches(source, start=start, stop=stop, batch=batch, rank=rank, world=world)
         return [part["slots"] for (part,) in found], source
 
-    whole = [run(tmp_path / "whole", 0, steps, rank)[0] for rank in range(world)]
-    lines = [json.loads(line) for line in (tmp_path / "whole").read_text().splitlines()]
+    uninterrupted = [run(tmp_path / "uninterrupted", 0, steps, rank)[0] for rank in range(world)]
+    lines = [json.loads(line) for line in (tmp_path / "uninterrupted").read_text().splitlines()]
     assert {(line["shard"], line["samples"]) for line in lines} == {
         ("train/000001.tar", 3),
         ("train/000004.tar", 3),
@@ -254,7 +254,7 @@ def test_missing_samples_are_replaced_the_same_after_a_resume(
         part, source = run(tmp_path / "stopped", 0, 7, rank)
         again, source = run(tmp_path / "stopped", 7, steps, rank)
         assert (
-            all(map(torch.equal, part + again, whole[rank]))
+            all(map(torch.equal, part + again, uninterrupted[rank]))
             and source.read_statistics()["missing_samples"] == 6
         )
     with pytest.raises(UserError, match=r"reading.max_missing_samples=6 \(it is 5\)"):
@@ -267,7 +267,7 @@ def test_missing_samples_are_replaced_the_same_after_a_resume(
     for step in range(steps):
         ids = order.sample_ids(0, step * batch, batch)
         expected = in_memory.get_batch(ids, ids)["slots"]
-        found = torch.cat([whole[rank][step] for rank in range(world)])
+        found = torch.cat([uninterrupted[rank][step] for rank in range(world)])
         missing = np.isin(order.sampler.shard_of(ids), [1, 4])
         assert torch.equal(found[~missing], expected[~missing])
         rows = in_memory.get_batch(np.arange(len(in_memory)), np.arange(len(in_memory)))["slots"]
