@@ -11,8 +11,8 @@ from cjepa_dist.runtime.files import file_checksum
 def verify_checkpoint(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        sums = json.loads((path / "checksums.json").read_text())
-        wrong = [name for name, value in sums.items() if file_checksum(path / name) != value]
+        checksums = json.loads((path / "checksums.json").read_text())
+        wrong = [name for name, value in checksums.items() if file_checksum(path / name) != value]
     except (OSError, ValueError) as error:
         return str(error)
     return f"{', '.join(wrong)} changed" if wrong else None

@@ -19,7 +19,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     """The resolved config of a run. Raises UserError if `run_dir` is not a run directory."""
     path = Path(run_dir) / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{run_dir} is not a run folder: it has no config.yaml")
+        raise UserError(f"{run_dir} is not a run directory: it has no config.yaml")
     content = merge.read_yaml(path)
     if "aloe" in content:
         return merge.build(schema.TrainAloe, content)

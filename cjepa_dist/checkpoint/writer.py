@@ -82,7 +82,7 @@ class CheckpointWriter:
             self.wait()
         except Exception as fault:
             # When a checkpoint fills the disk, a line of metrics may fail before it. Then the
-            # checkpoint's error says more.
+            # checkpoint's error is the more helpful one.
             if error is None or (isinstance(fault, UserError) and isinstance(error, Exception)):
                 raise
         finally:
@@ -203,8 +203,8 @@ def disk_full_message(folder: Path, content: dict[str, Any], error: BaseExceptio
     if free > 1.2 * needed + 65536 and not told:
         return None
     return (
-        f"no room for a checkpoint in {folder}: it needs about {needed} bytes, {free} are free; "
-        "nothing there was changed: make room and run the same command again"
+        f"no space left for a checkpoint in {folder}: it needs about {needed} bytes, {free} are "
+        "free; nothing there was changed: free some space and run the same command again"
     )
 
 

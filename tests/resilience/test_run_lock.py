@@ -16,6 +16,7 @@ import pytest
 from cjepa_dist.errors import EXIT_LOCK_LOST, UserError
 from cjepa_dist.resilience import run_lock
 from cjepa_dist.resilience.run_lock import RunLock
+from cjepa_dist.training.run_dir import lock_run_dir
 from tests.fork_server import PROJECT
 
 OWNER = """
@@ -155,3 +156,18 @@ def test_a_process_that_lost_the_lock_ends(tmp_path, other):
         process.poll() is None
         and json.loads((tmp_path / ".lock.json").read_text())["pid"] == process.pid
     )  # removed: written again
+
+
+def test_a_dead_owner_does_not_block_and_a_second_one_is_refused(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / ".lock.json").write_text("not JSON")
+    with lock_run_dir(run):
+        with (
+            pytest.raises(UserError, match=rf"in use: process {os.getpid()} on \S+, since"),
+            lock_run_dir(run),
+        ):
+            pass
+    with lock_run_dir(run):
+        pass

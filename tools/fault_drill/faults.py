@@ -194,7 +194,7 @@ def damage_checkpoint(run: DrillRun) -> tuple[str, int]:
     return "warned, passed over", code
 
 
-DISK_FULL = "no room for a checkpoint"  # part of the error message
+DISK_FULL = "no space left for a checkpoint"  # part of the error message
 TERM, USR1, USR2, KILL = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL
 
 FAULTS = {
