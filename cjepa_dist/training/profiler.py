@@ -20,8 +20,8 @@ WARMUP_STEPS, PROFILED_STEPS = 10, 5
 class Profiler:
     """Call `step(done)` after each step. Only rank zero profiles; a short run skips fewer steps."""
 
-    def __init__(self, run: Path, loop: LoopConfig, *, start: int, stop: int) -> None:
-        self.folder, self.done = run / "profile", start
+    def __init__(self, run_dir: Path, loop: LoopConfig, *, start: int, stop: int) -> None:
+        self.folder, self.done = run_dir / "profile", start
         self.inner: profile | None = None
         if not (loop.profile and is_main()):
             return

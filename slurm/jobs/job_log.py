@@ -7,7 +7,6 @@ RUNS/.slurm/events/<job>.jsonl    a line for each start, stop, failure and end
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,3 @@ def log_tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
     begin = starts[-1] + 1 if starts else 0
     errors = [line for line in found[begin:-lines] if line.startswith("error: ")]
     return errors[-1:] + found[begin:][-lines:]
-
-
-def utc_now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -25,7 +25,8 @@ from typing import IO, Any
 from cjepa_dist.config.locate import project_root
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import EXIT_PREEMPTED, UserError
-from slurm.jobs.job_log import START_MARK, append_event, file_name, log_tail, utc_now
+from cjepa_dist.runtime.clock import timestamp
+from slurm.jobs.job_log import START_MARK, append_event, file_name, log_tail
 from slurm.jobs.slurm_command import run_slurm_command
 from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.jobs.stage_data import stage_dataset
@@ -146,7 +147,7 @@ class JobRunner:
         stream: IO[bytes] | None = self.log.open("ab") if self.log else None
         try:
             if stream:
-                line = f"{START_MARK}{utc_now()} {self.describe()}: {' '.join(argv[1:])}\n"
+                line = f"{START_MARK}{timestamp()} {self.describe()}: {' '.join(argv[1:])}\n"
                 stream.write(line.encode())
                 stream.flush()
             # A session of its own: Slurm sends its signal to the whole process group, and a
@@ -229,7 +230,7 @@ class JobRunner:
             return
         line = {
             "event": event,
-            "time": utc_now(),
+            "time": timestamp(),
             "job": self.context.job_id,
             "restart": self.context.restart_count,
             **content,

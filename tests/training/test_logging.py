@@ -22,7 +22,7 @@ OFF = ("ctt.invariance.weight=0", "ctt.sufficiency.weight=0")
 @pytest.fixture(scope="module")
 def made(command, small_data, tmp_path_factory):
     """A run of 12 steps: (its folder, its arguments, its output)."""
-    folder = tmp_path_factory.mktemp("sight")
+    folder = tmp_path_factory.mktemp("logging")
     (folder / "given.yaml").write_text("# by hand\nloop: {eval_every: 6}\n")
     arguments = (
         str(folder / "given.yaml"),

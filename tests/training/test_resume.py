@@ -48,30 +48,30 @@ def test_killed_and_resumed_is_bit_identical(module, command, small_data, tmp_pa
         CASES[module],
         int(next(a for a in CASES[module] if a.startswith("loop.steps")).split("=")[1]),
     )
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = command(module, f"data={small_data}", f"run={whole}", *arguments)
+    complete, interrupted = tmp_path / "complete", tmp_path / "interrupted"
+    done = command(module, f"data={small_data}", f"run={complete}", *arguments)
     assert done.returncode == 0, done.stderr
 
     # kill -9 as soon as the first checkpoint is there, wherever the step then is
     process = subprocess.Popen(
-        [sys.executable, "-m", module, f"data={small_data}", f"run={broken}", *arguments],
+        [sys.executable, "-m", module, f"data={small_data}", f"run={interrupted}", *arguments],
         cwd=PROJECT,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not list((broken / "checkpoints").glob("step_????????")) and process.poll() is None:
+    while not list((interrupted / "checkpoints").glob("step_????????")) and process.poll() is None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (broken / "done.json").exists()
-    done = command(module, f"data={small_data}", f"run={broken}", *arguments)
+    assert not (interrupted / "done.json").exists()
+    done = command(module, f"data={small_data}", f"run={interrupted}", *arguments)
     assert done.returncode == 0 and "resumed from" in done.stdout, done.stderr
-    assert same(weights(whole, steps), weights(broken, steps))
-    assert [x for x in losses(whole) if x[0] == steps] == [
-        x for x in losses(broken) if x[0] == steps
+    assert same(weights(complete, steps), weights(interrupted, steps))
+    assert [x for x in losses(complete) if x[0] == steps] == [
+        x for x in losses(interrupted) if x[0] == steps
     ]
 
-    again = command(module, f"data={small_data}", f"run={broken}", *arguments)
+    again = command(module, f"data={small_data}", f"run={interrupted}", *arguments)
     assert again.returncode == 0 and "nothing to do" in again.stdout
 
 
@@ -79,11 +79,11 @@ def test_killed_and_resumed_is_bit_identical(module, command, small_data, tmp_pa
 def test_four_processes_sum_in_the_same_order_after_a_stop(command, small_data, tmp_path):
     """DDP lays out its buckets again after its first backward pass: another order of sums."""
     arguments = (f"data={small_data}", *TINY_WORLD, "loop.precision=fp32", "loop.steps=6")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for run, *extra in ((whole,), (broken, "loop.stop_at_step=3"), (broken,)):
+    complete, interrupted = tmp_path / "complete", tmp_path / "interrupted"
+    for run, *extra in ((complete,), (interrupted, "loop.stop_at_step=3"), (interrupted,)):
         done = command(WORLD, f"run={run}", *arguments, *extra, processes=4)
         assert done.returncode == 0, done.stderr
-    assert same(weights(whole, 6), weights(broken, 6))
+    assert same(weights(complete, 6), weights(interrupted, 6))
 
 
 def test_a_damaged_checkpoint_is_skipped(command, small_data, tmp_path):
