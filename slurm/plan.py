@@ -280,7 +280,7 @@ class Planner:
     def ground_truth_rollout(self) -> Job:
         """What the simulator says would have happened, in the format of a rollout."""
         out = self.runs / "rollout" / "ground_truth"
-        sizes = ("videos", "splits", "count", "shard_mb")
+        sizes = ("videos", "splits", "future_frames", "shard_mb")
         given = self.experiment.rollout
         fields = to_arguments({key: value for key, value in given.items() if key in sizes})
         command = ["cjepa_dist.rollout", "mode=truth", f"data={self.data}", f"out={out}", *fields]

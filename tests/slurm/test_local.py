@@ -124,8 +124,8 @@ def test_quickstart_from_another_folder(tmp_path):
         "prepare_fields.test=8",
         *(f"world_model.{key}={value}" for key, value in {**WORLD, "loop.steps": 4}.items()),
         *(f"aloe.{key}={value}" for key, value in ALOE.items()),
-        *("evaluate.draws=10", "evaluate.videos=4", "evaluate.windows=32"),
-        *("evaluate_graph.windows=32", "evaluate_graph.draws=5"),
+        *("evaluate.bootstrap_draws=10", "evaluate.videos=4", "evaluate.windows=32"),
+        *("evaluate_graph.windows=32", "evaluate_graph.bootstrap_draws=5"),
         "evaluate_graph.estimators=[attention,distance]",
     ]
     command = [sys.executable, "-m", "slurm.run", "quickstart", "runs=made", "at_once=2", *fields]
@@ -153,7 +153,7 @@ def test_quickstart_from_another_folder(tmp_path):
 def test_arms_are_compared_over_seeds(experiment, tmp_path):
     config = "configs/world_model/quickstart.yaml"
     arms = {"a": {"config": config}, "b": {"config": config, "optimizer.lr": 0}}
-    fields = {"graphs": False, "seed": [0, 1], "evaluate": {"windows": 64, "draws": 10}}
+    fields = {"graphs": False, "seed": [0, 1], "evaluate": {"windows": 64, "bootstrap_draws": 10}}
     fields["world_model"] = {**WORLD, "loop.steps": 2}
     done = run_command("run", experiment(arms=arms, at_once=2, **fields))
     assert done.returncode == 0, done.stdout + done.stderr

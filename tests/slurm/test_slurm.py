@@ -83,8 +83,12 @@ def test_all_stages_with_a_branch_that_fails(requeued, tmp_path, small_data):
         "aloe_config": "configs/aloe/quickstart.yaml",
     }
     fields |= {
-        "evaluate": {"draws": 10, "videos": 4},
-        "evaluate_graph": {"windows": 32, "draws": 5, "estimators": ["attention", "distance"]},
+        "evaluate": {"bootstrap_draws": 10, "videos": 4},
+        "evaluate_graph": {
+            "windows": 32,
+            "bootstrap_draws": 5,
+            "estimators": ["attention", "distance"],
+        },
     }
     path, runs = (
         write(tmp_path, "", arms=arms, control=f"{config}_own_slot.yaml", **fields),
