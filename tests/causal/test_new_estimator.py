@@ -8,30 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs_examples import python_example
 from tests.fork_server import PROJECT
 from tests.training.test_resume import TINY_WORLD
 
-ESTIMATOR = '''
-import torch
-
-from cjepa_dist.causal.attention_graph import present_pairs
-from cjepa_dist.causal.graph import register_estimator
-
-
-@register_estimator("same_speed")
-def same_speed(inputs):
-    """Slots whose last change has about the same size."""
-    change = (inputs.history[:, -1] - inputs.history[:, -2]).square().sum(dim=-1)  # (B, S)
-    difference = (change[:, :, None] - change[:, None]).abs()
-    scores = torch.exp(-difference) * present_pairs(inputs.present)
-    return scores, inputs.tau_or(torch.full((), 0.5, device=scores.device))
-
-
-@register_estimator("touching", needs_truth=True)
-def touching(inputs):
-    scores = (inputs.truth["contact"] & present_pairs(inputs.present)).float()
-    return scores, torch.full((), 0.5, device=scores.device)
-'''
+ESTIMATOR = python_example("add_a_graph_estimator.md")
 
 
 @pytest.fixture(scope="module")

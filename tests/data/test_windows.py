@@ -59,7 +59,7 @@ def data(tmp_path_factory):
 
 
 def expected(truth, start, history, pred, skip):
-    """One window's labels, straight from docs/design.md."""
+    """One window's labels, straight from docs/architecture.md."""
     last, end = start + (history - 1) * skip, start + (history + pred - 1) * skip
     second = start + skip if history > 1 else start
     pair = {

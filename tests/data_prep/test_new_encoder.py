@@ -13,21 +13,9 @@ from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.errors import UserError
 from data_prep.simulate import encoders
+from tests.docs_examples import python_example
 
-MODULE = """
-from data_prep.simulate.encoders import register_encoder
-from data_prep.simulate.scene_state import objects_to_slots
-
-
-def encode(scene, noise):
-    slots = 0 * noise
-    slots[..., :2] = objects_to_slots(scene.position, scene.slot_object)
-    slots[..., 2] = objects_to_slots(scene.present, scene.slot_object)
-    return slots
-
-
-register_encoder("position", encode, version=3)
-"""
+MODULE = python_example("add_an_encoder.md")
 
 
 def test_an_encoder_of_a_plugin_makes_a_data_set(

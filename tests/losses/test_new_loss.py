@@ -2,16 +2,10 @@
 
 import json
 
+from tests.docs_examples import python_example
 from tests.training.test_resume import TINY_WORLD
 
-PLUGIN = '''
-from cjepa_dist.losses.extra import register_loss
-
-@register_loss("smooth")
-def smooth(predictor, windows, prediction, hidden):
-    """Mean squared change between the frames of the prediction, (B,)."""
-    return prediction.diff(dim=1).square().mean(dim=(1, 2, 3))
-'''
+PLUGIN = python_example("add_a_loss.md")
 
 
 def metrics(run):
