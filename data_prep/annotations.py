@@ -1,9 +1,10 @@
-"""CLEVRER's questions and annotations, found by scene.
+"""CLEVRER's questions and annotations, by scene.
 
-    train.json, validation.json, ... ──entry by entry──> {scene: its questions, packed} ──┐
-    annotation_00000.json ... ─────────────────────────> {scene: file} ───────────────────┴──Joining──> questions, annotation of a scene
+    train.json, validation.json, ... ──entry by entry──> {scene: questions, compressed} ──┐
+    annotation_00000.json ... ─────────────────────────> {scene: file} ──────────> SceneMetadata
 
-A file of questions has up to 200 MB, which as Python objects would be over a gigabyte: one entry at a time is read, and kept compressed.
+A file of questions has up to 200 MB, over a gigabyte as Python objects. So its entries are read one
+at a time and kept compressed.
 """
 
 from __future__ import annotations
@@ -18,42 +19,49 @@ from typing import Any
 from cjepa_dist.data.format.tar import json_bytes
 from cjepa_dist.errors import UserError
 
-CHUNK_CHARACTERS = 1 << 22  # characters of JSON read at once
+CHUNK_CHARACTERS = 1 << 22  # of JSON, per read
 WHITESPACE = re.compile(r"\s*")
 
 
 class SceneMetadata:
-    """Questions (a JSON file or a folder of them) and annotations (a folder of annotation_NNNNN.json at any depth); "" = none given.
+    """Questions (a JSON file or a folder of them) and annotations (a folder with
+    annotation_NNNNN.json at any depth); "" = none.
 
-    `files` are all that were found. UserError naming the file for what is none of CLEVRER's, or is there twice.
+    `files` are all files that were found. Raises UserError, naming the file, for one that is not
+    CLEVRER's, and for a scene that occurs twice.
     """
 
     def __init__(self, questions: str, annotations: str) -> None:
         self.question_files = find_questions(questions) if questions else []
-        self.packed = read_questions(self.question_files)
+        self.compressed = read_questions(self.question_files)
         self.annotation_files = find_annotations(annotations) if annotations else {}
         self.files = [*self.question_files, *self.annotation_files.values()]
 
     def questions(self, scene: int) -> dict[str, Any] | None:
-        """{scene_index, video_filename, questions} of a scene."""
-        return json.loads(zlib.decompress(self.packed[scene])) if scene in self.packed else None
+        """{scene_index, video_filename, questions} of a scene, or None."""
+        return (
+            json.loads(zlib.decompress(self.compressed[scene]))
+            if scene in self.compressed
+            else None
+        )
 
     def annotation(self, scene: int) -> dict[str, Any] | None:
-        """CLEVRER's annotation of a scene."""
+        """CLEVRER's annotation of a scene, or None."""
         return read_json(self.annotation_files[scene]) if scene in self.annotation_files else None
 
     def report(self, scenes: Iterable[int]) -> str:
-        """What was joined to the videos of `scenes` and what was not, a line each."""
-        have, lines = set(scenes), []
-        for name, given in (
-            ("questions", set(self.packed)),
+        """How many of the videos have questions and annotations, one line for each kind."""
+        videos, lines = set(scenes), []
+        for name, found in (
+            ("questions", set(self.compressed)),
             ("annotations", set(self.annotation_files)),
         ):
-            if given:
-                without, unused = have - given, given - have
+            if found:
+                without, unused = videos - found, found - videos
                 lines.append(
-                    f"{name}: {len(have & given)} videos have some, {len(without)} have none{abbreviate(without)}; "
-                    f"{len(unused)} scenes with some have no video{abbreviate(unused)}"
+                    f"{name}: {len(videos & found)} videos have some,"
+                    f" {len(without)} have none{abbreviate(without)};"
+                    f" {len(unused)} scenes with some have no video{abbreviate(unused)}"
                 )
         return "\n".join(lines)
 
@@ -77,7 +85,7 @@ def find_annotations(path: str) -> dict[int, Path]:
 
 
 def read_questions(files: list[Path]) -> dict[int, bytes]:
-    """{scene index: its entry, packed}."""
+    """{scene index: its entry, compressed}."""
     scenes: dict[int, bytes] = {}
     for file in files:
         for entry in iterate_entries(file):
@@ -92,17 +100,20 @@ def read_questions(files: list[Path]) -> dict[int, bytes]:
                 )
             if entry["scene_index"] in scenes:
                 raise UserError(
-                    f"{file}: the questions of scene {entry['scene_index']} are there twice"
+                    f"{file}: the questions of scene {entry['scene_index']} occur twice"
                 )
             scenes[entry["scene_index"]] = zlib.compress(json_bytes(entry), 1)
     return scenes
 
 
 def iterate_entries(path: Path) -> Iterator[Any]:
-    """The elements of a JSON file's list, one at a time; of a file that is no list, what it holds. UserError if it is no JSON."""
+    """The elements of the list in a JSON file, one at a time.
+
+    A file that holds no list gives its content. Raises UserError if it is not JSON.
+    """
     try:
         with open(path, encoding="utf-8") as file:
-            text, at, first = file.read(CHUNK_CHARACTERS), 0, True
+            text, at, comma = file.read(CHUNK_CHARACTERS), 0, False
             if not text.lstrip().startswith("["):
                 yield json.loads(text + file.read())
                 return
@@ -111,11 +122,9 @@ def iterate_entries(path: Path) -> Iterator[Any]:
                 try:
                     start = WHITESPACE.match(text, at).end()  # type: ignore[union-attr]
                     if text[start : start + 1] == "]":
-                        json.loads(
-                            "0" + text[start + 1 :] + file.read()
-                        )  # nothing but space may follow
+                        json.loads("0" + text[start + 1 :] + file.read())  # only space may follow
                         return
-                    if not first:
+                    if comma:
                         if text[start : start + 1] != ",":
                             raise json.JSONDecodeError("Expecting ',' delimiter", text, start)
                         start = WHITESPACE.match(text, start + 1).end()  # type: ignore[union-attr]
@@ -125,12 +134,12 @@ def iterate_entries(path: Path) -> Iterator[Any]:
                         raise
                     text, at = text[at:] + more, 0
                     continue
-                first = False
+                comma = True
                 yield entry
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -139,10 +148,11 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def abbreviate(scenes: Iterable[int], count: int = 5) -> str:
+    """ " (3, 17, ...)": the lowest scenes."""
     ordered = sorted(scenes)
     text = ", ".join([*map(str, ordered[:count]), *(["..."] if len(ordered) > count else [])])
     return f" ({text})" if text else ""

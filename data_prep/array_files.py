@@ -1,8 +1,9 @@
-"""Arrays in files of the usual kinds, each read where it is asked for and not before.
+"""Arrays in files of the usual formats, each read only when it is needed.
 
-    x.npy, x.npz, x.safetensors, x.h5 ──contents──> {name: Stored(shape, dtype, read)}
+    x.npy, x.npz, x.safetensors, x.h5 ──open_arrays──> {name: StoredArray(shape, dtype, read)}
 
-Every kind but HDF5 and a compressed .npz keeps its arrays as plain memory at an offset: those are mapped for the moment of the reading.
+All formats except HDF5 and compressed .npz keep an array as plain memory at an offset: it is memory
+mapped while it is read.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SAFETENSORS_DTYPES = {
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file. `read(None)` gives it, `read(i)` its i-th row; bfloat16 comes as float32."""
+    """An array in a file. `read(None)` reads all of it, `read(i)` row i; bfloat16 as float32."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -43,7 +44,10 @@ class StoredArray:
 
 
 def open_arrays(path: Path) -> dict[str, StoredArray]:
-    """The arrays of a file by their names within it ("" in a .npy). UserError, naming the file, for one that is damaged or unknown."""
+    """The arrays of a file by name ("" in a .npy).
+
+    Raises UserError, naming the file, if it is damaged.
+    """
     with as_user_error(path):
         found = FORMATS[path.suffix.lower()](path)
         return {
@@ -89,7 +93,7 @@ def memory_mapped(
 
 
 def read_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, Fortran order, dtype) of a .npy; the file then stands at its data."""
+    """(shape, Fortran order, dtype) of a .npy; leaves the file at the start of the data."""
     version = np.lib.format.read_magic(file)
     read = (
         np.lib.format.read_array_header_1_0
@@ -98,7 +102,7 @@ def read_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     )
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError("an array of objects; only numbers are read")
+        raise ValueError("it is an array of objects; only numbers can be read")
     return shape, fortran, dtype
 
 
@@ -110,7 +114,7 @@ def open_npy(path: Path) -> dict[str, StoredArray]:
 
 def open_npz(path: Path) -> dict[str, StoredArray]:
     found = {}
-    archive = zipfile.ZipFile(path)  # open as long as one of its arrays may be read
+    archive = zipfile.ZipFile(path)  # stays open for `read`
     with open(path, "rb") as file:
         for info in archive.infolist():
             with archive.open(info) as member:
@@ -135,9 +139,10 @@ def open_npz(path: Path) -> dict[str, StoredArray]:
                     start: int = start,
                     layout: Any = (shape, order, dtype),
                 ) -> np.ndarray:
-                    if row is not None:  # each video would unpack all of them
+                    if row is not None:  # every row would decompress all of them
                         raise UserError(
-                            f"{path}: {info.filename} holds all videos, compressed; save them one by one, or with np.savez"
+                            f"{path}: {info.filename} holds all videos, compressed;"
+                            " save them one by one, or with np.savez"
                         )
                     shape, order, dtype = layout
                     return np.frombuffer(archive.read(info), dtype, offset=start).reshape(
@@ -149,11 +154,14 @@ def open_npz(path: Path) -> dict[str, StoredArray]:
 
 
 def open_safetensors(path: Path) -> dict[str, StoredArray]:
-    """The format is a length (8 bytes), JSON {name: {dtype, shape, data_offsets}}, memory: so no tensor library is needed to map it."""
+    """The format: a length (8 bytes), JSON {name: {dtype, shape, data_offsets}}, then the memory.
+
+    So no tensor library is needed to map it.
+    """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(path.stat().st_size, 100 << 20):
-            raise ValueError("no safetensors file")
+            raise ValueError("it is not a safetensors file")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     found = {}
@@ -164,7 +172,7 @@ def open_safetensors(path: Path) -> dict[str, StoredArray]:
             8 + length + entry["data_offsets"][0],
         )
         if entry["data_offsets"][1] - entry["data_offsets"][0] != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"tensor {name} has another length than its shape says")
+            raise ValueError(f"the length of tensor {name} does not fit its shape")
         found[name] = memory_mapped(path, dtype, shape, start, bfloat16=entry["dtype"] == "BF16")
     return found
 
@@ -176,7 +184,7 @@ def open_hdf5(path: Path) -> dict[str, StoredArray]:
         raise UserError(
             f"{path}: reading HDF5 needs h5py, which is not installed; pip install h5py"
         ) from None
-    file = h5py.File(path, "r")  # open as long as one of its arrays may be read
+    file = h5py.File(path, "r")  # stays open for `read`
     found: dict[str, StoredArray] = {}
 
     def visit(name: str, node: Any) -> None:

@@ -1,11 +1,12 @@
-"""Slots that another program has left in a folder of arrays: .npy, .npz, .safetensors, HDF5.
+"""Imports slots from a folder of arrays: .npy, .npz, .safetensors, HDF5.
 
-    FOLDER/<split>/0_pixels.npy ...           one file a video: its one array, or that named "slots"
-    FOLDER/<split>.npz {"0_pixels.mp4": ...}  one file a split: its arrays by their names
-    FOLDER/<split>.npy (V, T, S, D)           ... or one array of all, with their keys in <split>.txt, a line each
-    FOLDER/any.h5 {<split>/0_pixels.mp4: ...} groups of an HDF5 file are splits
+    FOLDER/<split>/0_pixels.npy ...        one file per video: its only array, or "slots"
+    FOLDER/<split>.npz {"0_pixels.mp4": }  one file per split: its arrays by name
+    FOLDER/<split>.npy (V, T, S, D)        one array per split; <split>.txt has a key on each line
+    FOLDER/any.h5 {<split>/0_pixels.mp4: } the groups of an HDF5 file are splits
 
-All of them are read video by video; questions, annotations, types, parts and stops as in `import_pickle`.
+One video is read at a time. Questions, annotations, dtypes, parts and continuing as in
+import_pickle.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
 from data_prep.array_files import FORMATS, StoredArray, open_arrays
-from data_prep.importer import KEY_PATTERN, Catalogue, ImportOptions, import_videos
+from data_prep.importer import KEY_PATTERN, ImportOptions, VideoCatalogue, import_videos
 
 
 @dataclass
 class ImportArrays(ImportOptions):
-    """Turn a folder of arrays of slots (.npy, .npz, .safetensors, .h5), one file a video or one a split, into slot shards.
+    """Turn a folder of arrays of slots (.npy, .npz, .safetensors, .h5) into slot shards.
 
-    Keys are like 0_pixels or video_00000. A run that was stopped goes on from its last whole shard.
+    One file per video or one per split. Keys are like 0_pixels or video_00000. A run that was
+    stopped resumes after its last full shard.
     """
 
     source: str = option(MISSING, "folder: SPLIT/KEY.npy ..., or SPLIT.npz ...")
 
 
 def main(config: ImportArrays) -> None:
-    """Write the data set. UserError for a folder without arrays, and for arrays that are not videos of slots."""
+    """Write the data set. UserError for a folder without arrays, or arrays that are no videos."""
     folder = Path(config.source)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
     if not files:
@@ -42,19 +44,21 @@ def main(config: ImportArrays) -> None:
     import_videos(config, build_catalogue(folder, files), files, "data_prep.import_arrays")
 
 
-def build_catalogue(folder: Path, files: list[Path]) -> Catalogue:
+def build_catalogue(folder: Path, files: list[Path]) -> VideoCatalogue:
     """The videos of all files."""
-    found = Catalogue(str(folder))
+    found = VideoCatalogue(str(folder))
     for path in files:
         arrays = open_arrays(path)
         if KEY_PATTERN.fullmatch(path.stem):
             if path.parent == folder:
                 raise UserError(
-                    f"{path} is of no split: one file a video belongs into {folder}/train/, {folder}/val/, ..."
+                    f"{path} is of no split: one file per video belongs into {folder}/train/,"
+                    f" {folder}/val/, ..."
                 )
             if len(arrays) > 1 and "slots" not in arrays:
                 raise UserError(
-                    f"{path} holds {len(arrays)} arrays, none of them named slots: {', '.join(sorted(arrays)[:3])}"
+                    f"{path} holds {len(arrays)} arrays, none of them named slots:"
+                    f" {', '.join(sorted(arrays)[:3])}"
                 )
             add_video(
                 found,
@@ -74,7 +78,7 @@ def build_catalogue(folder: Path, files: list[Path]) -> Catalogue:
     return found
 
 
-def add_video(found: Catalogue, split: str, key: str, array: StoredArray) -> None:
+def add_video(found: VideoCatalogue, split: str, key: str, array: StoredArray) -> None:
     found.add(split, key, array.shape, array.dtype, partial(array.read, None))
 
 
@@ -84,7 +88,7 @@ def read_keys(path: Path, count: int) -> list[str]:
         keys = path.read_text().split()
     except OSError as error:
         raise UserError(
-            f"{path} is needed, with the key of each of {count} videos on a line ({error.strerror})"
+            f"{path} is needed, with the keys of {count} videos, one per line ({error.strerror})"
         ) from error
     if len(keys) != count:
         raise UserError(f"{path} names {len(keys)} videos, the array beside it holds {count}")

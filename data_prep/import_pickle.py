@@ -1,9 +1,10 @@
-"""Slots that another program has extracted: a pickle becomes a folder of slot shards.
+"""Imports slots from a pickle, as the extraction scripts of C-JEPA and SlotFormer write them.
 
-    FILE.pkl {split: {"0_pixels.mp4": (T, S, D)}} ──safe_pickle.opened──> where each array is ──importing.write──> DIR
+    FILE.pkl {split: {"0_pixels.mp4": (T, S, D)}} ──open_pickle──> lazy arrays ──> DIR
 
-Keys are `N_pixels.mp4` (C-JEPA) or `video_NNNNN.mp4` (SlotFormer); N is CLEVRER's scene index, unique over all splits.
-One array at a time is read, at its place in the file: this needs some hundred MB of memory for a file of any size.
+Keys are `N_pixels.mp4` (C-JEPA) or `video_NNNNN.mp4` (SlotFormer). N is CLEVRER's scene index,
+unique over all splits. One array is read at a time, at its place in the file, so a file of any size
+needs only a few hundred MB of memory.
 """
 
 from __future__ import annotations
@@ -18,23 +19,24 @@ from omegaconf import MISSING
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
-from data_prep.importer import Catalogue, ImportOptions, import_videos
+from data_prep.importer import ImportOptions, VideoCatalogue, import_videos
 from data_prep.pickle import reader
 from data_prep.pickle.lazy_arrays import LazyArray, LazyTensor
 
 
 @dataclass
 class ImportPickle(ImportOptions):
-    """Turn a pickle of slots, {split: {"0_pixels.mp4": array (frames, slots, slot_dim)}}, into slot shards.
+    """Turn a pickle of slots into slot shards.
 
-    A run that was stopped goes on from its last whole shard.
+    It holds {split: {"0_pixels.mp4": array (frames, slots, slot_dim)}}.
+    A run that was stopped resumes after its last full shard.
     """
 
     source: str = option(MISSING, "pickle (or torch.save file) of slots")
 
 
 def main(config: ImportPickle) -> None:
-    """Write the data set. UserError for a pickle that holds anything else, or needs code to be run."""
+    """Write the data set. UserError for a pickle that holds anything else, or that runs code."""
     with reader.open_pickle(config.source) as content:
         import_videos(
             config,
@@ -44,31 +46,33 @@ def main(config: ImportPickle) -> None:
         )
 
 
-def build_catalogue(path: str, content: Any) -> Catalogue:
+def build_catalogue(path: str, content: Any) -> VideoCatalogue:
     """The videos of {split: {key: array}}."""
     if not isinstance(content, dict) or not all(
         isinstance(videos, dict) for videos in content.values()
     ):
         raise UserError(
-            f'{path} must hold {{split: {{"0_pixels.mp4": array}}}}; its content is {describe_type(content)}'
+            f'{path} must hold {{split: {{"0_pixels.mp4": array}}}};'
+            f" its content is {describe_type(content)}"
         )
-    found = Catalogue(path)
+    found = VideoCatalogue(path)
     for split, videos in content.items():
         for key, slots in videos.items():
             if not isinstance(slots, (LazyArray, LazyTensor)):
                 raise UserError(
-                    f"{path}: {split}/{key} must be a float array (frames, slots, slot_dim); it is {describe_type(slots)}"
+                    f"{path}: {split}/{key} must be a float array (frames, slots, slot_dim);"
+                    f" it is {describe_type(slots)}"
                 )
             dtype = str(slots.dtype) if isinstance(slots, LazyArray) else ""
             found.add(str(split), key, slots.shape, dtype, partial(reader.read_array, path, slots))
     return found
 
 
-def describe_type(thing: Any) -> str:
+def describe_type(value: Any) -> str:
     return (
-        f"a dict with keys {[*map(str, thing)][:3]}"
-        if isinstance(thing, dict)
-        else type(thing).__name__
+        f"a dict with keys {[*map(str, value)][:3]}"
+        if isinstance(value, dict)
+        else type(value).__name__
     )
 
 

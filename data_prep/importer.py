@@ -1,7 +1,22 @@
-"""What the importers have in common: videos of any origin become slot shards.
+"""What all importers share: videos of slots from any source become slot shards.
 
-[Video(split, scene, read)] ──share, in order──> read, narrow ──┐
-questions, annotations by scene (joining.py) ───────────────────┴──DatasetWriter──> DIR, or DIR.partial from which the next run goes on
+VideoCatalogue of SourceVideo(split, scene, read) ──select_part──> converted ──┐
+questions and annotations by scene (annotations.py) ──────────────────────────┴──> DatasetWriter
+
+A new importer is a schema, a catalogue and one call:
+
+    @dataclass
+    class ImportMine(ImportOptions):
+        '''Turn my files of slots into slot shards.'''
+
+    def main(config):
+        catalogue = VideoCatalogue(config.source)
+        for path in sorted(Path(config.source).glob("*.bin")):     # names like video_00012.bin
+            catalogue.add("train", path.stem, (128, 7, 64), "float32", partial(read_slots, path))
+        import_videos(config, catalogue, files=[...], made_by="import_mine")
+
+    if __name__ == "__main__":
+        launch(ImportMine, main)
 """
 
 from __future__ import annotations
@@ -27,7 +42,7 @@ from data_prep.annotations import SceneMetadata
 from data_prep.partition import part_option, record_part, select_part
 from data_prep.progress import Progress
 
-SPLIT_NAMES = {"validation": "val", "valid": "val"}  # other names of a split; unlisted ones stay
+SPLIT_NAMES = {"validation": "val", "valid": "val"}  # other names of a split
 KEY_PATTERN = re.compile(r"(?:.*/)?(?:video_)?(\d+)(?:_pixels)?(?:\.mp4)?")
 
 
@@ -39,24 +54,24 @@ class ImportOptions:
     out: str = option(MISSING, "folder of slot shards to make")
     questions: str = option(
         "",
-        "CLEVRER questions: a JSON file, or a folder of them (train.json, validation.json, test.json)",
+        "CLEVRER questions: a JSON file, or a folder of them (train.json, validation.json, ...)",
     )
     annotations: str = option(
         "", "folder of CLEVRER annotations: annotation_NNNNN.json at any depth"
     )
-    dtype: str = option("float16", "type of the slots on disk", choices=tuple(DTYPES))
-    encoder: str = option("imported", "name of what made the slots, for the manifest")
+    dtype: str = option("float16", "dtype of the slots on disk", choices=tuple(DTYPES))
+    encoder: str = option("imported", "name of the model that made the slots, for the manifest")
     shard_mb: int = option(256, "size of a shard", unit="MiB", least=1)
     part: str = part_option()
 
 
 @dataclass
 class SourceVideo:
-    """A video to import: `read()` gives its slots (T, S, D), `place` names it to a person."""
+    """A video to import: `read()` gives its slots (T, S, D); `label` names it in messages."""
 
     split: str
     scene: int
-    place: str
+    label: str
     read: Callable[[], np.ndarray]
 
     @property
@@ -64,47 +79,55 @@ class SourceVideo:
         return f"video_{self.scene:05d}"
 
 
-class Catalogue:
-    """All videos of a source, by split and scene. `add` raises UserError for a key without a scene, a scene twice, no video."""
+class VideoCatalogue:
+    """All videos of a source, by split and scene."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.splits: dict[str, dict[int, SourceVideo]] = {}
-        self.where: dict[int, str] = {}
+        self.labels: dict[int, str] = {}
 
     def add(
         self, split: str, key: Any, shape: Sequence[int], dtype: str, read: Callable[[], np.ndarray]
     ) -> None:
-        """`dtype` "" is not known before it is read."""
+        """Add a video. `dtype` "" = not known before it is read.
+
+        Raises UserError for a key that names no scene, a scene that is there already, and an array
+        that is not (frames, slots, slot_dim) of floats.
+        """
         match = KEY_PATTERN.fullmatch(key) if isinstance(key, str) else None
         if match is None:
             raise UserError(
-                f"{self.source}: key {key!r} of split {split!r} names no scene; keys are like 0_pixels.mp4 or video_00000.mp4"
+                f"{self.source}: key {key!r} of split {split!r} names no scene;"
+                " keys are like 0_pixels.mp4 or video_00000.mp4"
             )
-        scene, place = int(match[1]), f"{split}/{key}"
+        scene, label = int(match[1]), f"{split}/{key}"
         if len(shape) != 3 or (dtype and "float" not in dtype):
             it_is = f"it is {dtype or 'an array'} {tuple(shape)}"
             raise UserError(
-                f"{self.source}: {place} must be a float array (frames, slots, slot_dim); {it_is}"
+                f"{self.source}: {label} must be a float array (frames, slots, slot_dim); {it_is}"
             )
-        if scene in self.where:
-            twice = f"scene {scene} is there twice, as {self.where[scene]} and as {place}"
+        if scene in self.labels:
+            twice = f"scene {scene} is there twice, as {self.labels[scene]} and as {label}"
             raise UserError(f"{self.source}: {twice}; a scene belongs to one split")
-        self.where[scene] = place
+        self.labels[scene] = label
         name = SPLIT_NAMES.get(split, split)
-        self.splits.setdefault(name, {})[scene] = SourceVideo(name, scene, place, read)
+        self.splits.setdefault(name, {})[scene] = SourceVideo(name, scene, label, read)
 
     def videos(self) -> list[SourceVideo]:
-        """In order of split and scene. UserError if there is none."""
-        if not self.where:
+        """The videos in order of split and scene. Raises UserError if there are none."""
+        if not self.labels:
             raise UserError(f"{self.source} holds no videos")
         return [video for videos in self.splits.values() for _, video in sorted(videos.items())]
 
 
 def import_videos(
-    config: ImportOptions, catalogue: Catalogue, files: list[Path], made_by: str
+    config: ImportOptions, catalogue: VideoCatalogue, files: list[Path], made_by: str
 ) -> None:
-    """Import the videos (or this part of them) and print what was joined and what the conversion lost. `files` is what they come from."""
+    """Import the videos, or this part of them, and print a summary.
+
+    `files` are the files of the source: an interrupted import continues only if they are unchanged.
+    """
     began, videos = time.monotonic(), catalogue.videos()
     source = {
         "made_by": made_by,
@@ -122,9 +145,9 @@ def import_videos(
     if (Path(config.out) / MANIFEST_NAME).exists() and Manifest.load(config.out).source == source:
         print(f"{config.out} already holds this import")
         return
-    joining = SceneMetadata(config.questions, config.annotations)
+    metadata = SceneMetadata(config.questions, config.annotations)
     chosen = select_part(videos, config.part)
-    resume = fingerprint([*files, *joining.files])
+    resume = fingerprint([*files, *metadata.files])
     with DatasetWriter(
         config.out,
         encoder=config.encoder,
@@ -137,16 +160,17 @@ def import_videos(
             video for video in chosen if video.key not in writer.split(video.split).written_keys
         ]
         if len(todo) < len(chosen):
-            print(f"goes on after {len(chosen) - len(todo)} videos in whole shards")
+            print(f"resumes after {len(chosen) - len(todo)} videos in full shards")
         progress = Progress(len(todo))
         for video in todo:
             slots = video.read()
             if slots.dtype.kind != "f":
                 raise UserError(
-                    f"{config.source}: {video.place} must be a float array (frames, slots, slot_dim); it is {slots.dtype}"
+                    f"{config.source}: {video.label} must be a float array"
+                    f" (frames, slots, slot_dim); it is {slots.dtype}"
                 )
             sample = Sample(
-                video.key, slots, joining.annotation(video.scene), joining.questions(video.scene)
+                video.key, slots, metadata.annotation(video.scene), metadata.questions(video.scene)
             )
             writer.split(video.split).add(sample)
             progress.add(slots.nbytes)
@@ -156,18 +180,22 @@ def import_videos(
         + ", ".join(f"{split} {manifest.count(split)}" for split in manifest.splits)
         + " videos"
     )
-    if joined := joining.report(catalogue.where):
-        print(joined)
-    lost = merge_shard_statistics(
+    if report := metadata.report(catalogue.labels):
+        print(report)
+    statistics = merge_shard_statistics(
         (entry for entries in manifest.splits.values() for entry in entries),
         manifest.frames * manifest.slots,
     )
-    print(f"conversion to {config.dtype}: {lost.describe_conversion_error() if lost else 'unknown'}")
+    conversion = statistics.describe_conversion_error() if statistics else "unknown"
+    print(f"conversion to {config.dtype}: {conversion}")
     print(f"{len(todo)} videos in {time.monotonic() - began:.1f} s")
 
 
 def fingerprint(files: Iterable[Path]) -> dict[str, int]:
-    """Whether files are the ones they were: their number, bytes, time of the last change. UserError if one cannot be read."""
+    """Tells whether files have changed: their number, bytes and time of the last change.
+
+    Raises UserError if one cannot be read.
+    """
     try:
         found = [file.stat() for file in files]
     except OSError as error:

@@ -1,10 +1,11 @@
-"""Which slots hold which objects, for data without truth: `python -m data_prep.match data=DIR out=DIR2`.
+"""Matches slots with annotated objects: `python -m data_prep.match data=DIR out=DIR2`.
 
-    some videos ──> Presence (presence.py), and Probe (matching.py) where there are annotations
-    every video ──Probe──> slot_object, position ──┬──> the same sample with <key>.match.npz
-                └─Presence──> present ─────────────┘
+    some videos ──fit──> PresenceDetector; with annotations also ObjectProbe
+    every video ──ObjectProbe───────> slot_object, position ──┬──> same sample + <key>.match.npz
+                └─PresenceDetector──> present ────────────────┘
 
-Where the shards have truth it is used to say how good this is, and for nothing else.
+This is for data without ground truth. Where the shards have it, it only serves to score the
+matches.
 """
 
 from __future__ import annotations
@@ -30,28 +31,24 @@ from data_prep.slot_matching import MAX_UNEXPLAINED, AnnotatedScene, ObjectProbe
 
 @dataclass
 class Match:
-    """Write slot shards with, for every video, which object a slot holds, when it is in view, and where."""
+    """Add to every video of slot shards: each slot's object, its position, when it is in view."""
 
     data: str = option(MISSING, "folder of slot shards")
     out: str = option(MISSING, "folder to write")
     fit_videos: int = option(
         300,
-        "videos that the probe is fitted on, the first of the train split",
+        "videos to fit the probe on, from the start of the train split",
         unit="videos",
         least=2,
     )
-    every: int = option(
-        8, "frames between those that the probe is fitted on", unit="frames", least=1
-    )
-    splits: list[str] = option([], "splits to write; none named = all")
-    videos: int = option(
-        0, "only the first so many videos of a split; 0 = all", unit="videos", least=0
-    )
+    every: int = option(8, "the probe is fitted on every N-th frame", unit="frames", least=1)
+    splits: list[str] = option([], "splits to write; empty = all")
+    videos: int = option(0, "only the first N videos of a split; 0 = all", unit="videos", least=0)
     shard_mb: int = option(256, "size of a shard", unit="MiB", least=1)
 
 
 def main(config: Match) -> None:
-    """Fit, write, and print what was found. UserError for annotations that are not of the slots' scenes."""
+    """Fit, write, print a summary. UserError for annotations that are not of the slots' scenes."""
     manifest = Manifest.load(config.data)
     settings = {
         name: value
@@ -63,7 +60,7 @@ def main(config: Match) -> None:
         print(f"{config.out} already holds these matches")
         return
     presence, probe = fit_on_videos(config, manifest)
-    tally = MatchCounts()
+    counts = MatchCounts()
     with DatasetWriter(
         config.out,
         encoder=manifest.encoder,
@@ -79,17 +76,17 @@ def main(config: Match) -> None:
             for sample in read_split(config.data, split, videos=count):
                 if sample.key not in known:
                     match = match_video(sample, presence, probe)
-                    tally.add(sample, match)
+                    counts.add(sample, match)
                     writer.split(split).add(dataclasses.replace(sample, match=match))
                 progress.add()
-    print(f"{config.out}: {tally.report()}")
+    print(f"{config.out}: {counts.report()}")
 
 
 def fit_on_videos(config: Match, manifest: Manifest) -> tuple[PresenceDetector, ObjectProbe | None]:
-    """What blanks look like, and how a slot shows its object; no probe without annotations."""
+    """Fit the detector of presence and, if there are annotations, the probe of objects."""
     split = "train" if "train" in manifest.splits else next(iter(manifest.splits))
     frames = np.arange(0, manifest.frames, config.every)
-    slots, known = [], []
+    slots, annotated = [], []
     for sample in read_split(
         config.data,
         split,
@@ -97,20 +94,22 @@ def fit_on_videos(config: Match, manifest: Manifest) -> tuple[PresenceDetector, 
         videos=min(config.fit_videos, manifest.count(split)),
     ):
         slots.append(to_float32(sample.slots)[frames])  # type: ignore[arg-type]
-        if (scene := AnnotatedScene.of(sample.annotation or {})) is not None:
-            known.append((slots[-1][frames < len(scene.seen)], scene.at(frames)))
+        if (scene := AnnotatedScene.from_annotation(sample.annotation or {})) is not None:
+            annotated.append((slots[-1][frames < len(scene.visible)], scene.at_frames(frames)))
     presence = PresenceDetector(np.stack(slots))
     print(
-        f"presence: {len(presence.blanks)} vectors of slots without an object, from {len(slots)} videos of {split}"
+        f"presence: {len(presence.empty)} vectors of slots without an object,"
+        f" from {len(slots)} videos of {split}"
     )
-    if not known:
+    if not annotated:
         print("no annotations: slots are not matched with objects")
         return presence, None
-    probe, rounds = fit_probe(known)
-    explained = 1 - probe.variance / probe.spread
+    probe, rounds = fit_probe(annotated)
+    explained = 1 - probe.residual_variance / probe.total_variance
     print(
-        f"probe: fitted on {len(known)} videos in {rounds} rounds; it explains {100 * explained[:2].mean():.1f} % of the position's "
-        f"variance, {100 * explained[2:].mean():.1f} % of the attributes'"
+        f"probe: fitted on {len(annotated)} videos in {rounds} rounds; it explains"
+        f" {100 * explained[:2].mean():.1f} % of the variance of the position,"
+        f" {100 * explained[2:].mean():.1f} % of that of the attributes"
     )
     return presence, probe
 
@@ -118,29 +117,34 @@ def fit_on_videos(config: Match, manifest: Manifest) -> tuple[PresenceDetector, 
 def match_video(
     sample: Sample, presence: PresenceDetector, probe: ObjectProbe | None
 ) -> dict[str, np.ndarray]:
-    """`slot_object` (S,) int8, `present` (T, S) bool, `position` (T, S, 2) float32; from the annotation as far as it goes, then as read."""
+    """`slot_object` (S,) int8, `present` (T, S) bool, `position` (T, S, 2) float32.
+
+    Presence and position come from the annotation in its frames, from the slots in later ones.
+    """
     slots = to_float32(sample.slots)  # type: ignore[arg-type]
-    slot_object, present = np.full(slots.shape[1], -1, np.int8), presence.of(slots)
+    slot_object, present = np.full(slots.shape[1], -1, np.int8), presence.detect(slots)
     position = np.zeros((*slots.shape[:2], 2), np.float32)
-    scene = AnnotatedScene.of(sample.annotation or {})
+    scene = AnnotatedScene.from_annotation(sample.annotation or {})
     if probe is not None and scene is not None:
-        shown = min(len(slots), len(scene.seen))
-        slot = probe.assign(slots[:shown], scene.at(np.arange(shown)), MAX_UNEXPLAINED)
-        slot_object[slot[slot >= 0]] = scene.identity[slot >= 0]
+        annotated = min(len(slots), len(scene.visible))
+        slot = probe.assign(
+            slots[:annotated], scene.at_frames(np.arange(annotated)), MAX_UNEXPLAINED
+        )
+        slot_object[slot[slot >= 0]] = scene.object_ids[slot >= 0]
         present[:, slot_object < 0] = False
         for k in np.flatnonzero(slot >= 0):
-            present[:shown, slot[k]] = scene.seen[:shown, k]
-            position[:, slot[k]] = probe.read(slots[:, slot[k]])[:, :2]
-            position[:shown, slot[k]] = scene.targets[:shown, k, :2]
+            present[:annotated, slot[k]] = scene.visible[:annotated, k]
+            position[:, slot[k]] = probe.predict(slots[:, slot[k]])[:, :2]
+            position[:annotated, slot[k]] = scene.targets[:annotated, k, :2]
     return {"slot_object": slot_object, "present": present, "position": position}
 
 
 class MatchCounts:
-    """What was matched and, where there is truth, how much of it is right."""
+    """Counts of matches and, where there is ground truth, of correct ones."""
 
     def __init__(self) -> None:
-        self.videos = self.annotated = self.slots = self.matched = self.judged = 0
-        self.objects = self.right = self.wrong = self.frames = self.agree = 0
+        self.videos = self.annotated = self.slots = self.matched = self.compared = 0
+        self.objects = self.correct = self.wrong = self.frames = self.agreeing = 0
 
     def add(self, sample: Sample, match: dict[str, np.ndarray]) -> None:
         self.videos += 1
@@ -155,21 +159,27 @@ class MatchCounts:
         )
         visible = (true >= 0) & present.any(0)
         same = match["slot_object"] == true
-        self.judged += 1
+        self.compared += 1
         self.objects += int(visible.sum())
-        self.right += int((visible & same).sum())
+        self.correct += int((visible & same).sum())
         self.wrong += int(((match["slot_object"] >= 0) & ~same).sum())
         self.frames += present.size
-        self.agree += int((match["present"] == present).sum())
+        self.agreeing += int((match["present"] == present).sum())
 
     def report(self) -> str:
-        lines = f"{self.videos} videos, {self.annotated} with annotations; {self.matched} of {self.slots} slots hold a known object"
-        if not self.judged:
-            return lines + "; no truth to compare with"
-        right = f"{100 * self.right / max(1, self.objects):.2f} % of {self.objects} objects in view are in the slot they were given"
+        text = (
+            f"{self.videos} videos, {self.annotated} with annotations;"
+            f" {self.matched} of {self.slots} slots hold a known object"
+        )
+        if not self.compared:
+            return text + "; no ground truth to compare with"
+        correct = 100 * self.correct / max(1, self.objects)
+        agreeing = 100 * self.agreeing / max(1, self.frames)
         return (
-            f"{lines}; against the truth of {self.judged} videos: {right}, {self.wrong} slots were given a wrong one; "
-            f"presence agrees at {100 * self.agree / max(1, self.frames):.2f} % of {self.frames} slots and frames"
+            f"{text}; against the ground truth of {self.compared} videos: {correct:.2f} % of"
+            f" {self.objects} objects in view are in the right slot,"
+            f" {self.wrong} slots have a wrong object; presence agrees"
+            f" at {agreeing:.2f} % of {self.frames} slots and frames"
         )
 
 

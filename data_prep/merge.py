@@ -1,8 +1,10 @@
-"""Makes one data set of the parts that several processes made: `python -m data_prep.merge out=DIR parts=DIR.parts`.
+"""Merges the parts of a data set: `python -m data_prep.merge out=DIR parts=DIR.parts`.
 
-    DIR.parts/0 ... DIR.parts/7 ──same settings? each part once? no key twice?──> shards linked, in order, renumbered ──> one manifest
+    DIR.parts/0 ... DIR.parts/7 ──same settings? each part once? no key twice?
+      ──> shards linked, in order, renumbered ──> one manifest
 
-Linked, not copied, where the file system can: the parts may be removed afterwards, the data set keeps the bytes.
+Linked, not copied, where the file system can: the parts may be removed afterwards, the data set
+keeps the bytes.
 """
 
 from __future__ import annotations
@@ -28,14 +30,17 @@ from cjepa_dist.runtime.files import file_checksum, fsync_path
 
 @dataclass
 class Merge:
-    """Make one data set of the parts that part=i/n made. Nothing is done if `out` holds it already."""
+    """Make one data set of the parts that part=i/n made, unless `out` holds it already."""
 
     out: str = option(MISSING, "folder of slot shards to make")
     parts: Any = option(MISSING, "folder of parts, or a list of parts: [A,B,...]")
 
 
 def main(config: Merge) -> int:
-    """Link the shards, write the manifest; the parts stay as they are. UserError for gaps, overlaps, parts of other data sets."""
+    """Link the shards and write the manifest; the parts stay unchanged.
+
+    Raises UserError for missing or overlapping parts, and for parts of other data sets.
+    """
     parts = sort_parts(find_parts(config.parts))
     merged = merge_manifests(parts)
     out = Path(config.out).absolute()
@@ -73,7 +78,10 @@ def main(config: Merge) -> int:
 
 
 def find_parts(parts: Any) -> list[Path]:
-    """Folders of the parts: those named, or those in a folder. UserError for none, and for one that is not finished."""
+    """The folders of the parts: those listed, or those in a folder.
+
+    Raises UserError if there is none, or one is not finished.
+    """
     if isinstance(parts, (list, tuple)):
         return [Path(str(part)) for part in parts]
     folder = Path(str(parts))
@@ -89,7 +97,10 @@ def find_parts(parts: Any) -> list[Path]:
 
 
 def sort_parts(folders: list[Path]) -> list[tuple[Path, Manifest]]:
-    """Parts 0 .. n-1 with their manifests. UserError unless each of n is there once, made with the same settings and of the same shape."""
+    """Parts 0 .. n-1 with their manifests.
+
+    Raises UserError unless each part is there once, with the same settings and the same shape.
+    """
     found: dict[int, tuple[Path, Manifest]] = {}
     expected: Any = None
     for folder in folders:
@@ -112,14 +123,16 @@ def sort_parts(folders: list[Path]) -> list[tuple[Path, Manifest]]:
         )
         if expected is not None and about != expected:
             names = ("number of parts", "settings", "encoder", "shape", "dtype", "empty slot")
-            differ = next(name for name, a, b in zip(names, about, expected) if a != b)
+            differ = next(name for name, a, b in zip(names, about, expected, strict=True) if a != b)
             raise UserError(
-                f"{folder} does not belong to {next(iter(found.values()))[0]}: they differ in {differ}"
+                f"{folder} does not belong to {next(iter(found.values()))[0]}:"
+                f" they differ in {differ}"
             )
         expected, found[i] = about, (folder, manifest)
     if missing := [i for i in range(expected[0]) if i not in found]:
         raise UserError(
-            f"{len(missing)} of {expected[0]} parts are missing: {', '.join(map(str, missing))}; make them with part=i/{expected[0]}"
+            f"{len(missing)} of {expected[0]} parts are missing: {', '.join(map(str, missing))};"
+            f" make them with part=i/{expected[0]}"
         )
     return [found[i] for i in range(expected[0])]
 
@@ -129,7 +142,10 @@ def shared_source(manifest: Manifest) -> dict[str, Any]:
 
 
 def merge_manifests(parts: list[tuple[Path, Manifest]]) -> Manifest:
-    """The manifest of all parts: their shards in order, renumbered, mean and spread put together. UserError for a key in two parts."""
+    """The manifest of all parts: their shards in order, renumbered; statistics of all of them.
+
+    Raises UserError for a key in two parts.
+    """
     first = parts[0][1]
     merged = dataclasses.replace(first, source=shared_source(first), splits={})
     where: dict[str, Path] = {}
@@ -147,11 +163,12 @@ def merge_manifests(parts: list[tuple[Path, Manifest]]) -> Manifest:
 
 
 def link_shard(source: Path, target: Path, size: int, xxh3: str) -> None:
-    """A second name for a shard, or a copy on another file system. UserError if the shard is not there whole."""
+    """A hard link to a shard, or a copy on another file system. UserError if it is incomplete."""
     try:
         if source.stat().st_size != size:
             raise UserError(
-                f"shard {source} has {source.stat().st_size} bytes, its manifest says {size}; make this part again"
+                f"shard {source} has {source.stat().st_size} bytes, its manifest says {size};"
+                " make this part again"
             )
     except OSError as error:
         raise UserError(

@@ -1,6 +1,6 @@
-"""One data set made by several processes: which share of the videos is whose.
+"""Divides the videos over several processes that make one data set together.
 
-all videos, in order ──share(videos, "3/8")──> the fourth of eight equal runs of them ──> a data set that says so ──merge──> one
+all videos, in order ──select_part(.., "3/8")──> the fourth eighth ──> part ──merge──> data set
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ def part_option() -> Any:
     """The config field `part`."""
     return option(
         "",
-        "make only share i of n, as i/n with i from 0; data_prep.merge puts the n data sets together; empty = all",
+        "make only part i of n, as i/n with i from 0; data_prep.merge joins the parts; empty = all",
     )
 
 
 def select_part(items: list[Item], part: str) -> list[Item]:
-    """The run of `items` that is part "i/n"; all of them for "". UserError for anything else, and for a part without an item."""
+    """Part "i/n" of `items`, which is contiguous; all of them for "".
+
+    Raises UserError for anything else, and for a part that would be empty.
+    """
     if not part:
         return items
     match = re.fullmatch(r"(\d+)/(\d+)", part)
@@ -31,12 +34,10 @@ def select_part(items: list[Item], part: str) -> list[Item]:
         raise UserError(f"config field part={part!r}: must be i/n with 0 <= i < n, like 0/8")
     i, n = int(match[1]), int(match[2])
     if n > len(items):
-        raise UserError(
-            f"config field part={part!r}: there are only {len(items)} videos to share out"
-        )
+        raise UserError(f"config field part={part!r}: there are only {len(items)} videos to divide")
     return items[i * len(items) // n : (i + 1) * len(items) // n]
 
 
 def record_part(source: dict[str, Any], part: str) -> dict[str, Any]:
-    """A manifest's `source` that says which part it is."""
+    """The `source` of a manifest, with the part if there is one."""
     return {**source, "part": part} if part else source

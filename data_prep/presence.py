@@ -1,24 +1,25 @@
-"""Whether a slot holds an object in view, where nothing is known but the slots: by norm and motion.
+"""Detects whether a slot holds an object in view, from the slots alone.
 
-    slots of some videos ──the still half──> vectors that many videos share: background, empty slots ──> blanks (P, D)
-    a slot at a frame ──its norm, measured from the nearest blank──> present
+    some videos ──the half of the slots that moves least──> vectors that many share ──> empty (P, D)
+    a slot in a frame ──distance to the nearest empty vector──> present
 
-An object's slot tells where the object is, so that no vector of one is shared by many videos; a resting one's neither.
+Background and empty slots look the same in many videos. The slot of an object does not, even at
+rest, because it encodes the position of the object.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-MIN_VIDEO_SHARE = 0.2  # part of the videos that must have a vector for it to be a blank
-MAX_DISTANCE = 0.1  # of the slots' variance: closer than this to a blank is that blank
+MIN_VIDEO_SHARE = 0.2  # of the videos must have a vector for it to count as empty
+MAX_DISTANCE = 0.1  # to an empty vector, in units of the slots' variance
 
 
 class PresenceDetector:
-    """`blanks` (P, D): what slots without an object look like; `variance`: mean variance of a slot's numbers."""
+    """`empty` (P, D): vectors of slots without an object; `variance`: the mean of the slots'."""
 
     def __init__(self, videos: np.ndarray) -> None:
-        """`videos` (V, F, S, D) float32, some hundred of them."""
+        """`videos` (V, F, S, D) float32, a few hundred."""
         self.variance = float(videos.reshape(-1, videos.shape[-1]).var(0).mean())
         motion = (np.diff(videos, axis=1) ** 2).mean((1, 3))  # (V, S)
         still = motion <= np.median(motion)
@@ -33,13 +34,13 @@ class PresenceDetector:
                 break
             found.append(vectors[near[best]].mean(0))
             vectors, video = vectors[~near[best]], video[~near[best]]
-        self.blanks = np.array(found).reshape(-1, videos.shape[-1])
+        self.empty = np.array(found).reshape(-1, videos.shape[-1])
 
-    def of(self, slots: np.ndarray) -> np.ndarray:
-        """(T, S, D) -> (T, S) bool; all True where no blank is known."""
-        if not len(self.blanks):
+    def detect(self, slots: np.ndarray) -> np.ndarray:
+        """(T, S, D) -> (T, S) bool; all True if no empty vector is known."""
+        if not len(self.empty):
             return np.ones(slots.shape[:2], bool)
-        nearest = np.min([((slots - blank) ** 2).mean(-1) for blank in self.blanks], axis=0)
+        nearest = np.min([((slots - vector) ** 2).mean(-1) for vector in self.empty], axis=0)
         return nearest > MAX_DISTANCE * self.variance
 
 

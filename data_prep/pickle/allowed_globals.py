@@ -13,7 +13,7 @@ from data_prep.pickle.lazy_arrays import FileSpan, LazyArray
 
 @dataclass(frozen=True)
 class AllowedGlobal:
-    """What a pickle gets for an allowed name: the machine calls `make`, and nothing else can be done with it."""
+    """What a pickle gets for an allowed name. The interpreter calls `make`, and does nothing else."""
 
     name: str
     make: Callable[..., Any]
@@ -22,20 +22,21 @@ class AllowedGlobal:
 def new_array(kind: Any, *_: Any) -> LazyArray:
     if not isinstance(kind, AllowedGlobal) or kind.name != "numpy.ndarray":
         raise UserError(
-            f"the pickle makes an array of class {getattr(kind, 'name', kind)!r}; only numpy.ndarray is read"
+            f"the pickle makes an array of class {getattr(kind, 'name', kind)!r};"
+            " only numpy.ndarray is supported"
         )
     return LazyArray()
 
 
 def make_scalar(dtype: Any, content: Any) -> Any:
-    return LazyArray().fill(content, dtype, (1,), "C").settle()[0]
+    return LazyArray().fill(content, dtype, (1,), "C").materialize()[0]
 
 
 def encode_latin1(text: Any, encoding: Any = "utf-8") -> bytes | FileSpan:
     long = isinstance(text, FileSpan) and text.kind == "text"
     if not (long or isinstance(text, str)) or encoding != "latin1":
         raise UserError(
-            f"the pickle calls _codecs.encode with encoding {encoding!r}; only latin1 is read"
+            f"the pickle calls _codecs.encode with encoding {encoding!r}; only latin1 is supported"
         )
     return (
         FileSpan(text.descriptor, text.offset, text.length, "latin1")
@@ -45,7 +46,10 @@ def encode_latin1(text: Any, encoding: Any = "utf-8") -> bytes | FileSpan:
 
 
 def checked_container(kind: type) -> Callable[..., Any]:
-    """A container made from at most one container: `bytearray(10 ** 12)` and the like would take memory for nothing."""
+    """A container made from at most one container.
+
+    So `bytearray(10 ** 12)` and the like cannot fill the memory.
+    """
 
     def make(*arguments: Any) -> Any:
         if (
@@ -64,4 +68,4 @@ def checked_container(kind: type) -> Callable[..., Any]:
 
 
 def refuse_call(*_: Any) -> Any:
-    raise pickle.UnpicklingError("a class that is only to be named is called")
+    raise pickle.UnpicklingError("it calls a class that it may only name")

@@ -1,10 +1,11 @@
-"""The pickle machine, as far as data needs it: containers, text, numbers, calls of a few allowed names. It runs nothing.
+"""A pickle interpreter that runs no code: containers, text, numbers, calls of a few allowed names.
 
-    opcodes ──Machine──> containers of placeholders
-                 └── long bytes and text are left in the file: a Stretch says where they are
+    opcodes ──Interpreter──> containers, text, numbers, lazy arrays
+                  └── long bytes and text stay in the file; a FileSpan says where they are
 
-Python's own unpickler keeps every array it has read until the end; this one keeps places, so a pickle of any size takes the memory of
-its table of contents. Opcodes and their arguments are decoded by `pickletools`; one that is not below is refused.
+Python's own unpickler keeps every array in memory until the end. This one keeps only positions, so
+a pickle of any size needs the memory of its table of contents. `pickletools` decodes the opcodes
+and their arguments. An opcode that is not below is refused.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from cjepa_dist.data.format.tar import Extent, MemberFile
 from data_prep.pickle.allowed_globals import AllowedGlobal
 from data_prep.pickle.lazy_arrays import DtypeStub, FileSpan, LazyArray
 
-LAZY_BYTES = 4096  # bytes from which content is left in the file
+LAZY_BYTES = 4096  # content of this length or more stays in the file
 MARK = object()
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
 TEXTS = ("UNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "SHORT_BINBYTES")
-SIZED = {  # width of the length, what follows it
+SIZED = {  # bytes of the length field, kind of the content
     "BINBYTES": (4, "bytes"),
     "BINBYTES8": (8, "bytes"),
     "BYTEARRAY8": (8, "bytes"),
@@ -37,7 +38,7 @@ SIZED = {  # width of the length, what follows it
 
 
 class PickleSource:
-    """Where a pickle is read from: a part of an open file, or memory (then nothing can be left in it)."""
+    """What a pickle is read from: a part of an open file, or memory."""
 
     def __init__(
         self, descriptor: int | None, offset: int = 0, length: int = 0, memory: bytes = b""
@@ -54,7 +55,7 @@ class PickleSource:
             else BufferedReader(MemberFile(descriptor, part), LAZY_BYTES)
         )
 
-    def take(self, length: int, kind: str) -> FileSpan:
+    def read_span(self, length: int, kind: str) -> FileSpan:
         """The next `length` bytes. EOFError if there are fewer."""
         at = self.file.tell()
         if length > self.length - at:
@@ -66,7 +67,10 @@ class PickleSource:
 
 
 class Interpreter:
-    """Reads one pickle from `source`. `find(module, name)` gives what a global stands for, `persistent(id)` what a persistent id does."""
+    """Reads one pickle from `source`.
+
+    `find(module, name)` gives what a global stands for, `persistent(id)` what a persistent id does.
+    """
 
     def __init__(
         self,
@@ -79,22 +83,24 @@ class Interpreter:
         self.memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """What the pickle holds. Any exception means that it is damaged, or needs what is not read."""
+        """The content of the pickle. Any exception means that it is damaged or not supported."""
         read = self.source.file.read
         while (code := read(1)) != pickle.STOP:
             if not code:
                 raise EOFError("it ends without its end mark")
             if (action := ACTIONS.get(code)) is None:
-                raise pickle.UnpicklingError(f"opcode {code!r} is not read")
+                raise pickle.UnpicklingError(f"opcode {code!r} is not supported")
             action(self)
         return self.stack.pop()
 
-    def sized(self, width: int, kind: str) -> None:
-        content = self.source.take(int.from_bytes(self.source.file.read(width), "little"), kind)
-        self.push(content if content.memory is None else content.settle())
+    def push_sized(self, width: int, kind: str) -> None:
+        content = self.source.read_span(
+            int.from_bytes(self.source.file.read(width), "little"), kind
+        )
+        self.push(content if content.memory is None else content.materialize())
 
-    def items(self) -> list[Any]:
-        """Pops what is above the last mark, and the mark."""
+    def pop_to_mark(self) -> list[Any]:
+        """Pop everything above the last mark, and the mark."""
         at = len(self.stack) - 1
         while self.stack[at] is not MARK:
             at -= 1
@@ -122,17 +128,17 @@ class Interpreter:
 
     def call(self, name: Any, arguments: Any) -> None:
         if not isinstance(name, AllowedGlobal) or not isinstance(arguments, tuple):
-            raise pickle.UnpicklingError("a call of what cannot be called")
+            raise pickle.UnpicklingError("it calls something that cannot be called")
         self.push(name.make(*arguments))
 
-    def build(self, thing: Any, state: Any) -> None:
-        """Sets the state of an array or a dtype; nothing else has one."""
-        if not isinstance(thing, (LazyArray, DtypeStub)):
+    def build(self, value: Any, state: Any) -> None:
+        """Set the state of an array or a dtype; nothing else has one."""
+        if not isinstance(value, (LazyArray, DtypeStub)):
             raise pickle.UnpicklingError(
-                f"the pickle changes {getattr(thing, 'name', type(thing).__name__)}"
+                f"the pickle changes {getattr(value, 'name', type(value).__name__)}"
             )
-        thing.build(state)
-        self.push(thing)
+        value.build(state)
+        self.push(value)
 
     def top(self) -> Any:
         return self.stack[-1]
@@ -147,10 +153,10 @@ class Interpreter:
         self.push(self.find(expect_type(module, str), expect_type(name, str)))
 
 
-def expect_type(thing: Any, kind: type) -> Any:
-    if not isinstance(thing, kind):
-        raise pickle.UnpicklingError(f"a {type(thing).__name__} where a {kind.__name__} must be")
-    return thing
+def expect_type(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise pickle.UnpicklingError(f"a {type(value).__name__} where a {kind.__name__} must be")
+    return value
 
 
 def unquote(line: bytes) -> str:
@@ -168,24 +174,26 @@ HANDLERS: dict[str, Handler] = {
     "FRAME": lambda m, length: None,  # a hint for reading ahead
     "MARK": lambda m, _: m.push(MARK),
     "POP": lambda m, _: m.pop(1),
-    "POP_MARK": lambda m, _: m.items(),
+    "POP_MARK": lambda m, _: m.pop_to_mark(),
     "DUP": lambda m, _: m.push(m.top()),
     "EMPTY_LIST": lambda m, _: m.push([]),
     "EMPTY_TUPLE": lambda m, _: m.push(()),
     "EMPTY_DICT": lambda m, _: m.push({}),
     "EMPTY_SET": lambda m, _: m.push(set()),
-    "LIST": lambda m, _: m.push(m.items()),
-    "TUPLE": lambda m, _: m.push(tuple(m.items())),
+    "LIST": lambda m, _: m.push(m.pop_to_mark()),
+    "TUPLE": lambda m, _: m.push(tuple(m.pop_to_mark())),
     "TUPLE1": lambda m, _: m.push(tuple(m.pop(1))),
     "TUPLE2": lambda m, _: m.push(tuple(m.pop(2))),
     "TUPLE3": lambda m, _: m.push(tuple(m.pop(3))),
-    "DICT": lambda m, _: m.push(pairs_to_dict(m.items())),
-    "FROZENSET": lambda m, _: m.push(frozenset(m.items())),
+    "DICT": lambda m, _: m.push(pairs_to_dict(m.pop_to_mark())),
+    "FROZENSET": lambda m, _: m.push(frozenset(m.pop_to_mark())),
     "APPEND": lambda m, _: m.extend(m.pop(1)),
-    "APPENDS": lambda m, _: m.extend(m.items()),
+    "APPENDS": lambda m, _: m.extend(m.pop_to_mark()),
     "SETITEM": lambda m, _: m.update(m.pop(2)),
-    "SETITEMS": lambda m, _: m.update(m.items()),
-    "ADDITEMS": lambda m, _: (lambda items: expect_type(m.top(), set).update(items))(m.items()),
+    "SETITEMS": lambda m, _: m.update(m.pop_to_mark()),
+    "ADDITEMS": lambda m, _: (lambda items: expect_type(m.top(), set).update(items))(
+        m.pop_to_mark()
+    ),
     "PUT": lambda m, place: m.remember(place),
     "BINPUT": lambda m, place: m.remember(place),
     "LONG_BINPUT": lambda m, place: m.remember(place),
@@ -217,7 +225,7 @@ def call_handler(handler: Handler, reader: Callable[[Any], Any] | None) -> Actio
 
 
 def push_sized(width: int, kind: str) -> Action:
-    return lambda m: m.sized(width, kind)
+    return lambda m: m.push_sized(width, kind)
 
 
 def actions() -> dict[bytes, Action]:

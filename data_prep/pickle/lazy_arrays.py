@@ -1,8 +1,8 @@
-"""What stands in a pickle's content for bytes, arrays and tensors (`safe_pickle.py`): where they are in the file, and checks.
+"""Lazy arrays and tensors of a pickle: where they are in the file, checked, not yet read.
 
-Stretch                               bytes or text, still in the file
-Allowed(name, make)                   a name the pickle may call, and what the call gives:
-Dtype, Array, StorageType, Storage, Tensor      `settle` reads the one array out of the file
+FileSpan                                  bytes or text that are still in the file
+LazyArray, LazyStorage, LazyTensor        `materialize` reads this one out of the file
+DtypeStub, StorageTypeStub                stand for a dtype and for a class of torch storages
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ STORAGE_DTYPES = {
 class FileSpan:
     """`length` bytes of an open file at `offset`, or in `memory`.
 
-    `kind`: bytes; text (UTF-8); string (Python 2's, bytes or latin1 text); latin1 (bytes that were written as text, in UTF-8).
+    `kind`: bytes; text (UTF-8); string (of Python 2: bytes or latin1 text); latin1 (bytes that were
+    written as text, in UTF-8).
     """
 
     descriptor: int
@@ -47,8 +48,11 @@ class FileSpan:
     kind: str = "bytes"
     memory: bytes | None = None
 
-    def raw(self, start: int = 0, count: int = -1) -> Any:
-        """`count` (-1 = all) of the bytes as they are in the file, from `start`: a writable buffer. EOFError if the file has shrunk."""
+    def read(self, start: int = 0, count: int = -1) -> Any:
+        """`count` bytes (-1 = all) from `start` on, as they are in the file: a writable buffer.
+
+        Raises EOFError if the file has become shorter.
+        """
         count = self.length - start if count < 0 else count
         if self.memory is not None:
             return memoryview(self.memory)[start : start + count]
@@ -61,8 +65,8 @@ class FileSpan:
             done += got
         return buffer.data
 
-    def settle(self) -> bytes | str:
-        content = bytes(self.raw())
+    def materialize(self) -> bytes | str:
+        content = bytes(self.read())
         if self.kind == "bytes":
             return content
         text = content.decode("latin1" if self.kind == "string" else "utf-8")
@@ -70,14 +74,14 @@ class FileSpan:
 
 
 class DtypeStub:
-    """Stands for numpy.dtype: plain numbers and text only."""
+    """Stands for a numpy.dtype of plain numbers or text."""
 
     __slots__ = ("value",)
 
     def __init__(self, name: Any, *_: Any) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[biufcSU]\d+|\?", name):
             raise UserError(
-                f"the pickle holds an array of dtype {name!r}; only numbers and text are read"
+                f"the pickle holds an array of dtype {name!r}; only numbers and text are supported"
             )
         self.value = np.dtype(name)
 
@@ -85,7 +89,7 @@ class DtypeStub:
         _, order, subtype, names, fields = state[:5]
         if subtype is not None or names is not None or fields is not None:
             raise UserError(
-                "the pickle holds an array of a structured dtype; only numbers and text are read"
+                "the pickle holds an array of a structured dtype; only numbers and text are supported"
             )
         if order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError(f"byte order {order!r}")
@@ -103,7 +107,9 @@ class LazyArray:
     def build(self, state: Any) -> None:
         shape, dtype, fortran, content = state[-4:]
         if isinstance(content, list):
-            raise UserError("the pickle holds an array of objects; only numbers and text are read")
+            raise UserError(
+                "the pickle holds an array of objects; only numbers and text are supported"
+            )
         self.fill(content, dtype, shape, "F" if fortran else "C")
 
     def fill(self, content: Any, dtype: Any, shape: Any, order: str) -> LazyArray:
@@ -132,10 +138,12 @@ class LazyArray:
                 f"{length} bytes for an array {self.shape} of {self.dtype}"
             )
 
-    def settle(self) -> np.ndarray:
+    def materialize(self) -> np.ndarray:
         if self.content is None:
             raise pickle.UnpicklingError("an array without content")
-        content = self.content.settle() if self.content.kind == "latin1" else self.content.raw()
+        content = (
+            self.content.materialize() if self.content.kind == "latin1" else self.content.read()
+        )
         self.check(len(content))
         flat: Any = np.frombuffer(content, self.dtype) if len(content) else np.empty(0, self.dtype)
         return flat.reshape(self.shape, order=self.order)
@@ -143,13 +151,13 @@ class LazyArray:
 
 @dataclass(frozen=True)
 class StorageTypeStub:
-    """Stands for torch.FloatStorage and its kin: a name for an element type, not to be called."""
+    """Stands for torch.FloatStorage and the like: the name of an element type; never called."""
 
     dtype: str
 
 
 class LazyStorage:
-    """The flat memory of torch tensors; in the old layout it is filled after the tensors have been named."""
+    """The flat memory of torch tensors. In the old file layout `content` is set at the end."""
 
     __slots__ = ("content", "dtype")
 
@@ -169,15 +177,18 @@ class LazyStorage:
             raise pickle.UnpicklingError(
                 f"a tensor that reaches element {stop - 1} of {self.content.length // size}"
             )
-        flat = np.frombuffer(self.content.raw(start * size, (stop - start) * size), self.element)
+        flat = np.frombuffer(self.content.read(start * size, (stop - start) * size), self.element)
         return to_float32(flat) if self.dtype == "bfloat16" else flat
 
-    def settle(self) -> np.ndarray:
+    def materialize(self) -> np.ndarray:
         return self.read(0, self.content.length // self.element.itemsize if self.content else 0)
 
 
 class NestedStorage(LazyStorage):
-    """A storage within bytes that were written as text: opened at each reading, since what it holds has no place in the file."""
+    """A storage inside bytes that were written as text.
+
+    Its content has no position in the file, so it is parsed at each read.
+    """
 
     __slots__ = ("parse", "text")
 
@@ -185,10 +196,10 @@ class NestedStorage(LazyStorage):
         self.text, self.parse = text, parse
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self.parse(self.text.settle()).read(start, stop)
+        return self.parse(self.text.materialize()).read(start, stop)
 
-    def settle(self) -> np.ndarray:
-        return self.parse(self.text.settle()).settle()
+    def materialize(self) -> np.ndarray:
+        return self.parse(self.text.materialize()).materialize()
 
 
 class LazyTensor:
@@ -213,7 +224,7 @@ class LazyTensor:
             tuple(strides),
         )
 
-    def settle(self) -> np.ndarray:
+    def materialize(self) -> np.ndarray:
         if 0 in self.shape:
             return np.empty(self.shape, self.storage.read(0, 0).dtype)
         stop = (

@@ -1,12 +1,13 @@
-"""Reads pickles of arrays without running anything that is in them, and without reading the arrays before they are asked for.
+"""Reads pickles of arrays without running any of their code, and each array only when it is needed.
 
-    FILE ──Machine──> containers, text, numbers, placeholders ──settle(placeholder)──> one array, read at its place in the file
-              └── find: one of the few names below, or UserError naming the global
+    FILE ──Interpreter──> containers, text, numbers, lazy arrays ──read_array──> one array
+              └── find: one of the few allowed names, or a UserError that names the global
 
-A pickle is a program: it may call whatever it can name. Here a name is never looked up: each of the few allowed ones stands for a
-function of `placeholders.py` that checks its arguments, and nothing of numpy or torch runs while the program does. Arrays, numpy scalars
-and torch tensors (in a plain pickle, in a torch.save file of either layout) come out as numpy arrays; bfloat16 as float32, which holds
-it exactly.
+A pickle is a program: it may call whatever it can name. Here a name is never looked up. Each of the
+few allowed names stands for a function that checks its arguments (allowed_globals.py,
+lazy_arrays.py), and no function of numpy or torch runs meanwhile. Arrays, numpy scalars and torch
+tensors, in a plain pickle or in a torch.save file of either layout, come out as numpy arrays;
+bfloat16 as float32, which holds it exactly.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a torch.save file of the
 
 @contextlib.contextmanager
 def open_pickle(path: str | Path) -> Iterator[Any]:
-    """The content of a pickle or torch.save file, with placeholders that `array` reads until the block ends.
+    """The content of a pickle or torch.save file; `read_array` reads its lazy arrays inside the block.
 
-    UserError if it is missing, damaged, or needs anything but arrays and containers.
+    Raises UserError if it is missing or damaged, or needs anything but arrays and containers.
     """
     with as_user_error(path):
         descriptor = os.open(path, os.O_RDONLY)
@@ -69,21 +70,21 @@ def open_pickle(path: str | Path) -> Iterator[Any]:
         os.close(descriptor)
 
 
-def read_array(path: str | Path, placeholder: LazyArray | LazyTensor) -> np.ndarray:
-    """The array that a placeholder of `opened(path)` stands for. UserError as there."""
+def read_array(path: str | Path, lazy: LazyArray | LazyTensor) -> np.ndarray:
+    """Read a lazy array of `open_pickle(path)`. Raises UserError as that does."""
     with as_user_error(path):
-        return placeholder.settle()
+        return lazy.materialize()
 
 
 def load(path: str | Path) -> Any:
-    """The content of a pickle or torch.save file with all of its arrays, in memory. UserError as `opened`."""
+    """The content of a pickle or torch.save file with all arrays in memory."""
     with open_pickle(path) as content, as_user_error(path):
         return materialize(content, {})
 
 
 @contextlib.contextmanager
 def as_user_error(path: str | Path) -> Iterator[None]:
-    """Whatever a damaged pickle fails with is an error of the user's, naming the file; nothing of it has been run."""
+    """Turn any failure of a damaged pickle into a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -138,12 +139,14 @@ def run_pickle(
     origin: str,
     storage: Callable[[StorageTypeStub, str], LazyStorage] | None = None,
 ) -> Any:
-    """Run one pickle. `storage` gives the memory for a tensor's key; without it there are none."""
+    """Interpret one pickle. `storage` gives the memory for the key of a tensor."""
 
     def find(module: str, name: str) -> Any:
         if (module, name) not in allowed_table():
-            reads = "only arrays, tensors, containers, text and numbers are read; nothing was run"
-            raise UserError(f"{origin} needs {module}.{name}: {reads}")
+            supported = (
+                "only arrays, tensors, containers, text and numbers are read; nothing was run"
+            )
+            raise UserError(f"{origin} needs {module}.{name}: {supported}")
         return allowed_table()[module, name]
 
     def persistent(identifier: Any) -> LazyStorage:
@@ -154,11 +157,13 @@ def run_pickle(
             or not isinstance(identifier[1], StorageTypeStub)
         ):
             raise UserError(
-                f"{origin} refers to something outside of it ({identifier!r:.80}); only torch.save files may, to tensors"
+                f"{origin} refers to something outside of it ({identifier!r:.80});"
+                " only torch.save files may do that, for tensors"
             )
         if len(identifier) > 5 and identifier[5] is not None:
             raise UserError(
-                f"{origin} holds a view of a storage as torch before 0.4 wrote it; save it again with a newer torch"
+                f"{origin} holds a view of a storage as torch before 0.4 wrote it;"
+                " save it again with a newer torch"
             )
         return storage(identifier[1], str(identifier[2]))
 
@@ -175,7 +180,10 @@ def read_pickle(source: PickleSource, origin: str) -> Any:
 
 
 def read_legacy(source: PickleSource, origin: str) -> Any:
-    """torch.save before 1.6, and torch storages in plain pickles: version, system, content, keys, then each storage: count, memory."""
+    """torch.save before 1.6, and torch storages in plain pickles.
+
+    Layout: version, system, content, keys, then for each storage its length and its memory.
+    """
     storages: dict[str, LazyStorage] = {}
     run_pickle(source, origin)
     system = run_pickle(source, origin)
@@ -186,12 +194,12 @@ def read_legacy(source: PickleSource, origin: str) -> Any:
     )
     for key in run_pickle(source, origin):
         count = int.from_bytes(source.file.read(8), "little")
-        storages[key].content = source.take(count * storages[key].element.itemsize, "bytes")
+        storages[key].content = source.read_span(count * storages[key].element.itemsize, "bytes")
     return content
 
 
 def storage_from_bytes(content: Any) -> LazyStorage:
-    """torch.storage._load_from_bytes: a torch.save file, of the old layout, within the pickle."""
+    """torch.storage._load_from_bytes: a torch.save file of the old layout inside the pickle."""
     if isinstance(content, FileSpan) and content.kind == "latin1":
         return NestedStorage(content, storage_from_bytes)
     if isinstance(content, FileSpan):
@@ -207,7 +215,7 @@ def storage_from_bytes(content: Any) -> LazyStorage:
 
 
 def read_archive(descriptor: int, origin: str) -> Any:
-    """torch.save since 1.6: a zip of NAME/data.pkl, NAME/data/<key> for each storage, and NAME/byteorder."""
+    """torch.save since 1.6: a zip of NAME/data.pkl, NAME/data/<key> per storage, NAME/byteorder."""
     with os.fdopen(os.dup(descriptor), "rb") as file, zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         root = next(
@@ -217,7 +225,7 @@ def read_archive(descriptor: int, origin: str) -> Any:
             raise UserError(f"{origin} is a zip, but not one of torch.save")
         if (
             f"{root}byteorder" in names
-            and bytes(zip_member(archive.getinfo(f"{root}byteorder"), descriptor).raw())
+            and bytes(zip_member(archive.getinfo(f"{root}byteorder"), descriptor).read())
             != b"little"
         ):
             raise UserError(
@@ -237,7 +245,7 @@ def read_archive(descriptor: int, origin: str) -> Any:
 
 
 def zip_member(info: zipfile.ZipInfo, descriptor: int) -> FileSpan:
-    """Where the bytes of a zip's member are. torch stores them as they are; UserError for one that somebody has compressed."""
+    """Where the bytes of a zip member are. Raises UserError for a compressed one; torch has none."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise UserError(
             f"{info.filename} within the zip is compressed; save it again with torch.save"
@@ -257,13 +265,11 @@ def zip_member(info: zipfile.ZipInfo, descriptor: int) -> FileSpan:
 
 
 def materialize(content: Any, seen: dict[int, Any]) -> Any:
-    """The content with arrays in the places of their placeholders; dicts and lists are changed in place."""
+    """The content with arrays in place of lazy arrays; dicts and lists are changed in place."""
     if isinstance(content, (LazyArray, LazyTensor, LazyStorage, FileSpan)):
         if id(content) not in seen:
-            seen[id(content)] = (
-                content.settle(),
-                content,
-            )  # the placeholder too: its id must not be given to another
+            # The lazy array is kept too, so that no other object gets its id.
+            seen[id(content)] = (content.materialize(), content)
         return seen[id(content)][0]
     if isinstance(content, dict):
         for key in content:
@@ -274,6 +280,7 @@ def materialize(content: Any, seen: dict[int, Any]) -> Any:
         return tuple(materialize(item, seen) for item in content)
     elif isinstance(content, (AllowedGlobal, DtypeStub, StorageTypeStub)):
         raise UserError(
-            "the pickle holds a class or a function; only arrays, tensors, containers, text and numbers are read"
+            "the pickle holds a class or a function;"
+            " only arrays, tensors, containers, text and numbers are read"
         )
     return content

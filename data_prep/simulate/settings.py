@@ -29,8 +29,8 @@ class Simulate:
 
     180 frames are simulated; 128 are the video, and 160 have slots and ground truth. The view is 2
     wide, the radius of an object is 0.17; a rubber object has mass 1, a metal one 2. If `out`
-    already holds the same data set, nothing is done. A run that was stopped continues after its
-    last complete shard.
+    already holds the same data set, nothing is done. A run that was stopped resumes after its
+    last full shard.
     """
 
     out: str = option(

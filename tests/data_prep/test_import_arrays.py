@@ -191,7 +191,7 @@ def lying(folder):
             lambda folder: rows(folder, lambda p, a: np.savez_compressed(p, slots=a), ".npz"),
             "holds all videos, compressed",
         ),
-        (lying, "another length than its shape says"),
+        (lying, "does not fit its shape"),
         (lambda folder: folder.mkdir(), "there is no .npy"),
     ],
 )

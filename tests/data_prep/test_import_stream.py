@@ -44,17 +44,17 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(source):
-    main(ImportPickle(source=str(source), out=str(source.parent / "whole"), shard_mb=1))
-    return source.parent / "whole"
+def complete(source):
+    main(ImportPickle(source=str(source), out=str(source.parent / "complete"), shard_mb=1))
+    return source.parent / "complete"
 
 
-def assert_same(folder, whole):
-    names = sorted(p.relative_to(whole) for p in whole.rglob("*"))
+def assert_same(folder, complete):
+    names = sorted(p.relative_to(complete) for p in complete.rglob("*"))
     assert sorted(p.relative_to(folder) for p in folder.rglob("*")) == names
     for name in names:
-        assert (whole / name).is_dir() or (folder / name).read_bytes() == (
-            whole / name
+        assert (complete / name).is_dir() or (folder / name).read_bytes() == (
+            complete / name
         ).read_bytes(), name
 
 
@@ -133,7 +133,7 @@ def test_questions_are_read_entry_by_entry(tmp_path, monkeypatch):
         json.dumps(made).replace("}, {", "} {", 1),
     ):
         (tmp_path / "q.json").write_text(spoiled)
-        with pytest.raises(UserError, match=r"q\.json is no JSON"):
+        with pytest.raises(UserError, match=r"q\.json is not JSON"):
             annotations.SceneMetadata(str(tmp_path / "q.json"), "")
 
 
@@ -141,22 +141,22 @@ def test_questions_are_read_entry_by_entry(tmp_path, monkeypatch):
 
 KILLED = """
 import os, sys
-from data_prep import safe_pickle
 from data_prep.import_pickle import ImportPickle, main
-read, left = safe_pickle.array, int(sys.argv[3])
-def array(path, placeholder):
+from data_prep.pickle import reader
+read, left = reader.read_array, int(sys.argv[3])
+def read_array(path, placeholder):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), int(sys.argv[4]))
     return read(path, placeholder)
-safe_pickle.array = array
+reader.read_array = read_array
 main(ImportPickle(source=sys.argv[1], out=sys.argv[2], shard_mb=1))
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_import_leaves_whole_shards_and_goes_on(source, whole, tmp_path, how, capsys):
+def test_a_killed_import_leaves_full_shards_and_resumes(source, complete, tmp_path, how, capsys):
     out = tmp_path / "out"
     for after in (19, 3):  # the second run is killed too, further on
         killed = subprocess.run(
@@ -167,13 +167,13 @@ def test_a_killed_import_leaves_whole_shards_and_goes_on(source, whole, tmp_path
         )
         assert killed.returncode == -how and not out.exists()
     main(ImportPickle(source=str(source), out=str(out), shard_mb=1))
-    assert "goes on after" in capsys.readouterr().out
-    assert_same(out, whole)
+    assert "resumes after" in capsys.readouterr().out
+    assert_same(out, complete)
     assert os.listdir(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 9, VIDEOS - 1])
-def test_an_interrupt_anywhere(source, whole, tmp_path, monkeypatch, stop, capsys):
+def test_an_interrupt_anywhere(source, complete, tmp_path, monkeypatch, stop, capsys):
     read, calls = reader.read_array, []
 
     def array(path, placeholder):
@@ -189,15 +189,15 @@ def test_an_interrupt_anywhere(source, whole, tmp_path, monkeypatch, stop, capsy
     assert not (tmp_path / "out").exists()
     kept = len(list((tmp_path / "out.partial").rglob("*.tar")))
     main(config)
-    assert_same(tmp_path / "out", whole)
-    assert len(calls) <= stop + 1 + VIDEOS - 4 * max(0, kept - 1), "whole shards are not read again"
+    assert_same(tmp_path / "out", complete)
+    assert len(calls) <= stop + 1 + VIDEOS - 4 * max(0, kept - 1), "full shards are not read again"
     capsys.readouterr()
     main(config)
     assert "already holds this import" in capsys.readouterr().out
 
 
-def test_a_full_disk_keeps_whole_shards(source, whole, tmp_path, monkeypatch):
-    """The thread that writes fails; what it has not written must not be counted as whole."""
+def test_a_full_disk_keeps_full_shards(source, complete, tmp_path, monkeypatch):
+    """The writing thread fails; what it has not written does not count as a full shard."""
     write, left = OpenShard.write, [20 * 5]
 
     def full(shard, piece):
@@ -209,15 +209,15 @@ def test_a_full_disk_keeps_whole_shards(source, whole, tmp_path, monkeypatch):
     config = ImportPickle(source=str(source), out=str(tmp_path / "out"), shard_mb=1)
     with monkeypatch.context() as patch:
         patch.setattr(OpenShard, "write", full)
-        with pytest.raises(UserError, match=r"no space left .* goes on from the last whole shard"):
+        with pytest.raises(UserError, match=r"no space left .* resumes after the last full shard"):
             main(config)
     kept = (tmp_path / "out.partial" / "journal.jsonl").read_text().splitlines()
     assert 2 < len(kept) < 7
     main(config)
-    assert_same(tmp_path / "out", whole)
+    assert_same(tmp_path / "out", complete)
 
 
-def test_a_stop_after_the_last_video_and_a_torn_journal(source, whole, tmp_path, monkeypatch):
+def test_a_stop_after_the_last_video_and_a_torn_journal(source, complete, tmp_path, monkeypatch):
     config = ImportPickle(source=str(source), out=str(tmp_path / "out"), shard_mb=1)
     with monkeypatch.context() as patch:
         patch.setattr(Manifest, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -232,7 +232,7 @@ def test_a_stop_after_the_last_video_and_a_torn_journal(source, whole, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             main(config)
     main(config)
-    assert_same(tmp_path / "out", whole)
+    assert_same(tmp_path / "out", complete)
 
 
 def test_a_shard_that_is_not_what_the_journal_says_is_named(source, tmp_path, monkeypatch):
@@ -351,17 +351,17 @@ def test_narrow_rounds_to_nearest_even_and_keeps_what_is_stored():
     assert np.abs(to_float32(bits) / values - 1).max() <= 2.0**-8
 
 
-def test_imported_parts_merge_to_the_whole(tmp_path):
+def test_merged_imported_parts_equal_one_import(tmp_path):
     path = dump(tmp_path / "slots.pkl", public())
     for i in range(2):
         main(ImportPickle(source=str(path), out=str(tmp_path / "parts" / str(i)), part=f"{i}/2"))
-    main(ImportPickle(source=str(path), out=str(tmp_path / "whole")))
+    main(ImportPickle(source=str(path), out=str(tmp_path / "complete")))
     merge(Merge(out=str(tmp_path / "merged"), parts=str(tmp_path / "parts")))
-    merged, whole = Manifest.load(tmp_path / "merged"), Manifest.load(tmp_path / "whole")
-    assert merged.source == whole.source and [*merged.splits] == [*whole.splits]
-    for split in whole.splits:
-        assert merged.keys(split) == whole.keys(split)
+    merged, complete = Manifest.load(tmp_path / "merged"), Manifest.load(tmp_path / "complete")
+    assert merged.source == complete.source and [*merged.splits] == [*complete.splits]
+    for split in complete.splits:
+        assert merged.keys(split) == complete.keys(split)
         assert np.array_equal(
-            load_slots(tmp_path / "merged", split), load_slots(tmp_path / "whole", split)
+            load_slots(tmp_path / "merged", split), load_slots(tmp_path / "complete", split)
         )
     assert np.array_equal(load_slots(tmp_path / "merged", "train")[0], video(0).astype(np.float16))

@@ -54,7 +54,7 @@ def test_every_object_is_found_and_truth_is_not_used(world, tmp_path, capsys):
     found = run(world, tmp_path / "with")
     assert "100.00 % of" in capsys.readouterr().out
     blind = run(rewritten(world, tmp_path / "bare", lambda i, sample: sample), tmp_path / "without")
-    assert "no truth to compare with" in capsys.readouterr().out
+    assert "no ground truth to compare with" in capsys.readouterr().out
     assert len(found) == 46
     for sample in read_split(world, "val"):
         match, truth = found[sample.key], sample.truth
@@ -80,7 +80,9 @@ def test_windows_know_presence_from_matches(world, tmp_path):
     expected = InMemoryWindows(world, "train", WindowSpec(**options)).get_batch(ids, ids)["present"]
     assert expected.any() and not expected.all()
     assert (
-        InMemoryWindows(tmp_path / "out", "train", WindowSpec(**options)).get_batch(ids, ids)["present"]
+        InMemoryWindows(tmp_path / "out", "train", WindowSpec(**options)).get_batch(ids, ids)[
+            "present"
+        ]
         == expected
     ).all()
 

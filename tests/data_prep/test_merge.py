@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import ShardReader
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.errors import UserError
 from data_prep.merge import Merge

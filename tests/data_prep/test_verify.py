@@ -14,8 +14,9 @@ import pytest
 import webdataset
 
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import ShardReader, load_slots
+from cjepa_dist.data.format.reader import load_slots
 from cjepa_dist.data.format.sample import Sample
+from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
@@ -59,17 +60,17 @@ def flip(path):
 
 
 def test_verify_as_a_command(data):
-    whole = run("data_prep.verify", f"data={data}")
+    good = run("data_prep.verify", f"data={data}")
     assert (
-        whole.returncode == 0
-        and "whole; videos: train 4, val 2; 2 shards" in whole.stdout
-        and whole.stderr == ""
+        good.returncode == 0
+        and "no faults; videos: train 4, val 2; 2 shards" in good.stdout
+        and good.stderr == ""
     )
     flip(data / "train" / "000000.tar")
-    spoiled = run("data_prep.verify", f"data={data}")
+    damaged = run("data_prep.verify", f"data={data}")
     assert (
-        spoiled.returncode == 1
-        and f"{data}/train/000000.tar: its bytes have changed" in spoiled.stdout
+        damaged.returncode == 1
+        and f"{data}/train/000000.tar: its bytes have changed" in damaged.stdout
     )
     none = run("data_prep.verify", f"data={data}_not")
     assert (
@@ -247,7 +248,7 @@ def test_a_data_set_without_a_good_shard_is_left_alone(data):
     for split in ("train", "val"):
         flip(data / split / "000000.tar")
     before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
-    with pytest.raises(UserError, match="no shard is whole, so nothing was changed"):
+    with pytest.raises(UserError, match="no shard is good, so nothing was changed"):
         main(Verify(data=str(data), repair=True))
     assert {
         p: p.read_bytes() for p in data.rglob("*") if p.is_file()
