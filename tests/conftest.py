@@ -1,4 +1,8 @@
-"""Shared fixtures. `shared` is the folder of reference material beside the project; tests that need it skip where it is absent."""
+"""Shared fixtures.
+
+`shared` is a folder of reference material beside the project; tests that need it are skipped where
+it is missing.
+"""
 
 import os
 import subprocess
@@ -7,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported, for this process and all that it starts: OpenMP's threads would else wait for each other at full load, which on
-# a machine with other work takes most of the time of such small models.
+# Before torch is imported, for this process and all that it starts: OpenMP's threads would
+# otherwise wait for each other at full load, which takes most of the time of such small models on
+# a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -27,21 +32,24 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def starter() -> Iterator[ForkServer]:
-    made = ForkServer()
-    yield made
-    made.close()
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
-def command(starter: ForkServer) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """command("module", "key=value", ..., processes=1) runs an entry point as a user would; the result has returncode, stdout, stderr."""
+def command(fork_server: ForkServer) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """command("module", "key=value", ..., processes=1) runs an entry point as a user would.
+
+    The result has returncode, stdout, stderr.
+    """
 
     def run(
         module: str, *arguments: str, processes: int = 0, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "0"}
-        return starter.run(
+        return fork_server.run(
             module, *arguments, environment=environment, timeout=timeout, processes=processes
         )
 

@@ -1,10 +1,12 @@
-"""Starts entry points as `python -m` or torchrun would, but forked from a process that has imported the libraries: 5 s of a processor each.
+"""Runs entry points as `python -m` or torchrun would, but without importing the libraries again.
 
-    Starter ──{module, arguments, environments, files for stdout and stderr}──> python -m tests.fork_server ──fork──> the entry point, once for
-            <──────────────────── pids, at the end an exit code ─────────────────────────               each environment
+    ForkServer ──{module, arguments, environments, output files}──> python -m tests.fork_server
+               <── pids, and at the end an exit code ──────────────   └─fork─> the entry point,
+                                                                              once an environment
 
-What is forked has its own arguments, environment, cores, streams and exit code, and no thread of torch's was running yet.
-Tests that launch, kill or measure processes start real ones.
+The server has imported the libraries, and a fork of it starts at once: that saves 5 s of a
+processor each. A fork has its own arguments, environment, cores, streams and exit code, and no
+thread of torch was running before it. Tests that launch, kill or measure processes start real ones.
 """
 
 from __future__ import annotations
@@ -25,12 +27,17 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 IMPORTED = (  # no entry point is among them: these run anew
-    "cjepa_dist.training.loop", "cjepa_dist.reporting.tensorboard_images", "torch._dynamo", "scipy.optimize", "sklearn.metrics", "matplotlib.pyplot",
-)  # fmt: skip
+    "cjepa_dist.training.loop",
+    "cjepa_dist.reporting.tensorboard_images",
+    "torch._dynamo",
+    "scipy.optimize",
+    "sklearn.metrics",
+    "matplotlib.pyplot",
+)
 
 
 class ForkServer:
-    """One process that forks, started when it is first needed; `close` ends it."""
+    """A process that forks, started when it is first needed; `close` ends it."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -43,7 +50,10 @@ class ForkServer:
         timeout: float,
         processes: int = 0,
     ) -> subprocess.CompletedProcess[str]:
-        """As subprocess.run of `python -m module arguments` with its output captured; with `processes`, of torchrun with so many."""
+        """As subprocess.run of `python -m module arguments`, with its output captured.
+
+        With `processes`, as torchrun starts that many.
+        """
         if self.process is None:
             own = [sys.executable, "-m", "tests.fork_server"]
             self.process = subprocess.Popen(
@@ -54,29 +64,30 @@ class ForkServer:
         )
         with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
             files, cores = {"out": out.name, "err": err.name}, list(os.sched_getaffinity(0))
-            ask = {
+            request = {
                 "module": module,
                 "arguments": arguments,
                 "environments": environments,
                 "cores": cores,
                 **files,
             }
-            self.process.stdin.write(json.dumps(ask).encode() + b"\n")
-            pids = self.answer(120)
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            pids = self.read_answer(120)
             try:
-                code = self.answer(timeout)
+                code = self.read_answer(timeout)
             except TimeoutError:
                 for pid in pids:
                     os.kill(pid, signal.SIGKILL)
-                self.answer(60)
+                self.read_answer(60)
                 raise subprocess.TimeoutExpired(
                     [module, *arguments], timeout, out.read(), err.read()
                 ) from None
-            said = [stream.read().decode() for stream in (out, err)]
+            output = [stream.read().decode() for stream in (out, err)]
         del store
-        return subprocess.CompletedProcess([module, *arguments], code, *said)
+        return subprocess.CompletedProcess([module, *arguments], code, *output)
 
-    def answer(self, timeout: float) -> Any:
+    def read_answer(self, timeout: float) -> Any:
+        """The next line of the server. Raises TimeoutError."""
         if not select.select([self.process.stdout], [], [], timeout)[0]:
             raise TimeoutError
         return json.loads(self.process.stdout.readline())
@@ -90,16 +101,23 @@ class ForkServer:
 def torchrun_environments(
     processes: int, environment: dict[str, str]
 ) -> tuple[Any, list[dict[str, str]]]:
-    """What torchrun gives its workers: the store by which they meet (on a port of its own), and an environment for each."""
+    """What torchrun gives its workers: a store on a free port, and an environment for each."""
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none",
-        "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0",
-        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-        "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     return store, [
         {**environment, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         for rank in range(processes)
@@ -107,19 +125,19 @@ def torchrun_environments(
 
 
 def serve_requests() -> dict[str, Any] | None:
-    """What a forked process is to be; None in the first one, when nothing more is asked for."""
+    """Serve until the input ends, then return None; in a fork return its request at once."""
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()  # or the first collection copies all of it
     answers = os.dup(1)
-    os.dup2(2, 1)  # whatever a library says is no answer
+    os.dup2(2, 1)  # what a library prints is not an answer
     while line := sys.stdin.buffer.readline():
-        ask = json.loads(line)
+        request = json.loads(line)
         pids = []
-        for environment in ask.pop("environments"):
+        for environment in request.pop("environments"):
             if not (pid := os.fork()):
                 os.close(answers)
-                return {**ask, "environment": environment}
+                return {**request, "environment": environment}
             pids.append(pid)
         os.write(answers, json.dumps(pids).encode() + b"\n")
         os.write(answers, b"%d\n" % wait_for_exit_code(pids))
@@ -127,7 +145,10 @@ def serve_requests() -> dict[str, Any] | None:
 
 
 def wait_for_exit_code(pids: list[int]) -> int:
-    """The exit code of the one process; of several 0 if all have it, else 1: as torchrun does, the first that fails ends the rest."""
+    """The exit code of the one process; of several 0 if all have it, else 1.
+
+    As under torchrun, the first that fails ends the others.
+    """
     left, codes, end = set(pids), [], None
     while left:
         pid, status = os.waitpid(-1, os.WNOHANG if end else 0)
@@ -154,6 +175,7 @@ def run_entry_point(
     out: str,
     err: str,
 ) -> None:
+    """Become `python -m module arguments`, with output to the files `out` and `err`."""
     os.sched_setaffinity(0, cores)
     for number, path in enumerate((os.devnull, out, err)):
         handle = os.open(path, os.O_RDWR | os.O_APPEND)
@@ -166,5 +188,5 @@ def run_entry_point(
 
 
 if __name__ == "__main__":
-    if asked := serve_requests():
-        run_entry_point(**asked)
+    if request := serve_requests():
+        run_entry_point(**request)

@@ -1,6 +1,7 @@
-"""What only a GPU can show: no host sync in a step, the CPU's numbers, exact resume, engines over NCCL. Skipped without one.
+"""What only a GPU can show; skipped without one.
 
-`python -m pytest tests/test_gpu.py` on a machine that has one; CI has none.
+No host sync in a step, the CPU's numbers, exact resume, engines over NCCL:
+`python -m pytest tests/test_gpu.py` on a machine with a GPU. CI has none.
 """
 
 import json
@@ -69,7 +70,10 @@ def tasks(arm, small_data):
 
 @pytest.mark.parametrize("arm", [*ARMS, "aloe", "shared"])
 def test_a_step_never_waits_for_the_gpu(arm, small_data):
-    """Forward with all losses, backward, clipping, a guarded update of weights and statistics: as the loop and its engine do it."""
+    """Forward with all losses, backward, clipping, a guarded update of weights and statistics.
+
+    As the loop and its engine do it.
+    """
     task, batch = tasks(arm, small_data)
     task, batch = task.cuda().train(), on_gpu(batch)
     parts = build_optimizers(task, schema.OptimizerConfig(name="muon"))
@@ -115,16 +119,16 @@ def test_the_same_numbers_as_on_a_cpu(arm, small_data, plain_float32):
         torch.testing.assert_close(value.cpu(), expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["recorded", "as it is", "from the device"])
+@pytest.mark.parametrize("kind", ["cuda graph", "eager", "device memory"])
 @pytest.mark.parametrize("module", CASES)
 def test_stopped_and_resumed_is_bit_identical(module, kind, command, small_data, tmp_path):
     """Also what a checkpoint in the background holds: it is copied while the next step runs."""
-    if module == ALOE and kind == "from the device":
+    if module == ALOE and kind == "device memory":
         pytest.skip("ALOE reads from host memory")
     extra = {
-        "recorded": "loop.cuda_graph=true",
-        "as it is": "loop.cuda_graph=false",
-        "from the device": "reading.kind=device",
+        "cuda graph": "loop.cuda_graph=true",
+        "eager": "loop.cuda_graph=false",
+        "device memory": "reading.kind=device",
     }[kind]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for run, *more in ((whole,), (broken, "loop.stop_at_step=5"), (broken,)):
@@ -140,8 +144,11 @@ def test_stopped_and_resumed_is_bit_identical(module, kind, command, small_data,
 
 
 @pytest.mark.parametrize("module", CASES)
-def test_recorded_equals_as_it_is(module, command, small_data, tmp_path):
-    """Without dropout, in float32 and with AdamW: losses of every line. All kinds of batches and of loss terms come up."""
+def test_a_cuda_graph_equals_eager_steps(module, command, small_data, tmp_path):
+    """Losses of every line, without dropout, in float32 and with AdamW.
+
+    All kinds of batches and of loss terms come up.
+    """
     dropout = "predictor.dropout=0" if module == WORLD else "aloe.dropout=0"
     plain = (
         f"data={small_data}",
@@ -158,7 +165,7 @@ def test_recorded_equals_as_it_is(module, command, small_data, tmp_path):
         assert a == pytest.approx(b, rel=1e-3), (step, kind)
 
 
-def test_windows_on_the_device_are_those_in_host_memory(small_data):
+def test_windows_in_device_memory_equal_those_in_host_memory(small_data):
     here, there = (
         InMemoryWindows(small_data, "train", WindowSpec(**SHAPE), device=device)
         for device in (None, torch.device("cuda"))
@@ -172,7 +179,7 @@ def test_windows_on_the_device_are_those_in_host_memory(small_data):
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
 def test_engines_over_nccl(engine, command, small_data, tmp_path):
-    """One process: the collectives, the checkpoints and the precision of each engine, not its speed-up."""
+    """One process: collectives, checkpoints and precision of each engine, not its speed."""
     arguments = [
         *CASES[WORLD],
         f"data={small_data}",

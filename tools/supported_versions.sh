@@ -84,7 +84,7 @@ run_commands() {
     "$cjepa" train-world-model quickstart data=data run=run contact_share=0 val_windows=16 \
         loop.steps=4 loop.global_batch_size=8 predictor.width=32 predictor.depth=1 \
         predictor.heads=2 predictor.mlp_dim=64
-    "$cjepa" evaluate run=run windows=32 draws=10
+    "$cjepa" evaluate run=run windows=32
     "$cjepa" runs ls .
 }
 

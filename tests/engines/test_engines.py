@@ -55,7 +55,7 @@ def environment(**more):
 
 
 @pytest.fixture(scope="module")
-def train(starter, small_data):
+def train(fork_server, small_data):
     def run(folder, *arguments, module=WORLD, processes=0, launcher=(), env=FAULT):
         """One process without `processes`; a `launcher` is started as a user would."""
         arguments = (f"data={small_data}", f"run={folder}", *ARGUMENTS[module], *arguments)
@@ -69,7 +69,7 @@ def train(starter, small_data):
                 timeout=500,
                 env=environment(**env),
             )
-        return starter.run(
+        return fork_server.run(
             module, *arguments, environment=environment(**env), timeout=500, processes=processes
         )
 

@@ -1,4 +1,4 @@
-"""Our questions beside the real ones: the numbers of the real sample, of a set made by hand, and the command."""
+"""tools.question_statistics: a sample of real questions, a set made by hand, the command."""
 
 import json
 import subprocess
