@@ -22,19 +22,14 @@ import torch
 
 from cjepa_dist.checkpoint.writer import CheckpointWriter
 from cjepa_dist.config import command_line
-from cjepa_dist.config.schema import (
-    TrainAloe,
-    TrainWorldModel,
-)
 from cjepa_dist.data.format.manifest import Manifest, partial_folder
 from cjepa_dist.errors import UserError
 from cjepa_dist.optim.optimizers import build_optimizers
 from cjepa_dist.runtime.files import file_checksum, write_json
-from cjepa_dist.tasks.vqa import VqaTask
 from cjepa_dist.tasks.world_model import WorldModelTask
 from cjepa_dist.training.provenance import describe_environment
 from cjepa_dist.training.run_dir import open_run_dir
-from tools.import_checkpoint.convert import convert_aloe, convert_world_model, describe_sizes
+from tools.import_checkpoint.convert import convert, describe_sizes
 from tools.import_checkpoint.released_file import (
     ALOE,
     C_JEPA,
@@ -64,13 +59,10 @@ def main(config: ImportCheckpoint) -> int:
     unused = [f"{name}={value}" for name in OPTIONS_OF[other] if (value := getattr(config, name))]
     if unused:
         raise UserError(f"{config.source} holds {kind}, which has no {', '.join(unused)}")
-    task: WorldModelTask | VqaTask
-    train_config: TrainWorldModel | TrainAloe
-    if kind == C_JEPA:
-        task, train_config = convert_world_model(config, parameters, manifest)
-        statistics = add_statistics(task, train_config, config, manifest)
+    task, train_config = convert(kind, config, parameters, manifest)
+    if isinstance(task, WorldModelTask):
+        statistics = add_statistics(task, config, manifest)
     else:
-        task, train_config = convert_aloe(config, parameters, manifest)
         statistics = "ALOE has no statistics to measure"
     here: Any = SimpleNamespace(
         device=torch.device("cpu"), distributed_type="NO", num_processes=1, mixed_precision="no"

@@ -15,6 +15,7 @@ from cjepa_dist.config.schema import (
     LoopConfig,
     PredictorConfig,
     TrainAloe,
+    TrainConfig,
     TrainWorldModel,
 )
 from cjepa_dist.data.format.manifest import Manifest
@@ -22,9 +23,9 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.models import aloe, predictor
 from cjepa_dist.models.aloe import Aloe
 from cjepa_dist.models.predictor import SlotPredictor
-from cjepa_dist.tasks.build import build_task
+from cjepa_dist.tasks.build import Task, build_task
 from cjepa_dist.tasks.vqa import VqaTask
-from cjepa_dist.tasks.world_model import WorldModelTask
+from tools.import_checkpoint.released_file import C_JEPA
 from tools.import_checkpoint.schema import ImportCheckpoint
 
 # Time embeddings -> history frames, predicted frames, frameskip: the paper and its CTT follow-up.
@@ -32,10 +33,29 @@ PUBLISHED_FRAMES = {16: (6, 10, 2), 4: (3, 1, 5)}
 NO_DATA = "(none: the run was imported; give data=DIR)"
 
 
+def convert(
+    kind: str, config: ImportCheckpoint, parameters: dict[str, Tensor], manifest: Manifest | None
+) -> tuple[Task, TrainConfig]:
+    """The task and its training config. Raises UserError for sizes that do not fit file or data."""
+    model: Any
+    train_config: TrainConfig
+    if kind == C_JEPA:
+        model, train_config = convert_world_model(config, parameters, manifest)
+    else:
+        model, train_config = convert_aloe(config, parameters, manifest)
+    if manifest is not None:
+        user = f"the model of {config.source}"
+        manifest.check_slots(model.config.slots, model.config.slot_dim, config.data, user)
+    task = build_task(train_config).eval()
+    part = task.aloe if isinstance(task, VqaTask) else task.predictor
+    part.load_state_dict(model.state_dict())
+    return task, train_config
+
+
 def convert_world_model(
     config: ImportCheckpoint, parameters: dict[str, Tensor], manifest: Manifest | None
-) -> tuple[WorldModelTask, TrainWorldModel]:
-    """The task and its training config. Raises UserError for sizes that do not fit the file."""
+) -> tuple[SlotPredictor, TrainWorldModel]:
+    """The predictor and its training config."""
     time, released = parameters["time_pos_embed"], PredictorConfig()
     if time.ndim != 4:
         raise UserError(
@@ -64,18 +84,13 @@ def convert_world_model(
         SlotPredictor.from_reference, predictor.reference_names, parameters, sizes, config.source
     )
     train_config.predictor = model.config
-    if manifest is not None:
-        check_slots(manifest, model.config, config)
-    task = build_task(train_config).eval()
-    assert isinstance(task, WorldModelTask)
-    task.predictor.load_state_dict(model.state_dict())
-    return task, train_config
+    return model, train_config
 
 
 def convert_aloe(
     config: ImportCheckpoint, parameters: dict[str, Tensor], manifest: Manifest | None
-) -> tuple[VqaTask, TrainAloe]:
-    """The task and its training config. Raises UserError for sizes that do not fit the file."""
+) -> tuple[Aloe, TrainAloe]:
+    """ALOE and its training config."""
     released = AloeConfig()
     position = parameters.get(name := "transformer_encoder.pos_embedding")
     if position is None:
@@ -103,12 +118,7 @@ def convert_aloe(
     sizes = {"heads": heads, "frames": frames, "slots": slots}
     model = build_model(Aloe.from_reference, aloe.reference_names, parameters, sizes, config.source)
     train_config.aloe = model.config
-    if manifest is not None:
-        check_slots(manifest, model.config, config)
-    task = build_task(train_config).eval()
-    assert isinstance(task, VqaTask)
-    task.aloe.load_state_dict(model.state_dict())
-    return task, train_config
+    return model, train_config
 
 
 def split_frames(config: ImportCheckpoint, total: int) -> tuple[int, int]:
@@ -147,13 +157,6 @@ def split_tokens(
             f"frames x slots must be the file's {tokens} positions, not {frames} x {slots}"
         )
     return frames, slots
-
-
-def check_slots(
-    manifest: Manifest, model: PredictorConfig | AloeConfig, config: ImportCheckpoint
-) -> None:
-    """Raises UserError if the data's slots do not fit the model."""
-    manifest.check_slots(model.slots, model.slot_dim, config.data, f"the model of {config.source}")
 
 
 def given_or_published(name: str, given: int, published: int, size: str) -> int:
@@ -218,7 +221,7 @@ def explain_mismatch(text: str, reference_names: dict[str, str]) -> str:
     return f"{name} is ({match[2]}), by the other parameters it must be ({match[3]})"
 
 
-def describe_sizes(config: TrainWorldModel | TrainAloe) -> str:
+def describe_sizes(config: TrainConfig) -> str:
     """The sizes of a run's model, in one line."""
     size: AloeConfig | PredictorConfig
     if isinstance(config, TrainAloe):

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import torch
 
-from cjepa_dist.config.schema import TrainWorldModel
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows, to_device
@@ -19,10 +18,7 @@ BATCH_SIZE = 64
 
 
 def add_statistics(
-    task: WorldModelTask,
-    train_config: TrainWorldModel,
-    config: ImportCheckpoint,
-    manifest: Manifest | None,
+    task: WorldModelTask, config: ImportCheckpoint, manifest: Manifest | None
 ) -> str:
     """Set the task's statistics from the data, if there are any, and say what is known of them."""
     if manifest is None:
@@ -34,9 +30,9 @@ def add_statistics(
         config.data,
         config.split,
         WindowSpec(
-            history_frames=train_config.predictor.history_frames,
-            pred_frames=train_config.predictor.pred_frames,
-            frameskip=train_config.frameskip,
+            history_frames=task.config.predictor.history_frames,
+            pred_frames=task.config.predictor.pred_frames,
+            frameskip=task.config.frameskip,
         ),
     )
     if manifest.empty_slot is not None:
