@@ -57,8 +57,8 @@ class EvaluateCounterfactual:
 
 def main(config: EvaluateCounterfactual) -> int:
     began = time.time()
+    task, trained, step = load_task(config.run)  # it also imports the plugins of the run
     check_names(config.rules)
-    task, trained, step = load_task(config.run)
     if not isinstance(task, WorldModelTask):
         raise UserError(
             f"run {config.run} holds no world model; evaluate_counterfactual takes runs of "

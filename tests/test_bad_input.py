@@ -112,7 +112,7 @@ def test_flipped_byte_is_found_and_its_shard_named(command, copy):
 
 
 def test_unknown_word(command, copy, tmp_path):
-    """A data set by another tool, whole by its checksums, with a word that CLEVRER does not have."""
+    """A data set by another tool, with valid checksums and a word that CLEVRER does not have."""
     out = tmp_path / "words"
     question = {
         "question_id": 7,

@@ -265,7 +265,7 @@ def test_questions_without_a_world_change_no_gradient():
         ),
         (
             lambda s: replace(s, worlds=s.worlds | {"slots": s.worlds["slots"][:, :100]}),
-            r"slots \(100, 7, 128\) float16, \(160, 7, 128\) float16 wanted",
+            r"slots \(100, 7, 128\) float16, \(160, 7, 128\) float16 expected",
         ),
         (lambda s: replace(s, truth=None), r"neither truth.npz nor match.npz"),
     ],

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cjepa_dist.data.format.decoder import read_split
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cjepa_dist.causal.counterfactual_rollout import deinterleave
@@ -15,6 +14,7 @@ from cjepa_dist.clevrer.questions import scene_objects
 from cjepa_dist.config import schema
 from cjepa_dist.config.merge import build
 from cjepa_dist.config.schema import GraphConfig
+from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
@@ -22,10 +22,10 @@ from cjepa_dist.evaluate_counterfactual import EvaluateCounterfactual, main
 from cjepa_dist.evaluation.counterfactual import CounterfactualEvaluator, evaluate_counterfactual
 from cjepa_dist.evaluation.counterfactual_metrics import (
     collision_episodes,
-    cumulative_contacts,
     gap_closed,
     precision_recall_f1,
 )
+from cjepa_dist.evaluation.counterfactual_scenes import cumulative_contacts
 from cjepa_dist.evaluation.event_decoder import fit_event_decoder
 from cjepa_dist.reporting import tables
 from cjepa_dist.tasks.build import build_task

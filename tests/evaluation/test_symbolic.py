@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from cjepa_dist.data.format.decoder import read_split
 
 from cjepa_dist.clevrer.questions import removed_objects, scene_objects
 from cjepa_dist.config.merge import build
 from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.removed_slots import slot_objects
 from cjepa_dist.errors import UserError
@@ -51,9 +51,8 @@ def test_passing_by_and_moving_together_do_not():
     passing = np.stack([line((-0.9, 0.0), (0.03, 0.0)), line((0.9, 0.35), (-0.03, 0.0))], 1)
     together = np.stack([line((-0.5, 0.0), (0.01, 0.01)), line((-0.2, 0.0), (0.01, 0.01))], 1)
     for paths in (passing, together):
-        assert all(
-            abs(near.velocity_change) < 1e-9 for near in find_approaches(paths, SEEN, 0.4)
-        ) and find_approaches(paths, SEEN, 0.4)
+        found = find_approaches(paths, SEEN, 0.4)
+        assert found and all(abs(near.velocity_change) < 1e-9 for near in found)
 
 
 def test_objects_out_of_view_do_not_collide():
@@ -102,7 +101,7 @@ def decoder(small_data):
     return fit_event_decoder(small_data, "train", videos=16)
 
 
-def test_the_reader_sees_what_the_annotation_says(decoder, small_data):
+def test_decoded_presence_and_positions_are_the_true_ones(decoder, small_data):
     assert (
         decoder.f1 > 0.8 and 0.3 < decoder.contact_distance < 0.6
     )  # two radii are .34; the corners of cubes meet at up to .43

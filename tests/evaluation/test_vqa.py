@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cjepa_dist.config.schema import AloeConfig
+from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.questions import InMemoryQuestions
 from cjepa_dist.evaluation import predictions, submission, vqa, vqa_baselines, vqa_metrics
 from cjepa_dist.evaluation.bootstrap import bootstrap, pooled_mean
@@ -60,20 +61,19 @@ def test_without_public_answers_nothing_is_scored_but_all_is_submitted():
 
 def test_majority_and_chance():
     def descriptive(answer, kind):
-        return (
-            1,
-            {
-                "question_id": 0,
-                "question_type": "descriptive",
-                "question_subtype": kind,
-                "answer": answer,
-            },
-        )
+        return {
+            "question_id": 0,
+            "question_type": "descriptive",
+            "question_subtype": kind,
+            "answer": answer,
+        }
 
     train = [descriptive("2", "count"), descriptive("2", "count"), descriptive("no", "exist")]
     options = [{"choice_id": i, "answer": a} for i, a in enumerate(["wrong", "wrong", "correct"])]
-    choice = (1, {"question_id": 1, "question_type": "counterfactual", "choices": options})
-    found = vqa_baselines.baseline_accuracy([*train, choice], [descriptive("no", "exist"), choice])
+    choice = {"question_id": 1, "question_type": "counterfactual", "choices": options}
+    scored = [predictions.Prediction(1, q, "") for q in (descriptive("no", "exist"), choice)]
+    excluded = predictions.Prediction(1, choice, [], excluded=True)
+    found = vqa_baselines.baseline_accuracy([*train, choice], [*scored, excluded])
     assert found["majority"]["descriptive.question"] == 0.0  # "2" to everything
     assert found["majority_by_kind"]["descriptive.question"] == 1.0
     assert found["majority_by_kind"]["counterfactual.option"] == pytest.approx(2 / 3)
@@ -112,8 +112,9 @@ def test_answers_of_a_model_on_shards(world):
     ] == [3, 7]
     assert np.array(result["videos"]["counts"]["overall.question"]).sum(0)[1] == 24
     raw = {
-        (scene, q["question_id"]): q
-        for scene, q in vqa_baselines.read_answered_questions(world, "val")
+        (sample.questions["scene_index"], question["question_id"]): question
+        for sample in read_split(world, "val", ("questions.json",))
+        for question in sample.questions["questions"]
     }
     for v in by_start[3]:
         original = raw[v.scene, v.question["question_id"]]
@@ -121,6 +122,11 @@ def test_answers_of_a_model_on_shards(world):
         assert [c["answer"] for c in v.question.get("choices", [])] == [
             c["answer"] for c in original.get("choices", [])
         ]
+    train = vqa_baselines.read_answered_questions(world, "train")
+    asked = [predictions.Prediction(scene, question, "") for (scene, _), question in raw.items()]
+    assert vqa_baselines.baseline_accuracy(train, by_start[3]) == vqa_baselines.baseline_accuracy(
+        train, asked
+    )
     sent = submission.build_submission(by_start[3])
     assert [len(scene["questions"]) for scene in sent] == [4] * 6 and json.dumps(
         [result, sent], allow_nan=False

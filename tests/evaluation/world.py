@@ -77,7 +77,8 @@ def video(scene: int, embed: np.ndarray, generator: np.random.Generator) -> Samp
         question(
             "explanatory",
             11,
-            question="Which of the following is responsible for the collision between the cube and the sphere?",
+            question="Which of the following is responsible for the collision between the cube "
+            "and the sphere?",
             choices=[
                 {
                     "choice_id": i,
