@@ -29,6 +29,7 @@ _NOUN = "(?:(?:{}) )?(?:(?:{}) )?(?:{}|object)".format(
     *("|".join(values) for values in ATTRIBUTES.values())
 )
 _EVENT = rf"(?: {{relation}} the {_NOUN} (?:enters|exits) the scene)"
+_TIMES = "|".join(text for text in TIME_PROGRAMS if text)
 _BLANKS = {
     **{
         name: "(?:" + "|".join(fixed) + ")"
@@ -38,7 +39,7 @@ _BLANKS = {
     "NOT": "(?:not )?",
     **{name: _NOUN for name in "XYD"},
     "OBJS": _NOUN + "s",
-    "TIME": f"(?:{'|'.join(t for t in TIME_PROGRAMS if t)}|{_EVENT.replace('{relation}', 'when')})?",
+    "TIME": f"(?:{_TIMES}|{_EVENT.replace('{relation}', 'when')})?",
     "ORD": f"{_EVENT.replace('{relation}', '(?:before|after)')}?",
 }
 

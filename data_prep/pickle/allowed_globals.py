@@ -13,7 +13,7 @@ from data_prep.pickle.lazy_arrays import FileSpan, LazyArray
 
 @dataclass(frozen=True)
 class AllowedGlobal:
-    """What a pickle gets for an allowed name. The interpreter calls `make`, and does nothing else."""
+    """What a pickle gets for an allowed name. The interpreter only calls `make`."""
 
     name: str
     make: Callable[..., Any]

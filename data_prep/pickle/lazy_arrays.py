@@ -89,7 +89,8 @@ class DtypeStub:
         _, order, subtype, names, fields = state[:5]
         if subtype is not None or names is not None or fields is not None:
             raise UserError(
-                "the pickle holds an array of a structured dtype; only numbers and text are supported"
+                "the pickle holds an array of a structured dtype;"
+                " only numbers and text are supported"
             )
         if order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError(f"byte order {order!r}")
@@ -157,7 +158,7 @@ class StorageTypeStub:
 
 
 class LazyStorage:
-    """The flat memory of torch tensors. In the old file layout `content` is set at the end."""
+    """The flat memory of torch tensors; in the old file layout `content` is set last."""
 
     __slots__ = ("content", "dtype")
 

@@ -51,7 +51,7 @@ TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a torch.save file of the
 
 @contextlib.contextmanager
 def open_pickle(path: str | Path) -> Iterator[Any]:
-    """The content of a pickle or torch.save file; `read_array` reads its lazy arrays inside the block.
+    """The content of a pickle or torch.save file; inside the block `read_array` reads its arrays.
 
     Raises UserError if it is missing or damaged, or needs anything but arrays and containers.
     """
@@ -245,7 +245,7 @@ def read_archive(descriptor: int, origin: str) -> Any:
 
 
 def zip_member(info: zipfile.ZipInfo, descriptor: int) -> FileSpan:
-    """Where the bytes of a zip member are. Raises UserError for a compressed one; torch has none."""
+    """Where the bytes of a zip member are. UserError if compressed; torch never compresses."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise UserError(
             f"{info.filename} within the zip is compressed; save it again with torch.save"

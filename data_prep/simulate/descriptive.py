@@ -1,9 +1,9 @@
-"""Descriptive questions: count, exist, query; eleven a video in CLEVRER's order.
+"""Makes descriptive questions: count, exist, query; eleven per video, in CLEVRER's order.
 
-For each place in PLAN a target answer is drawn first (yes and no alike; counts as often as in the
-real questions), then random instances of the forms until one has that answer: so text alone says
-little. Instances whose program does not run (nothing enters, more than one such object) are never
-asked.
+For each place in PLAN a target answer is drawn: yes and no equally often, counts as often as in the
+real questions. Then random instances of the templates are tried until one has this answer, so that
+the text alone says little about it. Instances whose program fails are never asked: no object
+enters, or more than one object fits a description.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cjepa_dist.clevrer.templates import (
 )
 from cjepa_dist.errors import UserError
 
-# One place for each question: the families that may stand there, and how often.
+# One place per question: the families that may stand there, and how often.
 PLAN: tuple[dict[str, float], ...] = (
     *[{"count_state": 1.0}] * 2,
     *[{"count_event": 0.7, "count_collision": 0.3}] * 2,
@@ -36,13 +36,14 @@ PLAN: tuple[dict[str, float], ...] = (
     *[{"query_order": 0.35, "query_partner": 0.25, "query_partner_order": 0.4}] * 3,
     *[{"query_state": 1.0}] * 2,
 )
+# Targets; the questions that result have the real frequencies.
 COUNT_WEIGHTS = {
     "0": 0.24,
     "1": 0.275,
     "2": 0.164,
     "3": 0.143,
     "4": 0.178,
-}  # targets; what comes out has the real frequencies
+}
 ALLOWED_ANSWERS = {
     "0",
     "1",
@@ -54,11 +55,8 @@ ALLOWED_ANSWERS = {
     "no",
     *(v for values in ATTRIBUTES.values() for v in values),
 }
-ATTRIBUTE_WEIGHTS = {
-    "color": 0.37,
-    "material": 0.29,
-    "shape": 0.34,
-}  # attribute of a query, real frequencies
+# The attribute of a query; real frequencies.
+ATTRIBUTE_WEIGHTS = {"color": 0.37, "material": 0.29, "shape": 0.34}
 TIME_WEIGHTS = {"": 0.2, " when the video begins": 0.2, " when the video ends": 0.2, "event": 0.4}
 # Which attributes a plural description names.
 PLURAL_WEIGHTS: dict[tuple[str, ...], float] = {
@@ -74,10 +72,13 @@ Question = dict[str, Any]
 def descriptive_questions(
     video: VideoEvents, describer: Describer, random: Random
 ) -> list[Question]:
-    """The descriptive questions of a video, without `question_id`; fewer than PLAN where a family has no instance."""
+    """The descriptive questions of a video, without `question_id`.
+
+    They are fewer than the places of PLAN if a family has no instance.
+    """
     if not video.object_ids:
         return []
-    asked: set[str] = set()
+    texts: set[str] = set()
     questions = []
     for place in PLAN:
         families, weights = list(place), list(place.values())
@@ -86,27 +87,27 @@ def descriptive_questions(
         best: tuple[Template, str, list[str], str, str] | None = None
         for _ in range(MAX_TRIES):
             family = random.choices(families, weights)[0]
-            form = random.choice(TEMPLATES_BY_FAMILY[family])
+            template = random.choice(TEMPLATES_BY_FAMILY[family])
             blanks = DRAW_BLANKS[family](video, describer, random)
             if blanks is None:
                 continue
-            text, program = fill_template(form, blanks)
-            if text in asked:
+            text, program = fill_template(template, blanks)
+            if text in texts:
                 continue
             try:
                 answer = run_programs(video, program)
-            except UserError:  # the description fits none or several: no question of CLEVRER's
+            except UserError:  # the description fits no object or several
                 continue
             if answer not in ALLOWED_ANSWERS:
                 continue
             if best is None or _count_distance(answer, target) < _count_distance(best[3], target):
-                best = (form, text, program, answer, blanks["A"].text if query else "")
+                best = (template, text, program, answer, blanks["A"].text if query else "")
             if target is None or answer == target:
                 break
         if best is not None:
-            form, text, program, answer, attribute = best
-            asked.add(text)
-            subtype = f"query_{attribute}" if attribute else form.subtype
+            template, text, program, answer, attribute = best
+            texts.add(text)
+            subtype = f"query_{attribute}" if attribute else template.subtype
             questions.append(
                 {
                     "question": text,
@@ -126,7 +127,7 @@ def _draw_target(family: str, random: Random) -> str:
 
 
 def _count_distance(answer: str, target: str | None) -> int:
-    """How far an answer is from the one that is sought: of counts the difference."""
+    """The difference between a count and its target; 0 for other answers."""
     return abs(int(answer) - int(target)) if target and target.isdigit() else 0
 
 
@@ -143,7 +144,7 @@ def _draw_state(video: VideoEvents, describer: Describer, random: Random) -> Bla
 
 
 def _draw_event(video: VideoEvents, describer: Describer, random: Random) -> Blanks | None:
-    """Half of the time about objects that do enter or exit: a random description fits none too often."""
+    """More than half of them are about objects that enter or exit: random ones rarely fit."""
     order = _draw_order(video, describer, random)
     events = list(_entries_and_exits(video))
     pool, do = video.object_ids, "enter" if random.random() < 0.7 else "exit"
@@ -158,7 +159,10 @@ def _draw_event(video: VideoEvents, describer: Describer, random: Random) -> Bla
 
 
 def _draw_collision(at_all: bool) -> Callable[[VideoEvents, Describer, Random], Blanks | None]:
-    """`at_all`: the question may be about the whole video. "Are there collisions?" may not: a video without one is not made."""
+    """`at_all`: the question may be about the complete video.
+
+    "Are there collisions?" may not, because every video has some.
+    """
 
     def draw(video: VideoEvents, describer: Describer, random: Random) -> Blanks | None:
         order = _draw_order(video, describer, random)
@@ -178,12 +182,12 @@ def _draw_query_order(video: VideoEvents, describer: Describer, random: Random) 
 
 def _draw_partner(ordered: bool) -> Callable[[VideoEvents, Describer, Random], Blanks | None]:
     def draw(video: VideoEvents, describer: Describer, random: Random) -> Blanks | None:
-        hits = [o for e in video.observed if e.kind == "collision" for o in e.objects]
-        if not hits:
+        colliding = [o for e in video.observed if e.kind == "collision" for o in e.objects]
+        if not colliding:
             return None
-        item = random.choice(hits)
+        item = random.choice(colliding)
         order = random.choice(
-            ("first", "second", "last") if hits.count(item) > 2 else ("first", "last")
+            ("first", "second", "last") if colliding.count(item) > 2 else ("first", "last")
         )
         return {
             "A": _draw_attribute(random),
@@ -195,7 +199,7 @@ def _draw_partner(ordered: bool) -> Callable[[VideoEvents, Describer, Random], B
 
 
 def _draw_query_state(video: VideoEvents, describer: Describer, random: Random) -> Blanks | None:
-    """The described object is drawn among those in the state at the time, so that most descriptions fit."""
+    """Describes an object that is in this state at this time, so that most questions fit."""
     time = _draw_time(video, describer, random)
     if time is None:
         return None
@@ -210,12 +214,12 @@ def _draw_query_state(video: VideoEvents, describer: Describer, random: Random) 
         pool = [o for o in pool if (video.moving if moving else video.resting)[o][frame]]
     if not pool:
         return None
-    item, asked = random.choice(pool), _draw_attribute(random)
-    others = [name for name in ATTRIBUTES if name != asked.text]
+    item, queried = random.choice(pool), _draw_attribute(random)
+    others = [name for name in ATTRIBUTES if name != queried.text]
     named = random.choices((others[:1], others[1:], others, []), (0.4, 0.4, 0.12, 0.08))[0]
     values = {name: video.attribute[name][item] if name in named else "" for name in ATTRIBUTES}
     return {
-        "A": asked,
+        "A": queried,
         "D": noun_phrase(**values),
         "STATE": fixed_filler("STATE", "moving" if moving else "stationary"),
         "TIME": time,

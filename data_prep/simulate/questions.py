@@ -1,7 +1,7 @@
-"""Questions about a simulated video, as CLEVRER's questions JSON, every answer computed by the program executor.
+"""Makes the questions of a simulated video, as CLEVRER's JSON. Programs compute every answer.
 
-    History, counterfactual ─> World ─┬─ descriptive.py ─> 11 questions ─┐
-                                      └─ choices.py ─> 0-2, 0-1, 0-2 ────┴─> {scene_index, video_filename, questions}
+    History, counterfactual histories ──> VideoEvents ─┬─ descriptive.py ──────> 11 questions
+                                                       └─ multiple_choice.py ──> 0-2, 0-1, 0-2
 
 All randomness comes from `rng`: the same history and generator state give the same questions.
 """
@@ -18,8 +18,11 @@ from cjepa_dist.clevrer.descriptions import Describer
 from cjepa_dist.clevrer.events import VideoEvents
 from cjepa_dist.clevrer.scene import History
 from data_prep.simulate.descriptive import descriptive_questions
-from data_prep.simulate.multiple_choice import counterfactual_questions as ask_counterfactual
-from data_prep.simulate.multiple_choice import explanatory_questions, predictive_questions
+from data_prep.simulate.multiple_choice import (
+    counterfactual_questions,
+    explanatory_questions,
+    predictive_questions,
+)
 
 
 def make_questions(
@@ -30,8 +33,8 @@ def make_questions(
 ) -> dict[str, Any]:
     """CLEVRER's questions JSON of one video.
 
-    `counterfactual(object_id)` is called once for each object at most. Source: spec/clevrer.md
-    (forms, frequencies, semantics).
+    `counterfactual(object_id)` is called at most once for each object. Templates and frequencies
+    follow the real questions.
     """
     random = Random(int(rng.integers(1 << 62)))
     video = VideoEvents(history, counterfactual)
@@ -39,7 +42,7 @@ def make_questions(
     questions = descriptive_questions(video, describer, random)
     questions += explanatory_questions(video, describer, random)
     questions += predictive_questions(video, describer, random)
-    questions += ask_counterfactual(video, describer, random)
+    questions += counterfactual_questions(video, describer, random)
     return {
         "scene_index": scene_index,
         "video_filename": f"video_{scene_index:05d}.mp4",

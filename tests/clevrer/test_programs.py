@@ -1,4 +1,4 @@
-"""The program language: every real program is read, reproduced from its sentence, and executed on worlds made by hand."""
+"""Question programs: parsed, reproduced from real sentences, and run on histories made by hand."""
 
 import json
 
@@ -31,7 +31,10 @@ OBJECTS = [
 
 
 def history(collisions=((20, 0, 1), (60, 1, 2), (140, 2, 3)), removed=None):
-    """Object 1 enters at 10 and hits 2 after 0 has hit it; 3 exits at 100 and is back in view at 120; 2 moves from frame 60 on."""
+    """Object 0 hits 1, which entered at 10; then 1 hits 2, which moves from frame 60 on.
+
+    Object 3 exits at 100 and is in view again at 120.
+    """
     present = np.ones((SIMULATED_FRAMES, 4), bool)
     present[:10, 1] = False
     present[100:120, 3] = False
@@ -58,7 +61,7 @@ def answer(sentence, choice=None, counterfactual=None):
     return run_programs(world, *([parse(choice)[1]] if choice else []), parse(sentence)[1])
 
 
-# --- real questions --------------------------------------------------------------------------------------------------
+# --- real questions
 
 
 def real(shared):
@@ -101,12 +104,12 @@ def test_real_test_questions_are_understood(shared):
     assert len(families) >= 10
 
 
-def test_real_sentence_of_no_form():
-    with pytest.raises(UserError, match="no form"):
+def test_a_sentence_that_fits_no_template():
+    with pytest.raises(UserError, match="no template"):
         parse("Where is the red cube?")
 
 
-# --- types -----------------------------------------------------------------------------------------------------------
+# --- types
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_any_tokens_give_an_answer_or_a_user_error(program):
     assert len(kinds) == 1 and isinstance(result, str)
 
 
-# --- meaning ---------------------------------------------------------------------------------------------------------
+# --- meaning
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,10 @@ def test_explanatory(choice, expected):
 
 
 def test_a_later_event_is_no_cause():
-    question = "Which of the following is responsible for the collision between the red cube and the sphere?"
+    question = (
+        "Which of the following is responsible for the collision between"
+        " the red cube and the sphere?"
+    )
     assert answer(question, "the cylinder's colliding with the sphere") == "no"
     assert answer(question, "the presence of the cylinder") == "no"
 
@@ -254,7 +260,7 @@ def test_what_is_out_of_view_is_not_told():
     assert run_programs(VideoEvents(world), parse("How many objects are stationary?")[1]) == "0"
 
 
-# --- language --------------------------------------------------------------------------------------------------------
+# --- language
 
 descriptions = st.tuples(
     *(st.sampled_from(["", *values]) for values in ATTRIBUTES.values())

@@ -1,4 +1,4 @@
-"""Folders of arrays: every kind and layout gives the data set that a pickle of the same slots gives."""
+"""Imports of arrays: every format and layout gives the same data set as a pickle."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from cjepa_dist.errors import UserError
 from data_prep.import_arrays import ImportArrays, main
 from data_prep.merge import Merge
 from data_prep.merge import main as merge
-from tests.data_prep.test_import_pickle import video
+from tests.data_prep.pickles import video
 
 SPLITS = {"train": (2, 0, 11), "validation": (10000, 10001)}
 
@@ -124,11 +124,11 @@ def test_joining_and_parts_are_those_of_pickles(tmp_path, capsys):
     LAYOUTS["npy each"](tmp_path / "in")
     entries = [{"scene_index": scene, "questions": [{"question": "?"}]} for scene in (0, 11, 7)]
     (tmp_path / "train.json").write_text(json.dumps(entries))
-    run(tmp_path, questions=str(tmp_path / "train.json"), out=str(tmp_path / "whole"))
+    run(tmp_path, questions=str(tmp_path / "train.json"), out=str(tmp_path / "complete"))
     printed = capsys.readouterr().out
     assert (
-        "questions: 2 videos have some, 3 have none (2, 10000, 10001); 1 scenes with some have no video (7)"
-        in printed
+        "questions: 2 videos have some, 3 have none (2, 10000, 10001);"
+        " 1 scenes with some have no video (7)" in printed
     )
     for i in range(2):
         run(
@@ -138,11 +138,11 @@ def test_joining_and_parts_are_those_of_pickles(tmp_path, capsys):
             part=f"{i}/2",
         )
     merge(Merge(out=str(tmp_path / "out"), parts=str(tmp_path / "parts")))
-    merged, whole = (
+    merged, complete = (
         [(s.key, s.questions, s.slots.tobytes()) for s in read_split(tmp_path / name, "train")]
-        for name in ("out", "whole")
+        for name in ("out", "complete")
     )
-    assert merged == whole and merged[0][1] == entries[0]
+    assert merged == complete and merged[0][1] == entries[0]
 
 
 def damaged(folder):

@@ -28,7 +28,7 @@ from data_prep.import_pickle import ImportPickle, main
 from data_prep.merge import Merge
 from data_prep.merge import main as merge
 from data_prep.pickle import reader
-from tests.data_prep.test_import_pickle import dump, public, video
+from tests.data_prep.pickles import dump, public, video
 from tools.bench.data_import import write_pickle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ VIDEOS = 23
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A pickle of 23 videos of CLEVRER's size, 2 of them to a shard of 1 MiB in float32, 4 in float16."""
+    """A pickle of 23 videos of CLEVRER's size: a 1 MiB shard holds 2 in float32, 4 in float16."""
     path = tmp_path_factory.mktemp("source") / "slots.pkl"
     write_pickle(path, VIDEOS)
     return path
@@ -65,7 +65,8 @@ import resource, sys
 from data_prep.import_pickle import ImportPickle, main
 import torch  # what a large library takes by itself is no matter of the file
 def of(name):
-    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
+    status = open("/proc/self/status")
+    return next(int(line.split()[1]) << 10 for line in status if line.startswith(name))
 resource.setrlimit(resource.RLIMIT_DATA, (of("VmData") + (150 << 20), resource.RLIM_INFINITY))
 before = of("VmRSS")
 main(ImportPickle(source=sys.argv[1], out=sys.argv[2], shard_mb=32))
@@ -75,7 +76,7 @@ print("grew by", of("VmHWM") - before)
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_a_pickle_larger_than_the_memory_it_may_have(tmp_path, kind):
-    """400 MB under a limit of 150 MB above what the libraries take; torch's is one storage of which each video is a view."""
+    """400 MB with 150 MB of memory; in the torch file each video is a view of one storage."""
     path = tmp_path / "slots.pkl"
     if kind == "numpy":
         write_pickle(path, 870)
@@ -302,8 +303,8 @@ def test_types_on_disk(tmp_path, dtype, frames, capsys):
     error = rounded - np.stack(list(exact.values()))
     rms, lost = (np.sqrt(np.mean(x.astype(np.float64) ** 2)) for x in (rounded, error))
     assert (
-        f"conversion to {dtype}: RMS error {lost / rms:.2e}, largest {np.abs(error).max() / rms:.2e}"
-        in capsys.readouterr().out
+        f"conversion to {dtype}: RMS error {lost / rms:.2e},"
+        f" largest {np.abs(error).max() / rms:.2e}" in capsys.readouterr().out
     )
     windows = InMemoryWindows(
         tmp_path / "out", "train", WindowSpec(history_frames=2, pred_frames=1, frameskip=5)

@@ -1,4 +1,4 @@
-"""Slots are matched with the objects of annotations without a labelled slot; truth only judges; wrong annotations match nothing."""
+"""Slots are matched with annotated objects without labels; wrong annotations match nothing."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def run(data, out, **options):
     }
 
 
-def test_every_object_is_found_and_truth_is_not_used(world, tmp_path, capsys):
+def test_every_object_is_found_and_ground_truth_is_not_used(world, tmp_path, capsys):
     found = run(world, tmp_path / "with")
     assert "100.00 % of" in capsys.readouterr().out
     blind = run(rewritten(world, tmp_path / "bare", lambda i, sample: sample), tmp_path / "without")
@@ -181,7 +181,7 @@ def test_frames_behind_the_annotation_are_read_from_the_slots(world, tmp_path):
 
 
 def test_counterfactual_questions_on_matched_slots(tmp_path):
-    """Of some videos the encoder has lost an object: questions that remove what is matched with no slot are left out."""
+    """In some videos no slot holds an object: questions that remove it are left out."""
     simulate(
         Simulate(
             out=str(tmp_path / "plain"),

@@ -1,4 +1,4 @@
-"""Parts: the same samples as a part of the whole; merged they are the whole; gaps, overlaps and strangers are refused."""
+"""Merged parts equal the complete data set; missing, overlapping and foreign parts are refused."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
-    simulate(Simulate(out=str(folder / "whole"), **SIZES))
+    simulate(Simulate(out=str(folder / "complete"), **SIZES))
     for i in range(3):
         simulate(Simulate(out=str(folder / "parts" / str(i)), part=f"{i}/3", **SIZES))
     return folder
@@ -57,15 +57,15 @@ def contents(folder):
     return found
 
 
-def test_merged_parts_are_the_whole(made, parts, tmp_path, capsys):
+def test_merged_parts_equal_the_complete_data_set(made, parts, tmp_path, capsys):
     out = tmp_path / "out"
     assert merge(Merge(out=str(out), parts=str(parts))) == 0
-    assert contents(out) == contents(made / "whole") and verify_dataset(out) == []
-    merged, whole = Manifest.load(out), Manifest.load(made / "whole")
-    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(merged.std, whole.std, rtol=1e-12)
+    assert contents(out) == contents(made / "complete") and verify_dataset(out) == []
+    merged, complete = Manifest.load(out), Manifest.load(made / "complete")
+    np.testing.assert_allclose(merged.mean, complete.mean, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(merged.std, complete.std, rtol=1e-12)
     assert {**dataclasses.asdict(merged), "mean": 0, "std": 0, "splits": 0} == {
-        **dataclasses.asdict(whole),
+        **dataclasses.asdict(complete),
         "mean": 0,
         "std": 0,
         "splits": 0,
@@ -127,9 +127,9 @@ def test_gaps_overlaps_and_damage_are_refused(parts, tmp_path, harm, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_whole_data_set_is_no_part(made, tmp_path):
+def test_a_complete_data_set_is_no_part(made, tmp_path):
     with pytest.raises(UserError, match="is no part"):
-        merge(Merge(out=str(tmp_path / "out"), parts=[str(made / "whole")]))
+        merge(Merge(out=str(tmp_path / "out"), parts=[str(made / "complete")]))
 
 
 def test_shares():

@@ -95,7 +95,7 @@ def test_form_is_clevrers(videos):
 
 
 def test_answers_follow_from_the_sentences_alone(videos):
-    """Sentence -> program (the parser proven on real questions) -> a fresh world -> the stored answer."""
+    """Sentence -> program (by the tested parser) -> new events -> the stored answer."""
     for history, counterfactual, content, _ in videos:
         world = VideoEvents(history, counterfactual)
         for q in content["questions"]:
@@ -208,8 +208,8 @@ def test_the_balance_is_that_of_the_real_questions(videos):
         )
 
 
-def test_the_text_alone_says_nothing_of_an_option(videos):
-    """Guessing by kind of question and option, "not" and named objects; in-sample, 250 videos of 3.3 options a question."""
+def test_the_text_alone_does_not_tell_the_answer(videos):
+    """Guessing from the kinds of question and option, "not" and the named objects; in-sample."""
     table = real.statistics(content["questions"] for _, _, content, _ in videos)
     assert table[real.TEXT_ONLY]["predictive"] == 0.5
     assert (

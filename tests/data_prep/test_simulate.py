@@ -178,5 +178,5 @@ def test_a_video_depends_on_seed_split_and_index_alone() -> None:
 )
 def test_wrong_settings_are_refused(bad: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        entry.main(dataclasses.replace(Simulate(out=str(tmp_path / "x")), **bad))  # type: ignore[arg-type]
+        entry.main(Simulate(**{"out": str(tmp_path / "x"), **bad}))  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()

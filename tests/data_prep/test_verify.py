@@ -1,4 +1,4 @@
-"""`python -m data_prep.verify` and `import_pickle` as a user runs them: one clear line, the right exit code."""
+"""`python -m data_prep.verify` as a user runs it: one clear line and the right exit code."""
 
 import dataclasses
 import json
