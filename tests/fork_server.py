@@ -183,6 +183,8 @@ def run_entry_point(
         os.close(handle)
     os.environ.clear()
     os.environ.update(environment)
+    known = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [folder for folder in known if folder and folder not in sys.path]
     sys.argv, sys.orig_argv = ["-m", *arguments], [sys.executable, "-m", module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
