@@ -306,10 +306,11 @@ class WorldModelTask(nn.Module):
 
         So every rank and pass draws the same.
         """
+        assert context.masks is not None  # every training step has them
         return ctt.draw_batch_slots(context.masks, seed=self.config.seed, step=context.step)
 
     def mean_adjacency(self, last: Tensor) -> Tensor:
-        """The published graph (S, S): a mean over the global batch of attention (B, heads, N, N)."""
+        """The published graph (S, S), from attention (B, heads, N, N) of the global batch."""
         frames, slots = self.config.predictor.history_frames, self.config.predictor.slots
         each = published_adjacency(self.causal_rows(last), frames, slots).detach()
         return all_reduce(each.float().mean(dim=0)) / world_size()

@@ -23,7 +23,10 @@ from cjepa_dist.runtime.collectives import all_reduce
 
 
 class PrefetchingLoader:
-    """Iterates over (step, batches) from `start` to `stop`; `waited` is the time lost, in seconds."""
+    """Iterates over (step, batches) from `start` to `stop`.
+
+    `waited` is the time that steps waited for a batch, in seconds.
+    """
 
     def __init__(
         self,

@@ -1,9 +1,10 @@
-"""Engines with real gloo processes, float32, dropout 0: each trains as one process does, and goes on where another stopped.
+"""Engines with real gloo processes: each trains as one process does, and resumes another's run.
 
-The reference is one process. It clips gradients, keeps a mean of the weights, has all causal terms and skips a step whose loss is NaN;
-so do the others. Sums over processes are taken in another order, hence tolerances: losses 1e-5 of their value, moments of AdamW 1e-4 of
-the largest in their tensor, weights and their means 1e-4, a twentieth of one step at the peak rate. The keys' bias is left out: softmax
-does not see it, so its gradient is rounding, of which AdamW makes steps.
+Float32, dropout 0. The reference is one process. It clips gradients, keeps an EMA of the weights,
+has all causal terms and skips a step whose loss is NaN; so do the others. Sums over processes have
+another order, hence tolerances: losses 1e-5 of their value, AdamW's moments 1e-4 of the largest in
+their tensor, weights and their EMA 1e-4, a twentieth of one step at the peak rate. The keys' bias
+is left out: softmax does not see it, so its gradient is rounding, which AdamW turns into steps.
 """
 
 import json
@@ -24,24 +25,51 @@ from tests.fork_server import PROJECT
 WORLD, ALOE = "cjepa_dist.train_world_model", "cjepa_dist.train_aloe"
 STEPS = 50
 LOOP = (
-    "loop.global_batch_size=8", "loop.precision=fp32", "loop.log_every=2", "loop.checkpoint_every=20", "loop.keep_checkpoints=9", "loop.replica_check_every=5",
-    "optimizer.name=adamw", "optimizer.lr=0.002", "optimizer.schedule=cosine", "optimizer.warmup_ratio=0.1",
-)  # fmt: skip
+    "loop.global_batch_size=8",
+    "loop.precision=fp32",
+    "loop.log_every=2",
+    "loop.checkpoint_every=20",
+    "loop.keep_checkpoints=9",
+    "loop.replica_check_every=5",
+    "optimizer.name=adamw",
+    "optimizer.lr=0.002",
+    "optimizer.schedule=cosine",
+    "optimizer.warmup_ratio=0.1",
+)
 ARGUMENTS = {
     WORLD: (
-        *LOOP, f"loop.steps={STEPS}", "optimizer.max_grad_norm=0.5", "optimizer.ema_decay=0.8", "horizon=2", "val_windows=50",
-        "predictor.width=32", "predictor.depth=2", "predictor.heads=2", "predictor.mlp_dim=64", "predictor.dropout=0",
-        "predictor.predict_change=true", "ctt.invariance.weight=0.2", "ctt.sufficiency.weight=0.2", "ctt.consistency.weight=0.2",
+        *LOOP,
+        f"loop.steps={STEPS}",
+        "optimizer.max_grad_norm=0.5",
+        "optimizer.ema_decay=0.8",
+        "horizon=2",
+        "val_windows=50",
+        "predictor.width=32",
+        "predictor.depth=2",
+        "predictor.heads=2",
+        "predictor.mlp_dim=64",
+        "predictor.dropout=0",
+        "predictor.predict_change=true",
+        "ctt.invariance.weight=0.2",
+        "ctt.sufficiency.weight=0.2",
+        "ctt.consistency.weight=0.2",
         "ctt.consistency.steps=[1,2]",
     ),
     ALOE: (
-        *LOOP, "loop.steps=6", "aloe.frames=6", "stride=20", "aloe.width=32", "aloe.depth=2", "aloe.heads=2",
-        "aloe.mlp_dim=64", "aloe.dropout=0", "aloe.shared_vision=true",
+        *LOOP,
+        "loop.steps=6",
+        "aloe.frames=6",
+        "stride=20",
+        "aloe.width=32",
+        "aloe.depth=2",
+        "aloe.heads=2",
+        "aloe.mlp_dim=64",
+        "aloe.dropout=0",
+        "aloe.shared_vision=true",
     ),
-}  # fmt: skip
-FAULT = {
-    "CJEPA_FAULT": "nan@7:rank0"
-}  # the first sample of the global batch, whatever the number of processes
+}
+# The first sample of the global batch, whatever the number of processes.
+FAULT = {"CJEPA_FAULT": "nan@7:rank0"}
 ENGINES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
@@ -95,7 +123,7 @@ def losses(run, names=("loss",)):
 
 
 def weights(run, step):
-    """What is measured (with the means in the place of the weights), and the weights themselves with the optimizer's state."""
+    """The exported weights (the EMA where there is one); the trained ones and optimizer state."""
     folder = run / "checkpoints" / f"step_{step:08d}"
     state = {}
     for key, value in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.items():
@@ -169,7 +197,7 @@ CHAINS = {
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("chain", CHAINS)
 def test_elastic_resume(chain, reference, train, tmp_path):
-    """Stopped and resumed at another number of processes, or under another engine, it is the run."""
+    """Stopped, then resumed with other processes or under another engine: the same run."""
     run, links = tmp_path / "run", CHAINS[chain]
     for index, (engine, processes) in enumerate(links):
         stop = (
@@ -297,7 +325,7 @@ def test_launcher_that_falls_back_is_an_error(train, tmp_path):
     ("name", "engine"), [("cpu_two", "ddp"), ("cpu_fsdp2", "fsdp2"), ("cpu_zero2", "zero2")]
 )
 def test_accelerate_launch_and_bfloat16(name, engine, reference, train, tmp_path):
-    """The ready files, as a user would take them; the losses are near those in float32, and not those."""
+    """The shipped YAML files, as a user takes them; bf16 losses are near those in float32."""
     launcher = (
         "accelerate.commands.launch",
         "--config_file",
@@ -326,7 +354,7 @@ def test_accelerate_launch_and_bfloat16(name, engine, reference, train, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "zero1"])
 def test_a_replica_that_changed_is_found(engine, train, tmp_path):
-    """Under ZeRO each step makes the weights anew from their parts, so a change is seen only before the next."""
+    """Under ZeRO each step makes the weights anew: a change shows only before the next step."""
     run, step = tmp_path / "run", 3 if engine == "ddp" else 5
     env = {"CJEPA_FAULT": f"replica@{step}:rank1"}
     done = train(run, f"loop.engine={engine}", "loop.stop_at_step=9", processes=2, env=env)
@@ -337,7 +365,7 @@ def test_a_replica_that_changed_is_found(engine, train, tmp_path):
 
 @pytest.mark.slow
 def test_muon_under_fsdp2(train, tmp_path):
-    """Its Newton-Schulz steps round to bfloat16: losses within 1e-4, weights within one step at the peak rate."""
+    """Newton-Schulz steps round to bfloat16: losses within 1e-4, weights within one step."""
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = (
         "optimizer.name=muon",

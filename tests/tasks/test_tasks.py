@@ -1,4 +1,4 @@
-"""What the loss divides by and the running statistics do not depend on how a batch falls on processes."""
+"""Losses and running statistics do not depend on how a batch is split over processes."""
 
 import pytest
 import torch
@@ -11,9 +11,15 @@ from cjepa_dist.tasks.world_model import WorldModelTask, consistency_weights
 from tests.steps import run_step
 
 SMALL = [
-    "data=d", "run=r", "predictor.width=32", "predictor.depth=1", "predictor.heads=2", "predictor.mlp_dim=32", "predictor.slot_dim=8",
+    "data=d",
+    "run=r",
+    "predictor.width=32",
+    "predictor.depth=1",
+    "predictor.heads=2",
+    "predictor.mlp_dim=32",
+    "predictor.slot_dim=8",
     "predictor.dropout=0",
-]  # fmt: skip
+]
 
 
 def batch(size: int) -> dict[str, torch.Tensor]:
