@@ -71,6 +71,17 @@ def test_its_edges_are_evaluated(trained: Path, folder: Path, small_data: Path) 
     assert rows["touching"] == rows["oracle"] and rows["same_speed"]["auroc"]["value"] is not None
 
 
+def test_it_is_a_rule_of_divergence(trained: Path, folder: Path, small_data: Path) -> None:
+    done = run(
+        folder,
+        "cjepa_dist.evaluate_counterfactual",
+        *(f"run={trained}", f"data={small_data}", "videos=2", "probe_videos=4", "bootstrap_draws=5"),
+        *("rules=[free,same_speed]", "figure_worlds=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "same_speed" in (trained / "eval" / "counterfactual_val.json").read_text()
+
+
 def test_unknown_names_are_refused(folder: Path, small_data: Path) -> None:
     arguments = (f"data={small_data}", f"run={folder / 'other'}", *TINY_WORLD)
     module = "cjepa_dist.train_world_model"
