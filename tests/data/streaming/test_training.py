@@ -134,12 +134,12 @@ def test_a_missing_shard(data, command, tmp_path):
     [
         (
             ["contact_share=0.3"],
-            "contact_share needs the truth of the whole split in memory: "
-            "take reading.kind=in_memory",
+            "contact_share needs the ground truth of the whole split in memory: "
+            "set reading.kind=in_memory",
         ),
         (
             ["ctt.graph.estimator=oracle", "ctt.invariance.weight=1"],
-            "ctt.graph.estimator=oracle needs the truth",
+            "ctt.graph.estimator=oracle needs the ground truth",
         ),
         (["reading.kind=in_memory", "reading.max_missing_samples=3"], "cannot lose a shard later"),
         pytest.param(
@@ -242,8 +242,8 @@ def test_questions_on_two_processes_are_those_on_one(rolled, answered, command, 
     [
         (
             ["blind=true"],
-            "blind=true shows slots of videos that a stream does not hold: "
-            "take reading.kind=in_memory",
+            "blind=true shows slots of other videos, which a stream does not hold: "
+            "set reading.kind=in_memory",
         ),
         (["reading.kind=in_memory", "reading.max_missing_samples=3"], "cannot lose a shard later"),
         (["reading.kind=device"], "reading.kind=device is for world models"),
