@@ -64,7 +64,7 @@ class FsdpEngine(ShardedEngine):
             raise self.wrong_engine("a model with weights that are not sharded")
         for module in self.task.modules():  # methods beside forward need the full weights too
             if isinstance(module, Block):
-                register_fsdp_forward_method(module, "keys")
+                register_fsdp_forward_method(module, Block.project_kv.__name__)
         register_fsdp_forward_method(self.task, "step_context")
         if TaskOutput not in _pytree.SUPPORTED_NODES:
             # Else FSDP does not find the tensors in it and gathers no gradients for the loss.
