@@ -75,7 +75,13 @@ def test_it_is_a_rule_of_divergence(trained: Path, folder: Path, small_data: Pat
     done = run(
         folder,
         "cjepa_dist.evaluate_counterfactual",
-        *(f"run={trained}", f"data={small_data}", "videos=2", "probe_videos=4", "bootstrap_draws=5"),
+        *(
+            f"run={trained}",
+            f"data={small_data}",
+            "videos=2",
+            "probe_videos=4",
+            "bootstrap_draws=5",
+        ),
         *("rules=[free,same_speed]", "figure_worlds=1"),
     )
     assert done.returncode == 0, done.stderr
