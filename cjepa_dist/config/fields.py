@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 
@@ -13,7 +13,7 @@ def option(
     meaning: str,
     *,
     unit: str = "",
-    choices: Sequence[str] = (),
+    choices: Collection[str] = (),
     least: float | None = None,
 ) -> Any:
     """A config field: its default (a dataclass type for a section), meaning, unit, allowed values.

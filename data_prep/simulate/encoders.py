@@ -8,12 +8,11 @@ The built-in ones are in random_encoder.py. To add one, register it in a module 
     from data_prep.simulate.encoders import register_encoder
     from data_prep.simulate.scene_state import objects_to_slots
 
+    @register_encoder("position")
     def encode(scene, noise):                     # noise: standard normal, float32
         slots = 0.01 * noise
         slots[..., :2] += objects_to_slots(scene.position, scene.slot_object)
         return slots
-
-    register_encoder("position", encode)
 
     python -m data_prep.simulate encoder=position plugins=[my_encoder] slot_dim=8 out=DIR
 
@@ -49,14 +48,20 @@ ENCODERS = {
 }
 
 
-def register_encoder(name: str, encode: Encoder, version: int = 1) -> None:
-    """Let `encoder=NAME` choose this encoder. Raises UserError if the name is taken.
+def register_encoder(name: str, version: int = 1) -> Callable[[Encoder], Encoder]:
+    """Decorator: adds an encoder, and its name to the choices of `encoder`.
 
-    Increase `version` when the encoder gives other slots than before: data sets keep it.
+    Increase `version` when the encoder gives other slots than before: data sets keep it. Raises
+    UserError if the name is taken.
     """
-    if name in ENCODERS:
-        raise UserError(f"an encoder with the name {name!r} is registered already")
-    ENCODERS[name] = RegisteredEncoder(encode, version)
+
+    def register(function: Encoder) -> Encoder:
+        if name in ENCODERS:
+            raise UserError(f"there is an encoder {name!r} already: choose another name")
+        ENCODERS[name] = RegisteredEncoder(function, version)
+        return function
+
+    return register
 
 
 def find_encoder(name: str) -> RegisteredEncoder:

@@ -13,7 +13,7 @@ from cjepa_dist.config.fields import option
 from cjepa_dist.config.plugins import import_plugins
 from cjepa_dist.errors import UserError
 from data_prep.partition import part_option, record_part
-from data_prep.simulate.encoders import empty_slot, find_encoder
+from data_prep.simulate.encoders import ENCODERS, empty_slot, find_encoder
 from data_prep.simulate.generation import OBJECT_COUNTS
 
 # Increase it whenever a seed gives other data than before. 2: other questions than 1, same worlds.
@@ -43,7 +43,8 @@ class Simulate:
     encoder: str = option(
         "clean",
         "clean: noise 0.02; noisy: noise 0.1; occluded: noise 0.02, and an object behind another"
-        " shows the empty slot; or an encoder that a plugin registers",
+        " shows the empty slot; plugins can add encoders",
+        choices=ENCODERS,
     )
     plugins: list[str] = option(
         [], "Python modules to import first, such as one that registers an encoder"

@@ -228,7 +228,7 @@ def test_counterfactual_questions_on_matched_slots(tmp_path):
         ]
         out = source.lacks_world[(source.video == video) & (source.type == "counterfactual")]
         assert out.tolist() == [o not in found[sample.key]["slot_object"] for o in removed]
-        of_lost += [left for left, o in zip(out, removed) if o == lost.get(video)]
+        of_lost += [left for left, o in zip(out, removed, strict=True) if o == lost.get(video)]
     assert (
         len(of_lost) >= 8
         and np.mean(of_lost) > 0.7

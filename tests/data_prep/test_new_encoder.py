@@ -54,7 +54,7 @@ def test_a_name_is_registered_once_and_a_wrong_shape_is_an_error(
 ) -> None:
     monkeypatch.setattr(encoders, "ENCODERS", dict(encoders.ENCODERS))
     with pytest.raises(UserError, match="clean"):
-        encoders.register_encoder("clean", lambda scene, noise: noise)
-    encoders.register_encoder("narrow", lambda scene, noise: noise[..., :2])
+        encoders.register_encoder("clean")(lambda scene, noise: noise)
+    encoders.register_encoder("narrow")(lambda scene, noise: noise[..., :2])
     with pytest.raises(UserError, match="narrow"):
         encoders.empty_slot("narrow", 8)

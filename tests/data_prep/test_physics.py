@@ -34,7 +34,9 @@ def test_removal_is_exact(worlds: list[world.World]) -> None:
             for i in set(range(len(w.objects))) - {removed}:
                 same = all(
                     np.array_equal(a, b)
-                    for a, b in zip(rows(w.trajectories, i), rows(other.trajectories, i))
+                    for a, b in zip(
+                        rows(w.trajectories, i), rows(other.trajectories, i), strict=True
+                    )
                 )
                 assert same or i in affected
                 kept, changed = kept + same, changed + (not same)
@@ -47,7 +49,7 @@ def test_simulating_again_is_exact(worlds: list[world.World]) -> None:
         assert again.impacts == w.trajectories.impacts and all(
             np.array_equal(a, b)
             for i in range(len(w.bodies))
-            for a, b in zip(rows(w.trajectories, i), rows(again, i))
+            for a, b in zip(rows(w.trajectories, i), rows(again, i), strict=True)
         )
 
 
@@ -146,7 +148,7 @@ def test_impulses_agree_with_pymunk(cubes: tuple[bool, bool]) -> None:
         space = pymunk.Space()
         space.collision_slop = 0.0
         made = []
-        for body, x in zip(bodies, (p.x[0, k], p.x[1, k])):
+        for body, x in zip(bodies, (p.x[0, k], p.x[1, k]), strict=True):
             inertia = (
                 body.mass * contacts.CUBE_INERTIA if body.cube else body.mass * motion.RADIUS**2 / 2
             )
