@@ -130,14 +130,14 @@ def test_stopped_and_resumed_is_bit_identical(module, kind, command, small_data,
         "eager": "loop.cuda_graph=false",
         "device memory": "reading.kind=device",
     }[kind]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for run, *more in ((whole,), (broken, "loop.stop_at_step=5"), (broken,)):
+    complete, broken = tmp_path / "complete", tmp_path / "broken"
+    for run, *more in ((complete,), (broken, "loop.stop_at_step=5"), (broken,)):
         done = command(module, f"run={run}", f"data={small_data}", *CASES[module], extra, *more)
         assert done.returncode == 0, done.stderr
     assert "device: cuda" in done.stdout and "resumed from" in done.stdout
-    last = max(step for step, _, _ in losses(whole))
-    assert same(weights(whole, last), weights(broken, last))
-    line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
+    last = max(step for step, _, _ in losses(complete))
+    assert same(weights(complete, last), weights(broken, last))
+    line = json.loads((complete / "metrics.jsonl").read_text().splitlines()[-2])
     assert line["memory_gb"] > 0 and (
         "H100" not in torch.cuda.get_device_name() or 0 < line["mfu"] < 1
     )
@@ -187,15 +187,15 @@ def test_engines_over_nccl(engine, command, small_data, tmp_path):
         f"loop.engine={engine}",
         "predictor.dropout=0",
     ]
-    whole, broken, plain = tmp_path / "whole", tmp_path / "broken", tmp_path / "plain"
-    for run, *extra in ((whole,), (broken, "loop.stop_at_step=5"), (broken,)):
+    complete, broken, plain = tmp_path / "complete", tmp_path / "broken", tmp_path / "plain"
+    for run, *extra in ((complete,), (broken, "loop.stop_at_step=5"), (broken,)):
         done = command(WORLD, f"run={run}", *arguments, *extra, processes=1)
         assert done.returncode == 0, done.stderr
     assert "device: cuda" in done.stdout
-    assert same(weights(whole, 12), weights(broken, 12))
+    assert same(weights(complete, 12), weights(broken, 12))
     done = command(WORLD, f"run={plain}", *arguments, "loop.engine=auto")
     assert done.returncode == 0, done.stderr
-    for (step, kind, a), (_, _, b) in zip(losses(plain), losses(whole)):
+    for (step, kind, a), (_, _, b) in zip(losses(plain), losses(complete)):
         assert a == pytest.approx(b, rel=2e-2), (step, kind)
 
 

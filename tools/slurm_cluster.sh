@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # A real Slurm cluster of several nodes on this one machine, for tests.
 #
-#   tools/slurm_cluster.sh install          have apt-get install what is missing, with a limit on its time
+#   tools/slurm_cluster.sh install          install what is missing with apt-get, with a time limit
 #   tools/slurm_cluster.sh up DIR           the same, then start, and wait until every node is idle
 #   tools/slurm_cluster.sh down DIR         cancel the jobs, stop the daemons that `up DIR` started
 #   tools/slurm_cluster.sh status DIR       show daemons, nodes and jobs; fail unless all of it runs
-#   tools/slurm_cluster.sh crash DIR NODE   kill -9 the node and its jobs; the next `up` brings it back
-#   tools/slurm_cluster.sh lose DIR NODE    kill -9 its slurmd alone: its jobs work on, and Slurm takes the node for dead
+#   tools/slurm_cluster.sh crash DIR NODE   kill -9 the node and its jobs; `up` brings it back
+#   tools/slurm_cluster.sh lose DIR NODE    kill -9 only its slurmd: its jobs run on, and Slurm
+#                                           takes the node for dead
 #
 # `source DIR/env.sh` points sbatch, sacct, submitit... at the cluster.
-# Needs root on Debian or Ubuntu, but neither systemd nor cgroups. DIR holds it all: keys, state, logs.
+# Needs root on Debian or Ubuntu, but neither systemd nor cgroups. DIR holds keys, state and logs.
 set -euo pipefail
 
 NODES=${NODES:-2}                 # node1, node2, ...
@@ -32,7 +33,8 @@ daemons=(munged mariadbd slurmdbd slurmctld "${nodes[@]}")
 
 export SLURM_CONF=$etc/slurm.conf
 export MYSQL_UNIX_PORT=$run/mysql.sock
-export SLURM_CLUSTER_DIR=$dir  # marks our daemons, so that a stale pid file cannot hit another process
+# Marks our daemons, so that a stale pid file cannot hit another process.
+export SLURM_CLUSTER_DIR=$dir
 
 has_env() { grep -qzxF "$2" "/proc/$1/environ" 2>/dev/null; }
 ours() { has_env "$1" "SLURM_CLUSTER_DIR=$dir"; }
@@ -71,27 +73,31 @@ stop() {
 
 # All processes of a node: its slurmd, and the steps and tasks of its jobs.
 kill_node() {
-    local proc
+    local proc pid
     for proc in /proc/[0-9]*; do
-        if has_env "${proc#/proc/}" "SLURM_CONF=$SLURM_CONF" && has_env "${proc#/proc/}" "SLURMD_NODENAME=$1"; then
-            kill -9 "${proc#/proc/}" 2>/dev/null || true
+        pid=${proc#/proc/}
+        if has_env "$pid" "SLURM_CONF=$SLURM_CONF" && has_env "$pid" "SLURMD_NODENAME=$1"; then
+            kill -9 "$pid" 2>/dev/null || true
         fi
     done
 }
 
-# apt SECONDS ARGUMENTS...: apt-get that neither asks nor waits for ever, for a network or for another apt-get.
+# apt SECONDS ARGUMENTS...: apt-get that does not ask, and does not wait for ever for a network or
+# for another apt-get.
 apt() {
     local seconds=$1
     shift
     DEBIAN_FRONTEND=noninteractive timeout --kill-after=10 "$seconds" \
-        apt-get -q -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o DPkg::Lock::Timeout=30 "$@" >&2
+        apt-get -q -o Acquire::Retries=1 -o Acquire::http::Timeout=20 \
+        -o DPkg::Lock::Timeout=30 "$@" >&2
 }
 
 install() {
     local program policy=/usr/sbin/policy-rc.d
     for program in munged mariadbd mariadb slurmdbd slurmctld slurmd sbatch; do
         command -v $program >/dev/null && continue
-        command -v apt-get >/dev/null || die "$program is not installed, and there is no apt-get to install it"
+        command -v apt-get >/dev/null ||
+            die "$program is not installed, and there is no apt-get to install it"
         [[ $EUID = 0 ]] || die "$program is not installed, and only root can install it"
         if [[ ! -e $policy ]]; then  # the packages must not start daemons of their own
             trap 'rm -f /usr/sbin/policy-rc.d' EXIT
@@ -153,7 +159,9 @@ AccountingStoragePort=$((BASE_PORT + 1))
 AccountingStoragePass=$run/munge.socket
 
 GresTypes=gpu
-NodeName=node[1-$NODES] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((BASE_PORT + 11))-$((BASE_PORT + 10 + NODES))] CPUs=$NODE_CPUS RealMemory=$NODE_MEM_MB Gres=gpu:$NODE_GPUS
+NodeName=node[1-$NODES] NodeHostname=$host NodeAddr=127.0.0.1 \
+Port=[$((BASE_PORT + 11))-$((BASE_PORT + 10 + NODES))] \
+CPUs=$NODE_CPUS RealMemory=$NODE_MEM_MB Gres=gpu:$NODE_GPUS
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 DefMemPerCPU=100 GraceTime=$GRACE_S
 PartitionName=high Nodes=ALL PriorityTier=10 DefMemPerCPU=100 PreemptMode=OFF
 END
@@ -178,14 +186,16 @@ configure() {
     local name i
     mkdir -p "$run" "$log" "$etc" "$dir"/{state,dev,db,munge}
     chmod 700 "$dir"/{state,db,munge}
-    # Each cluster its own job ids: submitit would take an old <job id>_0_result.pkl for a new job's.
+    # Each cluster has its own job ids: submitit would take an old <job id>_0_result.pkl for a new
+    # job's result.
     [[ -s $dir/first_job ]] || echo $(($(date +%s) % 60000000)) >"$dir/first_job"
     if any_alive && ! slurm_conf | cmp -s - "$SLURM_CONF"; then
         die "it runs with other options: first run 'down $dir'"
     fi
     echo "$NODES" >"$dir/nodes"
     slurm_conf >"$SLURM_CONF"
-    echo "NodeName=node[1-$NODES] Name=gpu File=$dir/dev/gpu[0-$((NODE_GPUS - 1))]" >"$etc/gres.conf"
+    echo "NodeName=node[1-$NODES] Name=gpu File=$dir/dev/gpu[0-$((NODE_GPUS - 1))]" \
+        >"$etc/gres.conf"
     (umask 077 && slurmdbd_conf >"$etc/slurmdbd.conf")
     [[ -s $dir/munge/key ]] || (umask 077 && head -c 128 /dev/urandom >"$dir/munge/key")
     for ((i = 0; i < NODE_GPUS; i++)); do ln -sfn /dev/null "$dir/dev/gpu$i"; done
@@ -199,11 +209,13 @@ configure() {
     echo "export SLURM_CONF=$SLURM_CONF" >"$dir/env.sh"
 }
 
-database() { mariadb --no-defaults --socket="$MYSQL_UNIX_PORT" -e 'create database if not exists slurm'; }
+database() {
+    mariadb --no-defaults --socket="$MYSQL_UNIX_PORT" -e 'create database if not exists slurm'
+}
 no_jobs() { [[ ! $(squeue -h -o %A) ]]; }
 nodes_up() { [[ $(sinfo -h -N -p low -t idle,mix,alloc,comp -o %N | wc -l) = "$NODES" ]]; }
 
-# cores_of I: the cores of node I, as taskset lists them; nodes share them where there are fewer cores than nodes.
+# cores_of I: the cores of node I, as taskset lists them. Nodes share cores if there are too few.
 cores_of() {
     local all
     all=$(nproc)
@@ -218,11 +230,13 @@ up() {
     exec 9>"$dir/lock"
     flock 9
     configure
-    start munged munged --foreground --force --key-file="$dir/munge/key" --seed-file="$dir/munge/seed" \
+    start munged munged --foreground --force --key-file="$dir/munge/key" \
+        --seed-file="$dir/munge/seed" \
         --socket="$run/munge.socket" --pid-file="$run/munged.own" --log-file="$log/munged.log"
     # slurmdbd needs no grant tables, so an empty data folder will do: no mariadb-install-db.
-    start mariadbd mariadbd --no-defaults --user=root --datadir="$dir/db" --socket="$MYSQL_UNIX_PORT" \
-        --pid-file="$run/mariadbd.own" --skip-networking --skip-grant-tables --performance-schema=OFF \
+    start mariadbd mariadbd --no-defaults --user=root --datadir="$dir/db" \
+        --socket="$MYSQL_UNIX_PORT" --pid-file="$run/mariadbd.own" \
+        --skip-networking --skip-grant-tables --performance-schema=OFF \
         --innodb-buffer-pool-size=32M --innodb-log-file-size=8M --innodb-flush-log-at-trx-commit=0
     wait_for 30 database || die "no database: see $log/mariadbd.out"
     start slurmdbd slurmdbd -D
@@ -232,10 +246,12 @@ up() {
     for name in "${nodes[@]}"; do
         # Each node its own host name, where the kernel lets us.
         export SLURMD_NODENAME=$name
-        # ... and its own share of the cores: threads of many jobs on the same cores spend their time waiting for each other.
+        # ... and its own share of the cores: threads of many jobs on the same cores mostly wait for
+        # each other.
         cores=$(cores_of "${name#node}")
         if unshare --uts true 2>/dev/null; then
-            start "$name" unshare --uts sh -c "hostname $name && exec taskset -c $cores slurmd -D -N $name"
+            start "$name" unshare --uts \
+                sh -c "hostname $name && exec taskset -c $cores slurmd -D -N $name"
         else
             start "$name" taskset -c "$cores" slurmd -D -N "$name"
         fi
@@ -258,7 +274,12 @@ down() {
 status() {
     local name ok=0
     for name in "${daemons[@]}"; do
-        if alive "$name"; then echo "$name: pid $(pid_of "$name")"; else echo "$name: down"; ok=1; fi
+        if alive "$name"; then
+            echo "$name: pid $(pid_of "$name")"
+        else
+            echo "$name: down"
+            ok=1
+        fi
     done
     [[ $ok = 0 ]] && sinfo -N && squeue && nodes_up
 }

@@ -146,8 +146,8 @@ main() {
         [[ $pair =~ ^.+:[0-9]+\.[0-9]+(\.[0-9]+)?(\+[a-z0-9.]+)?$ ]] ||
             die "$pair is not PYTHON:TORCH, such as 3.11:2.13.0"
         interpreter=$(find_interpreter "${pair%:*}") ||
-            die "no Python ${pair%:*} with the venv module that can run the project (3.10 to 3.13)" \
-                "was found; --list shows which there are"
+            die "no Python ${pair%:*} from 3.10 to 3.13 with the venv module was found;" \
+                "--list shows which there are"
         interpreters+=("$interpreter")
     done
     if [[ ${KEEP:-} ]]; then

@@ -130,21 +130,21 @@ def test_mistakes_with_aloe_are_one_line(change, arguments, message, run, tmp_pa
 
 
 def test_damaged_missing_and_foreign_files(state, run, imported, tmp_path):
-    whole = tmp_path / "x.ckpt"
-    torch.save(state, whole)
-    content = whole.read_bytes()
+    path = tmp_path / "x.ckpt"
+    torch.save(state, path)
+    content = path.read_bytes()
     for size in (0, 10, len(content) // 2):
-        whole.write_bytes(content[:size])
+        path.write_bytes(content[:size])
         code, _, errors = run(
-            import_checkpoint, f"source={whole}", f"out={tmp_path / 'none'}", *OPTIONS
+            import_checkpoint, f"source={path}", f"out={tmp_path / 'none'}", *OPTIONS
         )
         assert (
             code == 2 and len(errors) == 1 and "is not a readable torch.save file" in errors[0]
         ), errors
     for protocol in (2, 4):  # a plain pickle
-        whole.write_bytes(pickle.dumps(Code(), protocol=protocol))
+        path.write_bytes(pickle.dumps(Code(), protocol=protocol))
         code, _, errors = run(
-            import_checkpoint, f"source={whole}", f"out={tmp_path / 'none'}", *OPTIONS
+            import_checkpoint, f"source={path}", f"out={tmp_path / 'none'}", *OPTIONS
         )
         assert (
             code == 2
@@ -166,7 +166,7 @@ def test_damaged_missing_and_foreign_files(state, run, imported, tmp_path):
     )
     assert code == 2 and "exists already" in errors[0] and fingerprint(folder) == before
     code, _, errors = run(
-        import_checkpoint, f"source={tmp_path / 'run.ckpt'}", f"out={whole / 'run'}", *OPTIONS
+        import_checkpoint, f"source={tmp_path / 'run.ckpt'}", f"out={path / 'run'}", *OPTIONS
     )
     assert code == 2 and "cannot be written" in errors[0]
 

@@ -26,7 +26,7 @@ from cjepa_dist.runtime.files import write_json
 from tools.bench.child_process import run_module
 
 VARIANTS = {
-    "future alone": ("mode=future",),
+    "future only": ("mode=future",),
     "counterfactual, paired": ("mode=counterfactual",),
     "counterfactual, paired, 2 processes": ("mode=counterfactual", "workers=2"),
     "free": ("mode=free",),
