@@ -67,6 +67,10 @@ class Engine:
         """
         self.task = task.to(self.accelerator.device)
         self.optimizers = build_optimizers(self.task, self.config.optimizer)
+        return self.load(restore)
+
+    def load(self, restore: Restore) -> dict[str, Any]:
+        """Load what `restore` chooses into the task, its optimizers and the EMA."""
         self.ema = self.make_ema(dict(self.task.named_parameters()))
         load = partial(
             load_checkpoint,

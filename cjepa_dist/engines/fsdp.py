@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils import _pytree
 
-from cjepa_dist.checkpoint.loading import load_checkpoint
 from cjepa_dist.config.schema import TrainAloe
 from cjepa_dist.engines.base import Restore, ShardedEngine
 from cjepa_dist.models.transformer import Block
 from cjepa_dist.optim.optimizers import build_optimizers
-from cjepa_dist.resilience.nonfinite import count_steps_on_device
 from cjepa_dist.runtime.collectives import full_tensor
 from cjepa_dist.runtime.device import make_accelerator
 from cjepa_dist.tasks.base import TaskOutput
@@ -71,16 +68,7 @@ class FsdpEngine(ShardedEngine):
             _pytree.register_dataclass(TaskOutput)
         # A block's keys and values are views; nothing writes into them.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-        self.ema = self.make_ema(dict(self.task.named_parameters()))
-        load = partial(
-            load_checkpoint,
-            task=self.task,
-            optimizers=self.optimizers,
-            ema_weights=self.ema_weights,
-        )
-        meta = restore(load)
-        count_steps_on_device(self.optimizers)
-        return meta
+        return self.load(restore)
 
     def wrap(self) -> None:
         self.model = self.task

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cjepa_dist.clevrer.vocabulary import ANSWER_IDS, MAX_QUESTION_WORDS, MAX_TEXT_WORDS, WORD_IDS
 from cjepa_dist.config.schema import AloeConfig
 from cjepa_dist.errors import UserError
+from cjepa_dist.models.released_weights import find_weights
 from cjepa_dist.models.transformer import Block
 
 # `bucket_by_length`: number of buckets; their numbers of rows and of words are multiples of these.
@@ -184,23 +185,7 @@ class Aloe(nn.Module):
 
         Keys may carry a common prefix. Raises UserError naming what is missing or does not fit.
         """
-        prefix = next(
-            (
-                key.removesuffix("q_in_proj.weight")
-                for key in state_dict
-                if key.endswith("q_in_proj.weight")
-            ),
-            None,
-        )
-        if prefix is None:
-            raise UserError(
-                "this is not a released ALOE model: it has no parameter q_in_proj.weight"
-            )
-        found = {
-            key.removeprefix(prefix): value
-            for key, value in state_dict.items()
-            if key.startswith(prefix)
-        }
+        prefix, found = find_weights(state_dict, "q_in_proj.weight", "ALOE model")
         depth = len(
             {key.split(".")[2] for key in found if key.startswith("transformer_encoder.layers.")}
         )

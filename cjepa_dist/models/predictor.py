@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cjepa_dist.config.schema import PredictorConfig
 from cjepa_dist.errors import UserError
+from cjepa_dist.models.released_weights import find_weights
 from cjepa_dist.models.transformer import Block, CosSin, apply_rotary, rotary_angles
 
 
@@ -187,23 +188,7 @@ class SlotPredictor(nn.Module):
         Keys may carry a common prefix (the predictor inside a larger model). Raises UserError
         naming what is missing or does not fit.
         """
-        prefix = next(
-            (
-                key.removesuffix("time_pos_embed")
-                for key in state_dict
-                if key.endswith("time_pos_embed")
-            ),
-            None,
-        )
-        if prefix is None:
-            raise UserError(
-                "this is not a released C-JEPA predictor: it has no parameter time_pos_embed"
-            )
-        found = {
-            key.removeprefix(prefix): value
-            for key, value in state_dict.items()
-            if key.startswith(prefix)
-        }
+        prefix, found = find_weights(state_dict, "time_pos_embed", "C-JEPA predictor")
         depth = len({key.split(".")[2] for key in found if key.startswith("transformer.layers.")})
         names = reference_names(depth)
         if missing := [theirs for theirs in names.values() if theirs not in found]:

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -57,12 +56,7 @@ class Preemption:
             terminate_with_launcher()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for name, handler in self.handlers.items():
             # When the first rank exits with 75, torchrun sends SIGTERM to the slower ones. They
             # must ignore it, or their exit code would be -15.
