@@ -25,10 +25,10 @@ from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
 from cjepa_dist.data.questions import InMemoryQuestions
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.submission import build_submission
-from cjepa_dist.evaluation.vqa import predict_answers
-from cjepa_dist.evaluation.vqa_baselines import baseline_accuracy, read_answered_questions
-from cjepa_dist.evaluation.vqa_metrics import compute_accuracy
+from cjepa_dist.evaluation.vqa.baselines import baseline_accuracy, read_answered_questions
+from cjepa_dist.evaluation.vqa.inference import predict_answers
+from cjepa_dist.evaluation.vqa.metrics import compute_accuracy
+from cjepa_dist.evaluation.vqa.submission import build_submission
 from cjepa_dist.evaluation.world_model import evaluate_world_model
 from cjepa_dist.reporting.terminal import print_table, vqa_table, world_model_table
 from cjepa_dist.runtime.device import default_device

@@ -24,10 +24,10 @@ from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.event_decoder import fit_event_decoder
-from cjepa_dist.evaluation.submission import build_submission
 from cjepa_dist.evaluation.symbolic import answer_questions
-from cjepa_dist.evaluation.vqa_baselines import baseline_accuracy, read_answered_questions
-from cjepa_dist.evaluation.vqa_metrics import compute_accuracy
+from cjepa_dist.evaluation.vqa.baselines import baseline_accuracy, read_answered_questions
+from cjepa_dist.evaluation.vqa.metrics import compute_accuracy
+from cjepa_dist.evaluation.vqa.submission import build_submission
 from cjepa_dist.reporting.terminal import print_table, vqa_table
 from cjepa_dist.runtime.files import write_json
 

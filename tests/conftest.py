@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before torch is imported, for this process and all that it starts: OpenMP's threads would
@@ -20,6 +21,9 @@ import torch
 
 from tests.fork_server import PROJECT, ForkServer
 
+# A busy machine must not fail a test: examples take as long as they take.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 torch.set_num_threads(2)
 
 

@@ -21,7 +21,8 @@ from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import submission, vqa, vqa_metrics
+from cjepa_dist.evaluation.vqa import metrics, submission
+from cjepa_dist.evaluation.vqa.inference import predict_answers
 from cjepa_dist.models.aloe import Aloe
 from cjepa_dist.tasks.vqa import VqaTask
 from data_prep.simulate.__main__ import main as simulate
@@ -194,8 +195,8 @@ def test_questions_whose_object_no_slot_holds_lack_a_world(data, tmp_path):
     assert (known.label[rows] == -1).all() and (known.label[~rows] == whole.label[~rows]).all()
     torch.manual_seed(0)
     aloe = Aloe(AloeConfig(frames=9, width=16, depth=1, heads=2, mlp_dim=16, head_dim=8))
-    verdicts = vqa.predict_answers(aloe, known)
-    result = vqa_metrics.compute_accuracy({3: verdicts}, 3, draws=2)
+    verdicts = predict_answers(aloe, known)
+    result = metrics.compute_accuracy({3: verdicts}, 3, draws=2)
     assert (
         result["excluded_questions"] == out.sum()
         and result["accuracy"]["overall.question"]["count"] == (~out).sum()

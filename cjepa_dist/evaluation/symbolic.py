@@ -26,7 +26,7 @@ from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.removed_slots import slot_objects, slots_removed_by_questions
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.event_decoder import EventDecoder
-from cjepa_dist.evaluation.predictions import Prediction
+from cjepa_dist.evaluation.vqa.predictions import Prediction
 
 
 def answer_questions(

@@ -8,7 +8,7 @@ import numpy as np
 
 from cjepa_dist.clevrer.vocabulary import QUESTION_TYPES
 from cjepa_dist.evaluation.bootstrap import bootstrap
-from cjepa_dist.evaluation.vqa_metrics import QUESTION_GROUPS
+from cjepa_dist.evaluation.vqa.metrics import QUESTION_GROUPS
 from cjepa_dist.reporting.published import PUBLISHED
 from cjepa_dist.reporting.tables import Results, header, row
 

@@ -19,7 +19,7 @@ from cjepa_dist.clevrer.questions import removed_objects
 from cjepa_dist.clevrer.scene import GROUND_TRUTH_FRAMES, VIDEO_FRAMES, History
 from cjepa_dist.config.plugins import import_plugins
 from data_prep.simulate import annotation, encoders, generation, ground_truth, world
-from data_prep.simulate.questions import make_questions
+from data_prep.simulate.questions.questions import make_questions
 from data_prep.simulate.settings import SPLITS, Simulate, parse_list, scene_indices, video_key
 
 

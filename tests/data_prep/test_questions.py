@@ -20,7 +20,7 @@ from cjepa_dist.clevrer.vocabulary import (
 from cjepa_dist.errors import UserError
 from data_prep.simulate import generation
 from data_prep.simulate import world as worlds
-from data_prep.simulate.questions import make_questions
+from data_prep.simulate.questions.questions import make_questions
 from tools import question_statistics as real
 
 VIDEOS = 250

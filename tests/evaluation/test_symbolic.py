@@ -15,12 +15,13 @@ from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.removed_slots import slot_objects
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluate_symbolic import EvaluateSymbolic, main
-from cjepa_dist.evaluation import symbolic, vqa_metrics
+from cjepa_dist.evaluation import symbolic
 from cjepa_dist.evaluation.event_decoder import (
     find_approaches,
     fit_event_decoder,
     fit_velocities,
 )
+from cjepa_dist.evaluation.vqa import metrics
 from cjepa_dist.rollout import Rollout
 from cjepa_dist.rollout import main as roll
 
@@ -129,7 +130,7 @@ def test_on_true_worlds_programs_find_most_answers(decoder, true):
         for split in ("val", "test")
         for v in symbolic.answer_questions(decoder, read_split(true, split))[0]
     ]
-    found = vqa_metrics.compute_accuracy({0: verdicts}, 0, draws=10)["accuracy"]
+    found = metrics.compute_accuracy({0: verdicts}, 0, draws=10)["accuracy"]
     assert found["descriptive.question"]["accuracy"] > 0.75
     assert (
         found["counterfactual.option"]["accuracy"] > 0.65
@@ -179,9 +180,7 @@ def test_questions_whose_object_no_slot_holds_are_excluded(decoder, true):
         for v, out in zip(verdicts, asked)
         if out
     )
-    assert vqa_metrics.compute_accuracy({0: verdicts}, 0, draws=2)["excluded_questions"] == sum(
-        asked
-    )
+    assert metrics.compute_accuracy({0: verdicts}, 0, draws=2)["excluded_questions"] == sum(asked)
     with pytest.raises(UserError, match=r"has no world without slot \d"):
         symbolic.answer_questions(decoder, [dataclasses.replace(sample, worlds=fewer)])
 

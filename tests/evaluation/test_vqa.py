@@ -7,8 +7,9 @@ import torch
 from cjepa_dist.config.schema import AloeConfig
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.questions import InMemoryQuestions
-from cjepa_dist.evaluation import predictions, submission, vqa, vqa_baselines, vqa_metrics
 from cjepa_dist.evaluation.bootstrap import bootstrap, pooled_mean
+from cjepa_dist.evaluation.vqa import baselines, metrics, predictions, submission
+from cjepa_dist.evaluation.vqa.inference import predict_answers
 from cjepa_dist.models.aloe import Aloe
 from tests.evaluation.world import DIM, SLOTS, make_world
 
@@ -36,7 +37,7 @@ def test_counts_per_option_and_per_question():
         verdict(1, "explanatory", [True, False], ["correct", "correct"]),
         verdict(2, "predictive", [True, False], ["correct", "wrong"]),
     ]
-    table = vqa_metrics.count_correct(verdicts, [1, 2])
+    table = metrics.count_correct(verdicts, [1, 2])
     assert table["descriptive.question"].tolist() == [[1, 1], [0, 1]]
     assert table["explanatory.option"].tolist() == [[1, 2], [0, 0]]
     assert table["explanatory.question"].tolist() == [[0, 1], [0, 0]]
@@ -49,7 +50,7 @@ def test_without_public_answers_nothing_is_scored_but_all_is_submitted():
     hidden = predictions.Prediction(
         9, {"question_id": 3, "question_type": "predictive", "choices": choices}, [True, False]
     )
-    result = vqa_metrics.compute_accuracy({3: [hidden]}, 3, draws=3)
+    result = metrics.compute_accuracy({3: [hidden]}, 3, draws=3)
     assert all(
         cell["count"] == 0 and cell["accuracy"] is None for cell in result["accuracy"].values()
     )
@@ -73,7 +74,7 @@ def test_majority_and_chance():
     choice = {"question_id": 1, "question_type": "counterfactual", "choices": options}
     scored = [predictions.Prediction(1, q, "") for q in (descriptive("no", "exist"), choice)]
     excluded = predictions.Prediction(1, choice, [], excluded=True)
-    found = vqa_baselines.baseline_accuracy([*train, choice], [*scored, excluded])
+    found = baselines.baseline_accuracy([*train, choice], [*scored, excluded])
     assert found["majority"]["descriptive.question"] == 0.0  # "2" to everything
     assert found["majority_by_kind"]["descriptive.question"] == 1.0
     assert found["majority_by_kind"]["counterfactual.option"] == pytest.approx(2 / 3)
@@ -95,10 +96,10 @@ def test_answers_of_a_model_on_shards(world):
     by_start = {}
     for start in (3, 7):
         source.sampling.eval_start = start
-        by_start[start] = vqa.predict_answers(aloe, source, batch_size=5)
-    again = vqa.predict_answers(aloe, source, batch_size=24)
+        by_start[start] = predict_answers(aloe, source, batch_size=5)
+    again = predict_answers(aloe, source, batch_size=24)
     assert [v.answer for v in again] == [v.answer for v in by_start[7]]  # the batch changes nothing
-    result = vqa_metrics.compute_accuracy(by_start, 3, draws=10)
+    result = metrics.compute_accuracy(by_start, 3, draws=10)
     accuracy = result["accuracy"]
     assert (
         accuracy["overall.question"]["count"] == 6 * 4
@@ -122,9 +123,9 @@ def test_answers_of_a_model_on_shards(world):
         assert [c["answer"] for c in v.question.get("choices", [])] == [
             c["answer"] for c in original.get("choices", [])
         ]
-    train = vqa_baselines.read_answered_questions(world, "train")
+    train = baselines.read_answered_questions(world, "train")
     asked = [predictions.Prediction(scene, question, "") for (scene, _), question in raw.items()]
-    assert vqa_baselines.baseline_accuracy(train, by_start[3]) == vqa_baselines.baseline_accuracy(
+    assert baselines.baseline_accuracy(train, by_start[3]) == baselines.baseline_accuracy(
         train, asked
     )
     sent = submission.build_submission(by_start[3])

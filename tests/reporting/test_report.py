@@ -12,7 +12,7 @@ from cjepa_dist.config import merge, schema
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation import vqa_metrics
+from cjepa_dist.evaluation.vqa import metrics
 from cjepa_dist.reporting import seeds, vqa_tables
 from cjepa_dist.reporting.runs import EvaluatedRun, collect_runs
 from cjepa_dist.tasks.build import build_task
@@ -173,8 +173,8 @@ def test_evaluate_refuses_a_control_that_sees_others(runs):
 
 def test_differences_are_paired_by_video():
     def arm(correct):
-        counts = {group: [[c, 4] for c in correct] for group in vqa_metrics.QUESTION_GROUPS}
-        accuracy = {group: {"count": 4 * len(correct)} for group in vqa_metrics.QUESTION_GROUPS}
+        counts = {group: [[c, 4] for c in correct] for group in metrics.QUESTION_GROUPS}
+        accuracy = {group: {"count": 4 * len(correct)} for group in metrics.QUESTION_GROUPS}
         return {
             "videos": {"scenes": list(range(len(correct))), "counts": counts},
             "accuracy": accuracy,

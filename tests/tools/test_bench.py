@@ -24,8 +24,8 @@ from tools.bench.data import (
     PerWindowDataset,
 )
 from tools.bench.harness import OpCounter
-from tools.bench.reference_aloe import ReferenceAloeStep
-from tools.bench.reference_world_model import (
+from tools.bench.reference.aloe import ReferenceAloeStep
+from tools.bench.reference.world_model import (
     ReferencePredictor,
     causal_loss,
     masked_slots,

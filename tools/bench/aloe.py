@@ -29,7 +29,7 @@ from data_prep.simulate.__main__ import main as simulate
 from data_prep.simulate.settings import Simulate
 from tools.bench.bare_step import BareStep
 from tools.bench.harness import SpeedTarget, StepBenchmark, Variant, run_benchmark
-from tools.bench.reference_aloe import ReferenceAloeStep
+from tools.bench.reference.aloe import ReferenceAloeStep
 
 REFERENCE, BASE = "plain, published layout, fp32", "ours, published layout"
 SHARED, BY_VIDEO = "ours, shared vision", "ours, shared vision, by video"

@@ -19,7 +19,7 @@ from cjepa_dist.config.schema import PredictorConfig, TrainWorldModel
 from cjepa_dist.runtime.device import native_precision
 from tools.bench.bare_step import BareStep
 from tools.bench.harness import SpeedTarget, StepBenchmark, Variant, run_benchmark
-from tools.bench.reference_world_model import ReferenceStep
+from tools.bench.reference.world_model import ReferenceStep
 
 PROGRESS = 0.9  # part of the run behind us: every loss term has its full weight
 REFERENCE, REFERENCE_CTT = "published, fp32", "published + CTT, fp32"

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from cjepa_dist.evaluation.predictions import Prediction
+from cjepa_dist.evaluation.vqa.predictions import Prediction
 
 
 def build_submission(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from cjepa_dist.clevrer.vocabulary import QUESTION_TYPES
 from cjepa_dist.evaluation.bootstrap import bootstrap, pooled_mean
-from cjepa_dist.evaluation.predictions import Prediction
+from cjepa_dist.evaluation.vqa.predictions import Prediction
 
 CHOICE_TYPES = QUESTION_TYPES[1:]  # multiple choice
 # What an accuracy is over: the question types pooled, and whether it counts options or questions.

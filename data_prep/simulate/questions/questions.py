@@ -17,8 +17,8 @@ import numpy as np
 from cjepa_dist.clevrer.descriptions import Describer
 from cjepa_dist.clevrer.events import VideoEvents
 from cjepa_dist.clevrer.scene import History
-from data_prep.simulate.descriptive import descriptive_questions
-from data_prep.simulate.multiple_choice import (
+from data_prep.simulate.questions.descriptive import descriptive_questions
+from data_prep.simulate.questions.multiple_choice import (
     counterfactual_questions,
     explanatory_questions,
     predictive_questions,

@@ -14,8 +14,8 @@ from pathlib import Path
 from cjepa_dist.clevrer.questions import question_kind
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.predictions import Prediction, Question, has_answer
-from cjepa_dist.evaluation.vqa_metrics import QUESTION_GROUPS, count_correct
+from cjepa_dist.evaluation.vqa.metrics import QUESTION_GROUPS, count_correct
+from cjepa_dist.evaluation.vqa.predictions import Prediction, Question, has_answer
 
 
 def read_answered_questions(data: str | Path, split: str) -> list[Question]:

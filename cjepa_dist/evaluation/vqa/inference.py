@@ -18,7 +18,7 @@ import torch
 
 from cjepa_dist.clevrer.vocabulary import ANSWER_NAMES
 from cjepa_dist.data.questions import QuestionDataset
-from cjepa_dist.evaluation.predictions import Prediction, Question
+from cjepa_dist.evaluation.vqa.predictions import Prediction, Question
 from cjepa_dist.models.aloe import Aloe
 
 
