@@ -25,7 +25,10 @@ def test_three_backends_give_the_same_bits():
 
 
 def test_bits_are_those_of_splitmix64():
-    """The reference generator's first outputs for seed 0 (https://prng.di.unimi.it/splitmix64.c)."""
+    """The reference generator's first outputs for seed 0.
+
+    https://prng.di.unimi.it/splitmix64.c
+    """
     found = [mix(n * GAMMA & MASK) for n in (1, 2, 3)]
     assert found == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 

@@ -103,7 +103,8 @@ class SplitWriter:
             for buffer in tar_buffers(f"{sample.key}.{name}", members[name])
         ]
         self.written_keys.add(sample.key)
-        original = None if slots.dtype == sample.slots.dtype else sample.slots  # type: ignore[union-attr]
+        converted = sample.slots is not None and slots.dtype != sample.slots.dtype
+        original = sample.slots if converted else None
         self.submit(
             self.write_sample,
             sample.key,
