@@ -9,7 +9,7 @@ from typing import Any
 
 from cjepa_dist.config.merge import read_yaml
 from cjepa_dist.errors import UserError
-from slurm.job import Job
+from slurm.experiment.job import Job
 from slurm.jobs.job_log import log_path, log_tail, read_events
 from slurm.record import ACTIVE_STATES, Record, SlurmState, local_runner, slurm_states
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from cjepa_dist.config import command_line, merge
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import MISSING
-from slurm.executor import submit_to_slurm
+from slurm.executors.execute import submit_to_slurm
+from slurm.experiment.plan import preflight_job
+from slurm.experiment.schema import Experiment, read_cluster
 from slurm.job_state import job_states
-from slurm.plan import preflight_job
 from slurm.record import Record, read_record
-from slurm.schema import Experiment, read_cluster
 
 
 @dataclass

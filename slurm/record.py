@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience import run_lock
 from cjepa_dist.runtime.files import write_json
-from slurm.job import Job
+from slurm.experiment.job import Job
 from slurm.jobs.slurm_command import run_slurm_command
 
 STATE_DIR = ".slurm"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slurm.command import launch
-from slurm.executor import execute, restore_experiment
+from slurm.executors.execute import execute, restore_experiment
 from slurm.record import require_record
 
 

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from cjepa_dist.config import command_line
-from slurm.executor import execute
-from slurm.schema import Experiment
+from slurm.executors.execute import execute
+from slurm.experiment.schema import Experiment
 
 
 def main(experiment: Experiment) -> int:

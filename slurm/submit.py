@@ -7,8 +7,8 @@ Jobs that are finished or in the queue are left alone: the same command complete
 from __future__ import annotations
 
 from cjepa_dist.config import command_line
-from slurm.executor import execute
-from slurm.schema import Experiment
+from slurm.executors.execute import execute
+from slurm.experiment.schema import Experiment
 
 if __name__ == "__main__":
     command_line.launch(Experiment, execute)

@@ -108,7 +108,7 @@ def test_unknown_config():
 def test_completion_reads_the_keys_of_a_schema_without_importing_it():
     from cjepa_dist.evaluate_graph import EvaluateGraph
     from data_prep.import_pickle import ImportPickle
-    from slurm.schema import Experiment
+    from slurm.experiment.schema import Experiment
 
     for command, kind in {
         "train-world-model": schema.TrainWorldModel,

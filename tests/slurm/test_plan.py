@@ -11,14 +11,15 @@ import yaml
 
 from cjepa_dist.config import command_line
 from cjepa_dist.errors import UserError
-from slurm import job_state, plan
-from slurm.executor import unfinished_jobs
+from slurm import job_state
+from slurm.executors.execute import unfinished_jobs
+from slurm.experiment import plan
+from slurm.experiment.schema import Cluster, Experiment, read_cluster
 from slurm.jobs.job_log import events_path, log_tail
 from slurm.jobs.run import job_environment
 from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.jobs.torchrun import build_argv
 from slurm.record import Record
-from slurm.schema import Cluster, Experiment, read_cluster
 from slurm.status import format_duration
 from tests.fork_server import PROJECT
 from tests.slurm.conftest import run_command

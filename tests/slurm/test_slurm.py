@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from slurm.sbatch import LOCAL_FILE_SYSTEMS, file_system
+from slurm.executors.sbatch import LOCAL_FILE_SYSTEMS, file_system
 from tests.fork_server import PROJECT
 from tests.slurm.conftest import (
     RUN,

@@ -18,11 +18,11 @@ from typing import Any
 
 from cjepa_dist.errors import EXIT_PREEMPTED
 from cjepa_dist.resilience.run_lock import RunLock
-from slurm.job import Job, job_spec
+from slurm.experiment.job import Job, job_spec
+from slurm.experiment.schema import Cluster
 from slurm.jobs.run import SIGNALS, count_gpus, run_job
 from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.record import Record
-from slurm.schema import Cluster
 
 
 def run_locally(record: Record, cluster: Cluster, jobs: list[Job], at_once: int) -> int:

@@ -15,11 +15,11 @@ from typing import Any
 from cjepa_dist.config import merge
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import UserError
-from slurm.job import Job
-from slurm.local_executor import run_locally
-from slurm.plan import check_commands, jobs_of_stages, plan
+from slurm.executors.local import run_locally
+from slurm.experiment.job import Job
+from slurm.experiment.plan import check_commands, jobs_of_stages, plan
+from slurm.experiment.schema import Cluster, Experiment, read_cluster
 from slurm.record import Record, active_jobs, read_record
-from slurm.schema import Cluster, Experiment, read_cluster
 
 
 def execute(experiment: Experiment) -> int:
@@ -118,7 +118,7 @@ def submit_to_slurm(
 ) -> int:
     """Queue the jobs, each after those it waits for; all of them or none. Raises UserError."""
     try:
-        from slurm import sbatch
+        from slurm.executors import sbatch
     except ImportError as error:
         raise UserError(
             f"submitit is not installed ({error}): pip install submitit, use slurm/train.sbatch,"

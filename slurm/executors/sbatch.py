@@ -15,10 +15,10 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from cjepa_dist.config.locate import project_root
 from cjepa_dist.errors import UserError
-from slurm.job import Job, job_spec
+from slurm.experiment.job import Job, job_spec
+from slurm.experiment.schema import Cluster
 from slurm.jobs.job_log import file_name
 from slurm.jobs.run import run_job
-from slurm.schema import Cluster
 
 # Types of file systems that only this machine, or one container on it, can see ...
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay")

@@ -22,9 +22,9 @@ from cjepa_dist.config.merge import flatten
 from cjepa_dist.config.schema import TrainAloe, TrainWorldModel
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import UserError
-from slurm.job import Job, with_checksum
-from slurm.schema import STAGES, Cluster, Experiment, read_cluster
-from slurm.sweep import combinations, to_arguments, without_sweeps
+from slurm.experiment.job import Job, with_checksum
+from slurm.experiment.schema import STAGES, Cluster, Experiment, read_cluster
+from slurm.experiment.sweep import combinations, to_arguments, without_sweeps
 
 SCHEMA_OF_COMMAND = {  # of the commands that take fields of the experiment
     "cjepa_dist.train_world_model": ("cjepa_dist.config.schema", "TrainWorldModel"),

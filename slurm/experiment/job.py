@@ -7,8 +7,8 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from slurm.experiment.schema import Cluster
 from slurm.jobs.spec import JobSpec
-from slurm.schema import Cluster
 
 
 @dataclass(frozen=True)
