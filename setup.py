@@ -17,7 +17,7 @@ PROJECT = ("slurm", "data_prep", "tools", "configs")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "cjepa_dist" / "__init__.py").read_text())
 
 CORE = [
-    "torch>=2.9,<2.15",  # 2.9 has torch.optim.Muon
+    "torch>=2.12,<2.15",  # tools/supported_versions.sh ran 2.12.0, 2.13.0 and 2.14.1
     "numpy>=1.26,<3",
     "accelerate>=1.15,<2",
     "deepspeed>=0.19.8,<0.20",  # imported by ZeRO alone
