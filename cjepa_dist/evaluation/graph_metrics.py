@@ -1,6 +1,7 @@
 """Metrics of graph edges against the truth.
 
     Edges (one entry per ordered pair) ──edge_metrics──> {metric: value}, by scikit-learn
+                                       ├──edge_curves──> precision by recall, to draw
                                        └──ResampledEdgeMetrics──> the same for any number of copies
                                                                   of each video, for the bootstrap
 
@@ -15,6 +16,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 EDGE_METRICS = ("auroc", "auprc", "f1", "best_f1", "shd", "near_miss_auroc")
+CURVE_POINTS = 51  # of a stored precision-recall curve: enough to draw it
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,36 @@ def best_f1(score: np.ndarray, truth: np.ndarray) -> float:
         return float("nan")
     precision, recall, _ = precision_recall_curve(truth, score)
     return float((2 * precision * recall / np.maximum(precision + recall, 1e-300)).max())
+
+
+def edge_curves(edges: Edges) -> dict[str, dict[str, list[float]] | None]:
+    """Precision-recall curves, `all` over every pair, `near_miss` of true pairs and near misses."""
+    close = edges.truth | edges.near_miss
+    return {
+        "all": precision_by_recall(edges.score, edges.truth),
+        "near_miss": precision_by_recall(edges.score[close], edges.truth[close]),
+    }
+
+
+def precision_by_recall(
+    score: np.ndarray, truth: np.ndarray, points: int = CURVE_POINTS
+) -> dict[str, list[float]] | None:
+    """{"recall", "precision"} at no more than `points` thresholds, recall rising.
+
+    Each is the first threshold that reaches the next recall of an even grid: a point of the curve,
+    not an interpolation. None unless both classes occur.
+    """
+    if not truth.any() or truth.all():
+        return None
+    precision, recall, _ = precision_recall_curve(truth, score)
+    # scikit-learn's recall falls and ends at an added point (recall 0, precision 1).
+    precision, recall = precision[-2::-1], recall[-2::-1]
+    grid = np.linspace(0.0, 1.0, points)
+    at = np.unique(np.minimum(np.searchsorted(recall, grid), len(recall) - 1))
+    return {
+        "recall": [round(float(value), 4) for value in recall[at]],
+        "precision": [round(float(value), 4) for value in precision[at]],
+    }
 
 
 def auroc(score: np.ndarray, truth: np.ndarray) -> float:

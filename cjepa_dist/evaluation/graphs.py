@@ -36,6 +36,7 @@ from cjepa_dist.evaluation.graph_metrics import (
     EDGE_METRICS,
     Edges,
     ResampledEdgeMetrics,
+    edge_curves,
     edge_metrics,
 )
 from cjepa_dist.models.predictor import SlotPredictor
@@ -76,6 +77,7 @@ def evaluate_graphs(
 ) -> dict[str, Any]:
     """`targets[target][estimators][name][metric] = {value, low, high}`, for JSON.
 
+    `targets[target][curves][name]` has the precision-recall curves of the same edges.
     Low and high bound 95 % of `draws` bootstrap draws over videos; None is an undefined metric.
     Also counts of windows, videos and windows with a contact; the `base_rate` of each target among
     ordered pairs of present slots, which is the AUPRC of chance; and the seconds that each summary
@@ -149,6 +151,7 @@ def score_target(
     window = np.nonzero(pairs)[0]
     truth, near_miss = labels[target][pairs], labels["near_miss"][pairs]
     estimators: dict[str, Any] = {}
+    curves: dict[str, Any] = {}
     for name, (adjacency, scores) in graphs.items():
         edges = Edges(
             score=scores[pairs],
@@ -161,6 +164,7 @@ def score_target(
             windows_by_video=np.bincount(video, minlength=videos),
         )
         values, resampled = edge_metrics(edges), ResampledEdgeMetrics(edges)
+        curves[name] = edge_curves(edges)
 
         def metrics_of(
             drawn: np.ndarray, resampled: ResampledEdgeMetrics = resampled
@@ -183,6 +187,7 @@ def score_target(
         "pairs": len(truth),
         "near_misses": int((near_miss & ~truth).sum()),
         "estimators": estimators,
+        "curves": curves,
     }
 
 

@@ -37,7 +37,7 @@ from cjepa_dist.evaluation.position_probe import PositionProbe, fit_position_pro
 from cjepa_dist.models.predictor import SlotPredictor
 
 FUTURE_FRAMES = GROUND_TRUTH_FRAMES - VIDEO_FRAMES
-HORIZONS = (8, 16, 32)
+HORIZONS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)  # frames after the video: a curve
 OBJECT_CLASSES = ("all", "colliding", "near_miss", "free")
 Predict = Callable[[Tensor], Tensor]
 

@@ -11,7 +11,9 @@ from cjepa_dist.evaluation.graph_metrics import (
     ResampledEdgeMetrics,
     WeightedRanking,
     auroc,
+    edge_curves,
     edge_metrics,
+    precision_by_recall,
 )
 
 VIDEOS = 5
@@ -78,6 +80,34 @@ def test_by_hand() -> None:
     assert got["auprc"] == pytest.approx((1 + 2 / 3) / 2)
     assert got["shd"] == 1.0  # two wrong pairs in two windows
     assert got["near_miss_auroc"] == 0.5  # one contact above the near miss, one below
+
+
+@given(seed=st.integers(0, 1000), points=st.integers(2, 80))
+@settings(max_examples=40, deadline=None)
+def test_a_thinned_curve_holds_points_of_the_curve(seed: int, points: int) -> None:
+    e = edges(seed, base_rate=0.2)
+    curve = precision_by_recall(e.score, e.truth, points)
+    if e.truth.all() or not e.truth.any():
+        assert curve is None
+        return
+    assert curve is not None and 1 <= len(curve["recall"]) <= points
+    assert curve["recall"] == sorted(curve["recall"]) and curve["recall"][-1] == 1.0
+    # Every point is what some threshold reaches.
+    reached = set()
+    for threshold in np.unique(e.score):
+        found = e.truth[e.score >= threshold]
+        reached.add((round(found.sum() / e.truth.sum(), 4), round(found.mean(), 4)))
+    assert set(zip(curve["recall"], curve["precision"])) <= reached
+
+
+def test_curves_are_of_all_pairs_and_of_near_misses() -> None:
+    e = edges(3, base_rate=0.2)
+    close = e.truth | e.near_miss
+    assert edge_curves(e) == {
+        "all": precision_by_recall(e.score, e.truth),
+        "near_miss": precision_by_recall(e.score[close], e.truth[close]),
+    }
+    assert edge_curves(edges(0, base_rate=0.0))["all"] is None
 
 
 def test_undefined_is_nan() -> None:
