@@ -1,8 +1,4 @@
-"""Shared fixtures.
-
-`shared` is a folder of reference material beside the project; tests that need it are skipped where
-it is missing.
-"""
+"""Fixtures of several folders."""
 
 import os
 import subprocess
@@ -20,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from tests.fork_server import PROJECT, ForkServer
+from tests.fork_server import ForkServer
 
 # A busy machine must not fail a test: examples take as long as they take.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
@@ -33,14 +29,6 @@ def skip_or_fail(reason: str) -> NoReturn:
     if os.environ.get("CI", "").lower() in ("1", "true"):
         pytest.fail(f"in CI nothing may be missing: {reason}", pytrace=False)
     pytest.skip(reason)
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    folder = PROJECT.parent / "shared"
-    if not folder.is_dir():
-        pytest.skip("the folder ../shared with parity arrays and real questions is not here")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Question programs: parsed, reproduced from real sentences, and run on histories made by hand."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +19,7 @@ from cjepa_dist.clevrer.templates import (
 )
 from cjepa_dist.clevrer.vocabulary import MAX_CHOICE_WORDS, MAX_QUESTION_WORDS, encode_text
 from cjepa_dist.errors import UserError
+from tests.fixtures import explanatory_scenes, public_test_scenes
 
 OBJECTS = [
     SceneObject(0, "red", "metal", "cube"),
@@ -64,16 +63,8 @@ def answer(sentence, choice=None, counterfactual=None):
 # --- real questions
 
 
-def real(shared):
-    train = json.loads((shared / "clevrer" / "explanatory_train_sample.json").read_text())
-    test = json.loads((shared / "clevrer" / "test_sample.json").read_text())
-    return [q for scene in train.values() for q in scene["questions"]], [
-        q for scene in test for q in scene["questions"]
-    ]
-
-
-def test_real_programs_type_check_and_follow_from_their_sentences(shared):
-    questions, _ = real(shared)
+def test_real_programs_type_check_and_follow_from_their_sentences():
+    questions = [q for scene in explanatory_scenes() for q in scene["questions"]]
     assert len(questions) == 564
     for question in questions:
         form, program = parse(question["question"])
@@ -86,8 +77,8 @@ def test_real_programs_type_check_and_follow_from_their_sentences(shared):
             assert check_program([*program, *question["program"]]) == ("answer",)
 
 
-def test_real_test_questions_are_understood(shared):
-    _, questions = real(shared)
+def test_real_test_questions_are_understood():
+    questions = [q for scene in public_test_scenes() for q in scene["questions"]]
     families = set()
     for question in questions:
         form, program = parse(question["question"])

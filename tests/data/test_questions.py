@@ -1,7 +1,5 @@
 """Vocabulary, encoding, and batches of questions from a real (small) data set."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -20,6 +18,7 @@ from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
 from cjepa_dist.errors import UserError
+from tests.fixtures import explanatory_scenes, public_test_scenes, public_vocabulary
 
 T, S, D = 160, 3, 4
 PUBLISHED = {"frames": 25, "stride": 5}
@@ -92,15 +91,14 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("questions") / "data", dtype="float32")
 
 
-def test_vocabulary_is_the_public_one(shared):
-    public = json.loads((shared / "clevrer" / "vocab.json").read_text())
+def test_vocabulary_is_the_public_one():
+    public = public_vocabulary()
     assert public["q_vocab"] == WORD_IDS
     assert public["a_vocab"] == ANSWER_IDS
 
 
-def test_every_real_question_and_choice_is_encoded(shared):
-    train = json.loads((shared / "clevrer" / "explanatory_train_sample.json").read_text())
-    scenes = [*train.values(), *json.loads((shared / "clevrer" / "test_sample.json").read_text())]
+def test_every_real_question_and_choice_is_encoded():
+    scenes = [*explanatory_scenes(), *public_test_scenes()]
     names = {number: word for word, number in WORD_IDS.items()}
     seen = 0
     for scene in scenes:

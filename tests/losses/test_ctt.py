@@ -1,7 +1,5 @@
 """The CTT losses: published ones equal the reference, corrected ones have their properties."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from cjepa_dist.config.schema import PredictorConfig
 from cjepa_dist.losses import ctt
 from cjepa_dist.models.dropout import without_dropout
 from cjepa_dist.models.predictor import SlotPredictor
+from tests.fixtures import parity_tensors
 
 B, T_H, T_P, S, D = 6, 3, 1, 5, 16
 
@@ -79,14 +78,9 @@ def terms(
 
 
 @pytest.mark.parametrize("name", ["small", "long"])
-def test_published_equals_the_reference(shared: Path, name: str) -> None:
-    d = np.load(shared / "parity" / f"predictor_{name}.npz")
+def test_published_equals_the_reference(name: str) -> None:
+    d, state = parity_tensors(f"predictor_{name}")
     frames, slots = int(d["history_frames"]), d["x"].shape[2]
-    state = {
-        key.removeprefix("param/"): torch.tensor(d[key])
-        for key in d.files
-        if key.startswith("param/")
-    }
     model = SlotPredictor.from_reference(
         state,
         history_frames=frames,
@@ -94,11 +88,11 @@ def test_published_equals_the_reference(shared: Path, name: str) -> None:
         heads=int(d["heads"]),
         dropout=0.0,
     )
-    x = torch.tensor(d["x"])
+    x = d["x"]
     hidden = torch.zeros(len(x), slots, dtype=torch.bool)
     hidden[:, d["mask_indices"]] = True
     adjacency = published_adjacency(attention_maps(model, x[:, :frames], hidden)[-1], frames, slots)
-    torch.testing.assert_close(adjacency, torch.tensor(d["ctt/adjacency"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(adjacency, d["ctt/adjacency"], atol=1e-5, rtol=0)
 
     def run(clean: Tensor | None) -> ctt.CttTerms:
         return ctt.published_terms(
@@ -123,10 +117,10 @@ def test_published_equals_the_reference(shared: Path, name: str) -> None:
     torch.testing.assert_close(given.invariance_sum, got.invariance_sum)
 
     (0.2 * invariance + 0.1 * sufficiency).backward()
-    for theirs in (key for key in d.files if key.startswith("ctt/grad/")):
+    for theirs in (key for key in d if key.startswith("ctt/grad/")):
         torch.testing.assert_close(
             reference_gradient(model, theirs.removeprefix("ctt/grad/")),
-            torch.tensor(d[theirs]),
+            d[theirs],
             atol=1e-5,
             rtol=1e-4,
         )

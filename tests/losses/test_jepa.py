@@ -1,22 +1,18 @@
 """The losses of C-JEPA and of ALOE: as released, and sums that add up over parts of a batch."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from cjepa_dist.losses.jepa import future_loss, history_loss
 from cjepa_dist.losses.vqa import answer_loss, choice_loss
+from tests.fixtures import parity_tensors
 
 
 @pytest.mark.parametrize("name", ["small", "long"])
-def test_released_losses(shared, name):
-    arrays = np.load(shared / "parity" / f"predictor_{name}.npz")
-    z, x, frames = (
-        torch.from_numpy(arrays["forward_out"]),
-        torch.from_numpy(arrays["x"]),
-        int(arrays["history_frames"]),
-    )
+def test_released_losses(name):
+    arrays, _ = parity_tensors(f"predictor_{name}")
+    z, x, frames = arrays["forward_out"], arrays["x"], int(arrays["history_frames"])
     hidden = torch.zeros(x.shape[0], x.shape[2], dtype=torch.bool)
     hidden[:, arrays["mask_indices"]] = True
     assert abs(future_loss(z, x, frames).item() - float(arrays["loss_future"])) < 1e-5

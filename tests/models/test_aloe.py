@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,6 +9,7 @@ from cjepa_dist.config.schema import AloeConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.losses.vqa import answer_loss, choice_loss
 from cjepa_dist.models.aloe import Aloe, bucket_by_length
+from tests.fixtures import parity_tensors
 
 SMALL = AloeConfig(
     slots=3, slot_dim=8, frames=4, width=16, depth=2, heads=2, mlp_dim=32, word_dim=4, head_dim=16
@@ -27,14 +27,8 @@ def rows(count: int = 5) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def released(shared):
-    arrays = np.load(shared / "parity" / "aloe_small.npz")
-    fixture = {key: torch.from_numpy(arrays[key]) for key in arrays}
-    state = {
-        key.removeprefix("param/"): value
-        for key, value in fixture.items()
-        if key.startswith("param/")
-    }
+def released():
+    fixture, state = parity_tensors("aloe_small")
     sizes = {name: int(fixture[name]) for name in ("heads", "frames", "slots")}
     return fixture, state, sizes
 

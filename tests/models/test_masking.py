@@ -10,6 +10,7 @@ from cjepa_dist.config.schema import MaskConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.models.masking import draw_hidden_slots
 from cjepa_dist.runtime.random import as_int64, hash_combine, uniform
+from tests.fixtures import parity_arrays
 
 MANY = torch.arange(50_000)
 
@@ -96,8 +97,8 @@ def test_fixed_sets_are_the_released_ones(number, released):
 
 
 @pytest.mark.parametrize("name", ["small", "long"])
-def test_fixed_sets_of_the_fixtures(shared, name):
-    arrays = np.load(shared / "parity" / f"predictor_{name}.npz")
+def test_fixed_sets_of_the_fixtures(name):
+    arrays = parity_arrays(f"predictor_{name}")
     mask = MaskConfig(mode="fixed", probs=[0.0] * int(arrays["num_masked_slots"]) + [1.0])
     hidden = draw_hidden_slots(mask, 0, 0, MANY[:1], arrays["x"].shape[2])[0]
     assert set(hidden.nonzero().flatten().tolist()) == set(arrays["mask_indices"].tolist())

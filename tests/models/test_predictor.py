@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from cjepa_dist.config.schema import PredictorConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.models.predictor import SlotPredictor
+from tests.fixtures import parity_tensors
 
 SMALL = PredictorConfig(slots=5, slot_dim=16, depth=2, heads=4, mlp_dim=32, dropout=0.0)
 OWN = replace(
@@ -48,15 +48,9 @@ def batch(config: PredictorConfig, size: int = 3) -> tuple[torch.Tensor, torch.T
 
 
 @pytest.fixture(params=["small", "long"])
-def released(request, shared):
+def released(request):
     """Arrays of a fixture as tensors, and the predictor with its weights."""
-    arrays = np.load(shared / "parity" / f"predictor_{request.param}.npz")
-    fixture = {key: torch.from_numpy(arrays[key]) for key in arrays if not key.startswith("ctt/")}
-    state = {
-        key.removeprefix("param/"): value
-        for key, value in fixture.items()
-        if key.startswith("param/")
-    }
+    fixture, state = parity_tensors(f"predictor_{request.param}")
     sizes = {name: int(fixture[name]) for name in ("history_frames", "pred_frames", "heads")}
     return fixture, state, SlotPredictor.from_reference(state, **sizes).eval()
 

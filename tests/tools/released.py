@@ -1,6 +1,5 @@
 """Small released checkpoints, and the command line of the tools without a new process."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -43,19 +42,6 @@ def released(model):
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
     return model.to_reference()
-
-
-def parity(shared, name):
-    """(all arrays of a parity fixture, the released parameters among them)."""
-    fixture = {
-        key: torch.from_numpy(value)
-        for key, value in np.load(shared / "parity" / f"{name}.npz").items()
-    }
-    return fixture, {
-        key.removeprefix("param/"): value
-        for key, value in fixture.items()
-        if key.startswith("param/")
-    }
 
 
 def same(a, b):

@@ -22,11 +22,11 @@ from cjepa_dist.optim.optimizers import build_optimizers
 from cjepa_dist.tasks.build import build_task
 from data_prep import import_pickle
 from tests.evaluation.world import make_world
+from tests.fixtures import parity_tensors
 from tests.tools.released import (
     ALOE_OPTIONS,
     ALOE_SIZES,
     OPTIONS,
-    parity,
     released,
     same,
 )
@@ -41,10 +41,8 @@ LAYOUTS = ("{}_pixels.mp4", "video_{:05d}.mp4")
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["predictor_small", "predictor_long"])
-def test_both_settings_from_a_released_file_to_a_rollout(
-    name, layout, shared, run, imported, tmp_path
-):
-    fixture, state = parity(shared, name)
+def test_both_settings_from_a_released_file_to_a_rollout(name, layout, run, imported, tmp_path):
+    fixture, state = parity_tensors(name)
     history, future, skip = (
         int(fixture[key]) for key in ("history_frames", "pred_frames", "frameskip")
     )
@@ -98,8 +96,8 @@ def test_both_settings_from_a_released_file_to_a_rollout(
     assert json.loads((folder / "eval" / "world_model_val.json").read_text())["step"] == 0
 
 
-def test_released_aloe(shared, imported):
-    fixture, state = parity(shared, "aloe_small")
+def test_released_aloe(imported):
+    fixture, state = parity_tensors("aloe_small")
     folder, _ = imported(
         {"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
         *ALOE_OPTIONS,

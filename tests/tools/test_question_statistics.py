@@ -1,6 +1,5 @@
 """tools.question_statistics: a sample of real questions, a set made by hand, the command."""
 
-import json
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 
 from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
+from tests.fixtures import explanatory_scenes
 from tools.question_statistics import (
     ANSWERS,
     COLOR,
@@ -23,10 +23,9 @@ from tools.question_statistics import (
 )
 
 
-def test_of_the_real_sample(shared):
+def test_of_the_real_sample():
     """The shares of the spec were counted in real questions, these among them."""
-    train = json.loads((shared / "clevrer" / "explanatory_train_sample.json").read_text())
-    table = statistics(scene["questions"] for scene in train.values())
+    table = statistics(scene["questions"] for scene in explanatory_scenes())
     for section in (OPTION_KINDS, NAMES):
         for row, share in REAL[section].items():
             assert table[section][row] == pytest.approx(share, abs=0.025)
