@@ -60,7 +60,6 @@ def check_mask_probs(probs: list[float], slots: int) -> None:
         raise UserError(f"mask.probs={probs} would hide up to {len(probs) - 1} of {slots} slots")
 
 
-@torch.compiler.assume_constant_result
 def released_order(slots: int) -> list[int]:
     """The order in which the released code hides slots: 0, 1, 5, 2, ... for 7 slots.
 
