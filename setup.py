@@ -38,6 +38,7 @@ EXTRAS = {
     "hdf5": ["h5py>=3.10,<4"],  # data_prep.import_arrays of .h5
     "s3": ["s3fs>=2024.6"],  # data=s3://...
     "summary": ["gcastle>=1.0.4,<2"],  # NOTEARS and DAG-GNN, `estimators=[summary:notears]`
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
     "test": [
         "gcastle>=1.0.4,<2",  # the extra `summary`, 0.2 MB and pandas
         "h5py>=3.10,<4",
@@ -48,6 +49,7 @@ EXTRAS = {
         "pymunk>=7.0,<8",  # the simulator's impulses are compared with an independent engine's
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",
+        "pytest-xdist>=3.7,<4",  # parallel workers; 3.7 has --no-loadscope-reorder
         "hypothesis>=6.100,<7",
         "ruff>=0.8,<1",
         "mypy>=1.13,<3",
