@@ -1,5 +1,6 @@
 """Fixtures of several folders."""
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,16 +18,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from tests.fork_server import ForkServer
+from tests.tiers import Tiers, in_ci
 
 # A busy machine must not fail a test: examples take as long as they take.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Tiers(config), "tiers")
 
 
 def skip_or_fail(reason: str) -> NoReturn:
     """Skip a test that this machine lacks something for; in CI (CI=true) fail it."""
-    if os.environ.get("CI", "").lower() in ("1", "true"):
+    if in_ci():
         pytest.fail(f"in CI nothing may be missing: {reason}", pytrace=False)
     pytest.skip(reason)
 
@@ -61,8 +67,17 @@ def small_data(
     tmp_path_factory: pytest.TempPathFactory,
     command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Path:
-    """A simulated data set of 16 + 8 + 8 videos with questions and truth; read-only."""
-    out = tmp_path_factory.mktemp("data") / "world"
-    done = command("data_prep.simulate", f"out={out}", "train=16", "val=8", "test=8", "seed=0")
-    assert done.returncode == 0, done.stderr
+    """A simulated data set of 16 + 8 + 8 videos with questions and truth; read-only.
+
+    Made once: the first of several workers makes it, and the others wait.
+    """
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if parallel else base
+    out = folder / "small_data"
+    with open(folder / "small_data.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "manifest.json").is_file():
+            done = command("data_prep.simulate", f"out={out}", "train=16", "val=8", "test=8")
+            assert done.returncode == 0, done.stderr
     return out
