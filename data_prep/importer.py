@@ -38,9 +38,9 @@ from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.statistics import merge_shard_statistics
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
+from cjepa_dist.runtime.progress import Progress
 from data_prep.annotations import SceneMetadata
 from data_prep.partition import part_option, record_part, select_part
-from data_prep.progress import Progress
 
 SPLIT_NAMES = {"validation": "val", "valid": "val"}  # other names of a split
 KEY_PATTERN = re.compile(r"(?:.*/)?(?:video_)?(\d+)(?:_pixels)?(?:\.mp4)?")

@@ -24,8 +24,8 @@ from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.sample import ANNOTATION, SLOTS, Sample
 from cjepa_dist.data.format.writer import DatasetWriter
+from cjepa_dist.runtime.progress import Progress
 from data_prep.presence import PresenceDetector
-from data_prep.progress import Progress
 from data_prep.slot_matching import MAX_UNEXPLAINED, AnnotatedScene, ObjectProbe, fit_probe
 
 

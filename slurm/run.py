@@ -19,13 +19,21 @@ from slurm.experiment.schema import Experiment
 
 def main(experiment: Experiment) -> int:
     code = execute(dataclasses.replace(experiment, executor="local"))
-    report = Path(experiment.runs) / "report" / "report.md"
-    if report.is_file() and not experiment.dry_run:
-        print(f"report: {report}, with pictures beside it")
+    if not experiment.dry_run:
+        print_results(Path(experiment.runs))
+    return code
+
+
+def print_results(runs: Path) -> None:
+    """The report's summary, where the report is, and how to see the curves."""
+    report = runs / "report"
+    if (summary := report / "summary.txt").is_file():
+        print(f"\n{summary.read_text(encoding='utf-8').rstrip()}\n")
+    if (page := report / "report.html").is_file():
+        print(f"report: {page} (open it in a browser)")
         tensorboard = Path(sys.executable).with_name("tensorboard")
         program = tensorboard if tensorboard.is_file() else "tensorboard"
-        print(f"curves: {program} --logdir {experiment.runs}")
-    return code
+        print(f"curves: {program} --logdir {runs}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from cjepa_dist.reporting.results import ReportResults
 from cjepa_dist.reporting.runs import EvaluatedRun
 from cjepa_dist.reporting.tables import METHOD_LABELS
 
+MAX_WARNINGS = 5  # in the text that a run ends with
 Cell = tuple[str, float, float, float]  # name, value, low and high end of its interval
 
 
@@ -157,3 +158,12 @@ def training_line(run: EvaluatedRun) -> str:
     elif run.config.group_by_video:
         unit = "videos"
     return f"{kind} {run.name}: {loop.steps} steps of {loop.global_batch_size} {unit}"
+
+
+def summary_text(results: ReportResults) -> str:
+    """The text that a run ends with: what was trained, then the sentences."""
+    lines = [*training_lines(results), "", *summary_lines(results)]
+    lines += [f"warning: {line}" for line in results.warnings[:MAX_WARNINGS]]
+    if more := len(results.warnings) - MAX_WARNINGS:
+        lines += [f"and {more} warnings more, in the report"] if more > 0 else []
+    return "\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from cjepa_dist.config.merge import flatten
 from cjepa_dist.resilience.disk_full import on_main_process
 from cjepa_dist.runtime.collectives import is_main
 from cjepa_dist.runtime.files import drop_lines_after
+from cjepa_dist.runtime.progress import report_progress
 from cjepa_dist.training.progress_bar import progress_bar
 
 
@@ -83,7 +84,9 @@ class RunLogger:
         print(f"{kind} {step}/{self.steps}  {text}", flush=True)
 
     def advance(self, done: int) -> None:
-        """After every step: move the bar on a terminal."""
+        """After every step: move the bar on a terminal, report to whoever runs this command."""
+        if is_main():
+            report_progress(done, self.steps, "steps")
         if self.bar is not None:
             self.bar.advance(done)
 

@@ -25,8 +25,8 @@ from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
+from cjepa_dist.runtime.progress import Progress
 from data_prep.partition import select_part
-from data_prep.progress import Progress
 from data_prep.simulate.encoders import empty_slot, manifest_name
 from data_prep.simulate.settings import (
     SPLITS,

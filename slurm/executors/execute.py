@@ -49,7 +49,7 @@ def execute(experiment: Experiment) -> int:
         print(f"nothing to run: all jobs of stage={experiment.stage} are finished")
         return 0
     make_state_dir(record)
-    return run_locally(record, cluster, wanted, experiment.at_once)
+    return run_locally(record, cluster, wanted, experiment.at_once, verbose=experiment.verbose)
 
 
 def unfinished_jobs(jobs: list[Job], stage: str, record: Record, active: set[str]) -> list[Job]:

@@ -10,23 +10,29 @@ import dataclasses
 import os
 import signal
 import sys
-import time
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from cjepa_dist.errors import EXIT_PREEMPTED
 from cjepa_dist.resilience.run_lock import RunLock
+from slurm.executors.job_lines import JobLines
 from slurm.experiment.job import Job, job_spec
 from slurm.experiment.schema import Cluster
+from slurm.jobs.job_log import log_path, read_events
 from slurm.jobs.run import SIGNALS, count_gpus, run_job
 from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.record import Record
 
+MAX_JOBS_AT_ONCE = 8  # by default, on a machine with many cores: each takes some GB of memory
 
-def run_locally(record: Record, cluster: Cluster, jobs: list[Job], at_once: int) -> int:
-    """Run the jobs on this machine, `at_once` at a time.
+
+def run_locally(
+    record: Record, cluster: Cluster, jobs: list[Job], at_once: int, *, verbose: bool = False
+) -> int:
+    """Run the jobs on this machine, `at_once` at a time (0: see `Experiment.at_once`).
 
     Returns 0 if all succeeded, 1 if one failed, EXIT_PREEMPTED after a signal. Raises UserError
     if another process runs jobs of this experiment.
@@ -34,28 +40,40 @@ def run_locally(record: Record, cluster: Cluster, jobs: list[Job], at_once: int)
     with RunLock(record.state_dir):
         gpus = min(cluster.gpus_per_node, count_gpus())
         cluster = dataclasses.replace(cluster, gpus_per_node=gpus)
+        cores = len(os.sched_getaffinity(0))
+        at_once = at_once or (1 if gpus else min(cores, MAX_JOBS_AT_ONCE))
         for job in jobs:
             record.jobs[job.name], record.job_ids[job.name] = job, ""
         record.write()
-        print(f"{len(jobs)} jobs to run; their logs: {record.state_dir / 'logs'}", flush=True)
-        return LocalExecutor(record, cluster, jobs, at_once).run()
+        count = min(at_once, len(jobs))
+        print(
+            f"{len(jobs)} jobs to run, {count} at a time; their logs: {record.state_dir / 'logs'}",
+            flush=True,
+        )
+        with JobLines(record.state_dir, len(jobs), verbose=verbose) as lines:
+            code = LocalExecutor(record, cluster, jobs, at_once, lines).run()
+        return code
 
 
 class LocalExecutor:
-    """Starts each job when the jobs before it have ended; jobs that others need go first."""
+    """Starts each job when the jobs before it have ended.
 
-    def __init__(self, record: Record, cluster: Cluster, jobs: list[Job], at_once: int) -> None:
-        self.record, self.cluster, self.at_once = record, cluster, at_once
-        needed = {name for job in jobs for name in job.needs}
-        self.waiting = sorted(jobs, key=lambda job: job.name not in needed)
+    The job with the longest chain of jobs behind it goes first. On CPUs each job gets the same
+    number of cores whenever it starts: the number of threads decides the last digits of sums. Jobs
+    that make data, where it does not, get all free cores. With a GPU every job gets all cores.
+    """
+
+    def __init__(
+        self, record: Record, cluster: Cluster, jobs: list[Job], at_once: int, lines: JobLines
+    ) -> None:
+        self.record, self.cluster, self.lines = record, cluster, lines
+        self.at_once = at_once
         self.names = {job.name for job in jobs}
-        self.running: dict[BaseProcess, tuple[Job, float, set[int]]] = {}
-        cores = sorted(os.sched_getaffinity(0))
-        # On CPUs each job gets its own share of the cores. With a GPU all get all cores.
-        stride = 1 if cluster.gpus_per_node else at_once
-        self.free_cores = [
-            set(cores[index % stride :: stride]) or set(cores) for index in range(at_once)
-        ]
+        length = chain_lengths(jobs)
+        self.waiting = sorted(jobs, key=lambda job: -length[job.name])
+        self.running: dict[BaseProcess, tuple[Job, set[int]]] = {}
+        self.all_cores = set(os.sched_getaffinity(0))
+        self.free_cores = sorted(self.all_cores)
         self.ended: set[str] = set()
         self.failed: set[str] = set()
         self.signal = 0
@@ -65,9 +83,10 @@ class LocalExecutor:
         try:
             while self.running or (self.waiting and not self.signal):
                 self.start_ready_jobs()
-                ready = wait([process.sentinel for process in self.running], timeout=1)
+                ready = wait([process.sentinel for process in self.running], timeout=0.5)
                 for process in [p for p in self.running if p.sentinel in ready]:
                     self.finish(process)
+                self.lines.refresh()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -87,50 +106,95 @@ class LocalExecutor:
             process.terminate()
 
     def start_ready_jobs(self) -> None:
-        """Start what can start; skip the jobs that need a failed one."""
-        for job in list(self.waiting):
+        """Start what can start, with its share of the free cores."""
+        self.skip_jobs_that_need_a_failed_one()
+        waits_for = self.names - self.ended
+        ready = [job for job in self.waiting if not {*job.needs, *job.after} & waits_for]
+        places = self.at_once - len(self.running)
+        for job in ready[: max(0, places)]:
             if self.signal or not self.free_cores:
                 return
-            if {*job.needs, *job.after} & (self.names - self.ended):
-                continue
             self.waiting.remove(job)
+            self.start(job, self.take_cores(job))
+
+    def skip_jobs_that_need_a_failed_one(self) -> None:
+        for job in self.waiting[:]:
             if missing := self.failed & set(job.needs):
+                self.waiting.remove(job)
                 self.failed.add(job.name)
                 self.ended.add(job.name)
-                print(f"{job.name}: skipped, it needs {', '.join(sorted(missing))}", flush=True)
-                return self.start_ready_jobs()
-            print(f"{job.name} ...", flush=True)
-            self.start(job)
+                self.lines.say(f"{job.name:<42} skipped, it needs {', '.join(sorted(missing))}")
+                return self.skip_jobs_that_need_a_failed_one()
 
-    def start(self, job: Job) -> None:
-        cores = self.free_cores.pop()
+    def take_cores(self, job: Job) -> set[int]:
+        """The cores of a job that starts, which nobody else gets meanwhile; with a GPU all."""
+        if self.cluster.gpus_per_node:
+            return set(self.all_cores)
+        count = max(1, len(self.all_cores) // self.at_once)
+        if job.stage == "data":
+            count = len(self.free_cores)
+        taken, self.free_cores = self.free_cores[:count], self.free_cores[count:]
+        return set(taken)
+
+    def start(self, job: Job, cores: set[int]) -> None:
         spec = job_spec(job, self.cluster, self.record.state_dir)
         process = get_context("fork").Process(target=run_job_on_cores, args=(spec, cores))
+        self.lines.started(job.name)
         process.start()
-        self.running[process] = job, time.monotonic(), cores
+        self.running[process] = job, cores
         if self.signal:  # it came while the process started
             process.terminate()
 
     def finish(self, process: BaseProcess) -> None:
-        job, began, cores = self.running.pop(process)
+        job, cores = self.running.pop(process)
         process.join()
-        self.free_cores.append(cores)
+        if not self.cluster.gpus_per_node:
+            self.free_cores = sorted({*self.free_cores, *cores})
         self.ended.add(job.name)
         if process.exitcode == EXIT_PREEMPTED:
-            print(f"{job.name}: stopped; the same command resumes it", flush=True)
+            self.lines.ended(job.name, "stopped; the same command resumes it;")
             self.signal = self.signal or signal.SIGTERM
             self.terminate_all()
             return
-        seconds, word = time.monotonic() - began, "done"
+        word = "done"
         if process.exitcode or not job.done():
             self.failed.add(job.name)
             word = "failed"
-        if not process.exitcode and (path := job.missing_output()):
-            print(f"error: {job.name}: it succeeded, but {path} is missing", file=sys.stderr)
-        print(f"{job.name}: {word} after {seconds:.0f} s", flush=True)
+        self.lines.ended(job.name, word)
+        if process.exitcode:
+            self.explain_failure(job)
+        elif path := job.missing_output():
+            self.lines.say(f"error: {job.name}: it succeeded, but {path} is missing")
+
+    def explain_failure(self, job: Job) -> None:
+        """Print why a job failed, by its last event, and the last lines of its log."""
+        state_dir = self.record.state_dir
+        events = read_events(state_dir, job.name)[-1:]
+        event = events[0] if events and events[0]["event"] == "failed" else {}
+        reason = event.get("reason", "its process died")
+        self.lines.say(f"error: {job.name}: {reason}; log: {log_path(state_dir, job.name)}")
+        for line in event.get("lines", []):
+            self.lines.say(f"    {line}")
+
+
+def chain_lengths(jobs: list[Job]) -> dict[str, int]:
+    """Jobs on the longest chain that begins with a job, by its name; `jobs` in a valid order."""
+    length = {job.name: 1 for job in jobs}
+    for job in reversed(jobs):
+        for name in {*job.needs, *job.after} & length.keys():
+            length[name] = max(length[name], 1 + length[job.name])
+    return length
 
 
 def run_job_on_cores(spec: JobSpec, cores: set[int]) -> None:
-    """In the process of a job."""
+    """In the process of a job, whose own output goes to the job's log too.
+
+    Threads that wait for each other sleep: if they spun, another process on the same cores would
+    slow the job down tenfold.
+    """
     os.sched_setaffinity(0, cores)
+    path = log_path(Path(spec.state_dir), spec.name)
+    sys.stdout = sys.stderr = path.open("a", buffering=1)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
     run_job(spec, SlurmContext())

@@ -11,20 +11,14 @@ With preflight=true all jobs also wait for the preflight.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from cjepa_dist.config import command_line
-from cjepa_dist.config.locate import find_config
-from cjepa_dist.config.merge import flatten
-from cjepa_dist.config.schema import TrainAloe, TrainWorldModel
-from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import UserError
 from slurm.experiment.job import Job, with_checksum
+from slurm.experiment.planner import Planner
 from slurm.experiment.schema import STAGES, Cluster, Experiment, read_cluster
-from slurm.experiment.sweep import combinations, to_arguments, without_sweeps
 
 SCHEMA_OF_COMMAND = {  # of the commands that take fields of the experiment
     "cjepa_dist.train_world_model": ("cjepa_dist.config.schema", "TrainWorldModel"),
@@ -48,6 +42,10 @@ def plan(experiment: Experiment) -> list[Job]:
             "config field arms: name at least one world model,"
             " such as arms.baseline.config=configs/world_model/full.yaml"
         )
+    if unknown := [name for name in experiment.aloe_arms if name not in experiment.arms]:
+        raise UserError(
+            f"config field aloe_arms: no arm {unknown[0]}; arms are {', '.join(experiment.arms)}"
+        )
     if not experiment.seed:
         raise UserError("config field seed: name at least one")
     planner = Planner(experiment)
@@ -68,267 +66,6 @@ def after_preflight(job: Job, preflight: Job) -> Job:
     return job if waits else replace(job, needs=[preflight.name])
 
 
-class Model(NamedTuple):
-    """A world model of the experiment and the job that trains it."""
-
-    arm: str
-    seed: int
-    job: Job
-
-
-class Planner:
-    """Makes the jobs of one experiment."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.runs = Path(experiment.runs).resolve()
-        self.data: str | Path = self.runs / "data"
-        self.data_jobs: list[Job] = []
-        if is_remote(experiment.data):
-            self.data = experiment.data
-        elif experiment.data:
-            self.data = existing_data(experiment.data)
-        else:
-            self.data_jobs = self.prepare_data()
-        self.needs_data = [job.name for job in self.data_jobs[-1:]]
-
-    def jobs(self) -> list[Job]:
-        experiment, jobs = self.experiment, list(self.data_jobs)
-        models: list[Model] = []
-        for seed in experiment.seed:
-            control = self.control(seed) if experiment.control else None
-            jobs += [control] if control else []
-            for arm, fields in self.arms():
-                models.append(Model(arm, seed, self.world_model(arm, fields, seed)))
-                jobs += [models[-1].job, self.evaluate_world_model(models[-1].job, control)]
-        slow: list[Job] = []  # no job needs these, so they are submitted last
-        if experiment.aloe_config or experiment.rollout:
-            for model in models:
-                rollout = self.rollout(model)
-                jobs.append(rollout)
-                if self.rolls_out_counterfactuals():
-                    slow.append(self.evaluate_rollout(rollout, model.job))
-                if experiment.aloe_config:
-                    blind = experiment.blind and model.arm == models[0].arm
-                    jobs += self.aloes(model, rollout, blind)
-        jobs += [*self.shared_readers(models), *self.observed_aloe(), *slow]
-        evaluations = [job.name for job in jobs if job.stage == "evaluate"]
-        output = str(self.runs / "report" / "report.md")
-        command = ["slurm.report", str(self.runs)]
-        return [*jobs, Job("report", "report", [command], [output], [], evaluations)]
-
-    def prepare_data(self) -> list[Job]:
-        """The jobs that make the data, the last one with all of it."""
-        experiment, out = self.experiment, self.runs / "data"
-        command = [f"data_prep.{experiment.prepare}"]
-        if experiment.prepare_config:
-            command.append(config_path(experiment.prepare, experiment.prepare_config))
-        command += to_arguments(experiment.prepare_fields)
-        manifest = str(out / "manifest.json")
-        if experiment.parts == 1:
-            return [Job("data", "data", [[*command, f"out={out}"]], [manifest], [], [])]
-        folder, jobs = self.runs / "data.parts", []
-        for index in range(experiment.parts):
-            part = folder / str(index)
-            one = [*command, f"out={part}", f"part={index}/{experiment.parts}"]
-            output = str(part / "manifest.json")
-            jobs.append(
-                Job(f"data/part_{index}", "data", [one], [output], [], [], array="data/part")
-            )
-        merge = ["data_prep.merge", f"out={out}", f"parts={folder}"]
-        needs = [job.name for job in jobs]
-        return [*jobs, Job("data", "data", [merge], [manifest], needs, [])]
-
-    def arms(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(name, fields) of each arm and each combination of its swept fields."""
-        experiment = self.experiment
-        shared = dict(flatten(experiment.world_model))
-        for name, fields in experiment.arms.items():
-            if not isinstance(fields, dict) or not isinstance(fields.get("config"), str):
-                raise UserError(
-                    f"config field arms.{name}: needs config=FILE, and may have fields of"
-                    " train_world_model beside it"
-                )
-            own = {key: value for key, value in flatten(fields) if key != "config"}
-            found = combinations({**shared, **own}, TrainWorldModel, experiment.sweep)
-            for suffix, values in found:
-                yield name + suffix, {"config": fields["config"], **values}
-
-    def control(self, seed: int) -> Job:
-        """The control takes the fields that all arms share, but not their sweeps."""
-        fields = without_sweeps(self.experiment.world_model, TrainWorldModel)
-        return self.world_model("own_slot", {"config": self.experiment.control, **fields}, seed)
-
-    def world_model(self, arm: str, fields: dict[str, Any], seed: int) -> Job:
-        name = f"world_model/{arm}/seed_{seed}"
-        command = [
-            "cjepa_dist.train_world_model",
-            config_path("world_model", fields["config"]),
-            *to_arguments({key: value for key, value in fields.items() if key != "config"}),
-            f"seed={seed}",
-            f"data={self.data}",
-            f"run={self.runs / name}",
-        ]
-        output = str(self.runs / name / "done.json")
-        return Job(name, "world_model", [command], [output], list(self.needs_data), [])
-
-    def evaluate_world_model(self, model: Job, control: Job | None) -> Job:
-        experiment, split = self.experiment, self.experiment.split
-        run, folder = f"run={model.run_dir}", model.run_dir / "eval"
-        own_slot = [f"own_slot={control.run_dir}"] if control else []
-        fields = to_arguments(experiment.evaluate)
-        commands = [["cjepa_dist.evaluate", run, f"split={split}", *own_slot, *fields]]
-        outputs = [str(folder / f"world_model_{split}.json")]
-        if experiment.graphs:
-            fields = [
-                f"data={self.data}",
-                f"split={split}",
-                *to_arguments(experiment.evaluate_graph),
-            ]
-            commands.append(["cjepa_dist.evaluate_graph", run, *fields])
-            outputs.append(str(folder / f"graphs_{split}.json"))
-        needs = [model.name, *([control.name] if control else [])]
-        return Job(f"evaluate/{model.name}", "evaluate", commands, outputs, needs, [])
-
-    def rolls_out_counterfactuals(self) -> bool:
-        return self.experiment.rollout.get("mode") == "counterfactual"
-
-    def rollout(self, model: Model) -> Job:
-        name = f"rollout/{model.arm}/seed_{model.seed}"
-        out = self.runs / name
-        command = [
-            "cjepa_dist.rollout",
-            f"world_model={model.job.run_dir}",
-            f"data={self.data}",
-            f"out={out}",
-            *to_arguments(self.experiment.rollout),
-        ]
-        output = str(out / "manifest.json")
-        return Job(name, "rollout", [command], [output], [model.job.name], [])
-
-    def evaluate_rollout(self, rollout: Job, model: Job) -> Job:
-        """Question programs on the rollout, and where there is truth the counterfactual worlds."""
-        split, folder = f"split={self.experiment.split}", model.run_dir / "eval"
-        data = [f"data={self.runs / rollout.name}", split, f"probe_data={self.data}"]
-        commands = [["cjepa_dist.evaluate_symbolic", *data]]
-        rule = self.experiment.rollout.get("divergence", "paired")
-        outputs = [str(folder / f"symbolic_{rule}_{self.experiment.split}.json")]
-        if self.experiment.graphs:
-            data = [f"run={model.run_dir}", f"data={self.data}", split]
-            commands.append(["cjepa_dist.evaluate_counterfactual", *data])
-            outputs.append(str(folder / f"counterfactual_{self.experiment.split}.json"))
-        needs = [rollout.name]
-        return Job(f"evaluate/{rollout.name}", "evaluate", commands, outputs, needs, [])
-
-    def aloes(self, model: Model, rollout: Job, blind: bool) -> Iterator[Job]:
-        """ALOEs on the rollout of one world model, and their evaluations."""
-        experiment, data = self.experiment, self.runs / rollout.name
-        controls = [("blind", {"blind": True})] if blind else []
-        for arm, extra in [(model.arm, {}), *controls]:
-            for suffix, fields in combinations(experiment.aloe, TrainAloe, experiment.sweep):
-                for seed in experiment.aloe_seed or [model.seed]:
-                    name = f"aloe/{arm}{suffix}/seed_{model.seed}"
-                    if seed != model.seed or len(experiment.aloe_seed) > 1:
-                        name += f"_aloe_{seed}"
-                    aloe = self.aloe(name, {**fields, **extra}, seed, data, [rollout.name])
-                    yield from (aloe, self.evaluate_aloe(aloe))
-
-    def aloe(
-        self, name: str, fields: dict[str, Any], seed: int, data: str | Path, needs: list[str]
-    ) -> Job:
-        command = [
-            "cjepa_dist.train_aloe",
-            config_path("aloe", self.experiment.aloe_config),
-            *to_arguments(fields),
-            f"seed={seed}",
-            f"data={data}",
-            f"run={self.runs / name}",
-        ]
-        return Job(name, "aloe", [command], [str(self.runs / name / "done.json")], needs, [])
-
-    def evaluate_aloe(self, aloe: Job) -> Job:
-        split = self.experiment.split
-        fields = [f"run={aloe.run_dir}", f"split={split}", *to_arguments(self.experiment.evaluate)]
-        commands = [["cjepa_dist.evaluate", *fields]]
-        output = str(aloe.run_dir / "eval" / f"vqa_{split}.json")
-        return Job(f"evaluate/{aloe.name}", "evaluate", commands, [output], [aloe.name], [])
-
-    def shared_readers(self, models: list[Model]) -> list[Job]:
-        """ALOEs that are trained on the simulator's own worlds and read every model's rollout.
-
-        All world models are read by the same ALOEs, so the noise between trainings of ALOE does
-        not enter their comparison. RUNS/shared_readers/<arm>/seed_<n>/reader_<k>/vqa_<split>.json
-        """
-        experiment = self.experiment
-        if not experiment.shared_readers:
-            return []
-        if not experiment.aloe_config or not self.rolls_out_counterfactuals():
-            raise UserError(
-                "config field shared_readers: they read counterfactual rollouts;"
-                " set aloe_config and rollout.mode=counterfactual"
-            )
-        truth = self.ground_truth_rollout()
-        fields = without_sweeps(experiment.aloe, TrainAloe) | {"protocol": "counterfactual"}
-        jobs = [truth]
-        for seed in experiment.shared_readers:
-            name, data = f"aloe/reader/seed_{seed}", self.runs / truth.name
-            reader = self.aloe(name, fields, seed, data, [truth.name])
-            jobs += [reader, self.evaluate_aloe(reader)]
-            jobs += [self.read_rollout(reader, seed, model) for model in models]
-        return jobs
-
-    def ground_truth_rollout(self) -> Job:
-        """What the simulator says would have happened, in the format of a rollout."""
-        out = self.runs / "rollout" / "ground_truth"
-        sizes = ("videos", "splits", "future_frames", "shard_mb")
-        given = self.experiment.rollout
-        fields = to_arguments({key: value for key, value in given.items() if key in sizes})
-        command = ["cjepa_dist.rollout", "mode=truth", f"data={self.data}", f"out={out}", *fields]
-        output, needs = str(out / "manifest.json"), list(self.needs_data)
-        return Job("rollout/ground_truth", "rollout", [command], [output], needs, [])
-
-    def read_rollout(self, reader: Job, seed: int, model: Model) -> Job:
-        """Evaluates a reader on the rollout of a world model."""
-        place, split = f"{model.arm}/seed_{model.seed}", self.experiment.split
-        out = self.runs / "shared_readers" / place / f"reader_{seed}"
-        command = [
-            "cjepa_dist.evaluate",
-            f"run={reader.run_dir}",
-            f"data={self.runs / 'rollout' / place}",
-            f"out={out}",
-            f"split={split}",
-            *to_arguments(self.experiment.evaluate),
-        ]
-        name, output = (
-            f"evaluate/shared_readers/{place}/reader_{seed}",
-            str(out / f"vqa_{split}.json"),
-        )
-        needs = [reader.name, f"rollout/{place}"]
-        return Job(name, "evaluate", [command], [output], needs, [])
-
-    def observed_aloe(self) -> list[Job]:
-        """An ALOE that sees the observed slots and no prediction."""
-        experiment = self.experiment
-        if not (experiment.observed_aloe and experiment.aloe_config):
-            return []
-        fields = without_sweeps(experiment.aloe, TrainAloe) | {"protocol": "published"}
-        seed = experiment.seed[0]
-        name = f"aloe/observed/seed_{seed}"
-        aloe = self.aloe(name, fields, seed, self.data, list(self.needs_data))
-        return [aloe, self.evaluate_aloe(aloe)]
-
-
-def config_path(kind: str, name: str) -> str:
-    """A config by name or path, absolute: a job may run in another folder."""
-    return str(find_config(kind, name).absolute())
-
-
-def existing_data(folder: str) -> Path:
-    if not (Path(folder) / "manifest.json").is_file():
-        raise UserError(f"config field data={folder}: no data set is there (no manifest.json)")
-    return Path(folder).resolve()
-
-
 def check_commands(experiment: Experiment, jobs: list[Job]) -> None:
     """Checks all fields of all commands before anything runs.
 
@@ -338,7 +75,7 @@ def check_commands(experiment: Experiment, jobs: list[Job]) -> None:
     given = {
         "cjepa_dist.evaluate": experiment.evaluate,
         "cjepa_dist.evaluate_graph": experiment.evaluate_graph,
-        "cjepa_dist.rollout": experiment.rollout,
+        "cjepa_dist.rollout": experiment.rollout or experiment.counterfactual_rollout,
     }
     for job in jobs:
         for module, *arguments in job.commands:

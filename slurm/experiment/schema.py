@@ -98,10 +98,12 @@ class Experiment:
         "slurm", "where jobs run; local = on this machine", choices=("slurm", "local")
     )
     at_once: int = option(
-        1,
-        "executor=local: jobs that run at the same time; they share the cores and the GPUs",
-        least=1,
+        0,
+        "executor=local: jobs that run at the same time; they share the cores and the GPUs;"
+        " 0 = one for each core (at most 8), one in all where there is a GPU",
+        least=0,
     )
+    verbose: bool = option(False, "executor=local: also print what the jobs print")
     stage: str = option("all", "all, or some of " + ", ".join(STAGES) + ", with commas between")
     dry_run: bool = option(
         False, "show the jobs, their sbatch files and Slurm's check of them; queue nothing"
@@ -133,7 +135,13 @@ class Experiment:
         {},
         "fields of cjepa_dist.rollout; mode=counterfactual also evaluates counterfactual worlds",
     )
+    counterfactual_rollout: dict[str, Any] = option(
+        {},
+        "fields of a second rollout of each world model, of the worlds without an object, such as"
+        " splits=[val]; question programs answer from it, and from one where nothing changes",
+    )
     aloe_config: str = option("", "config of ALOE; empty = no ALOE")
+    aloe_arms: list[str] = option([], "arms whose rollouts an ALOE reads; empty = all")
     aloe: dict[str, Any] = option({}, "fields of every ALOE, values or lists")
     blind: bool = option(True, "also an ALOE that sees the slots of other videos, on the first arm")
     observed_aloe: bool = option(

@@ -2,6 +2,7 @@
 
 RUNS/.slurm/logs/<job>.log        what its commands printed, over all starts
 RUNS/.slurm/events/<job>.jsonl    a line for each start, stop, failure and end
+RUNS/.slurm/progress/<job>.json   how far its command is (cjepa_dist/runtime/progress.py)
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ def file_name(job: str) -> str:
 
 def log_path(state_dir: Path, job: str) -> Path:
     return state_dir / "logs" / f"{file_name(job)}.log"
+
+
+def progress_path(state_dir: Path, job: str) -> Path:
+    return state_dir / "progress" / f"{file_name(job)}.json"
 
 
 def events_path(state_dir: Path, job: str) -> Path:

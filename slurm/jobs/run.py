@@ -26,7 +26,8 @@ from cjepa_dist.config.locate import project_root
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import EXIT_PREEMPTED, UserError
 from cjepa_dist.runtime.clock import timestamp
-from slurm.jobs.job_log import START_MARK, append_event, file_name, log_tail
+from cjepa_dist.runtime.progress import FILE_VARIABLE
+from slurm.jobs.job_log import START_MARK, append_event, file_name, log_tail, progress_path
 from slurm.jobs.slurm_command import run_slurm_command
 from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.jobs.stage_data import stage_dataset
@@ -83,6 +84,10 @@ class JobRunner:
             suffix = f".node{context.node_rank}" if context.node_rank else ""
             self.log = Path(spec.state_dir) / "logs" / f"{file_name(spec.name)}{suffix}.log"
             self.log.parent.mkdir(parents=True, exist_ok=True)
+            if not context.node_rank:
+                path = progress_path(Path(spec.state_dir), spec.name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.environment[FILE_VARIABLE] = str(path)
 
     def run(self) -> int:
         """0 when all commands are done, EXIT_PREEMPTED after a signal, 1 for a failure."""
@@ -145,6 +150,8 @@ class JobRunner:
             return EXIT_PREEMPTED
         argv = build_argv(command, processes=self.spec.processes, context=self.context)
         stream: IO[bytes] | None = self.log.open("ab") if self.log else None
+        if path := self.environment.get(FILE_VARIABLE):
+            Path(path).unlink(missing_ok=True)  # of the command before
         try:
             if stream:
                 line = f"{START_MARK}{timestamp()} {self.describe()}: {' '.join(argv[1:])}\n"

@@ -80,6 +80,26 @@ def test_graph(tmp_path):
     assert len(jobs) == 1 + 2 * (3 + 2 + 2 + 3 + 3) + 1
 
 
+def test_counterfactual_rollouts_stand_beside_those_that_aloe_reads(tmp_path):
+    fields = ["aloe_arms=[baseline]", "counterfactual_rollout.splits=[val]"]
+    jobs = jobs_of(tmp_path, *fields)
+    assert "aloe/baseline/seed_0" in jobs and "aloe/blind/seed_0" in jobs
+    assert not [name for name in jobs if name.startswith(("aloe/ctt", "rollout/ctt"))]
+    rollout = jobs["rollout/counterfactual/ctt/seed_0"]
+    assert rollout.needs == ["world_model/ctt/seed_0"]
+    modes = [command[4] for command in rollout.commands]
+    assert modes == ["mode=counterfactual", "mode=factual"]
+    assert all(command[5].startswith("splits=") for command in rollout.commands)
+    evaluation = jobs["evaluate/rollout/counterfactual/ctt/seed_0"]
+    folder = tmp_path / "world_model/ctt/seed_0/eval"
+    names = ("symbolic_paired_val.json", "symbolic_factual_val.json", "counterfactual_val.json")
+    assert evaluation.needs == [rollout.name]
+    assert sorted(evaluation.outputs) == sorted(str(folder / name) for name in names)
+    assert evaluation.name in jobs["report"].after
+    with pytest.raises(UserError, match=r"field aloe_arms: no arm other; arms are baseline, ctt"):
+        jobs_of(tmp_path, "aloe_arms=[other]")
+
+
 def test_shared_readers_read_the_rollouts_of_all_world_models(tmp_path):
     """They train on the simulator's own worlds. One more ALOE sees only observed slots."""
     fields = [
