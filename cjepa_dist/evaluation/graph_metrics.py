@@ -76,7 +76,7 @@ def edge_curves(edges: Edges) -> dict[str, dict[str, list[float]] | None]:
 def precision_by_recall(
     score: np.ndarray, truth: np.ndarray, points: int = CURVE_POINTS
 ) -> dict[str, list[float]] | None:
-    """{"recall", "precision"} at no more than `points` thresholds, recall rising.
+    """{"recall", "precision"} at fewer than `points` thresholds, recall rising.
 
     Each is the first threshold that reaches the next recall of an even grid: a point of the curve,
     not an interpolation. None unless both classes occur.
@@ -86,7 +86,7 @@ def precision_by_recall(
     precision, recall, _ = precision_recall_curve(truth, score)
     # scikit-learn's recall falls and ends at an added point (recall 0, precision 1).
     precision, recall = precision[-2::-1], recall[-2::-1]
-    grid = np.linspace(0.0, 1.0, points)
+    grid = np.linspace(0.0, 1.0, points)[1:]
     at = np.unique(np.minimum(np.searchsorted(recall, grid), len(recall) - 1))
     return {
         "recall": [round(float(value), 4) for value in recall[at]],

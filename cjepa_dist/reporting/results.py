@@ -1,0 +1,54 @@
+"""Everything that a report shows, read once: the runs and the results of their evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cjepa_dist.reporting.runs import EvaluatedRun, collect_runs, optional_results
+from cjepa_dist.reporting.tables import Results
+
+
+@dataclass
+class ReportResults:
+    """The runs of a report and their results on one split, by the name of the run.
+
+    `symbolic` has the answers of question programs by "RUN: ROLLOUT", where ROLLOUT says how the
+    worlds were made (`factual` = nothing but the object goes, `truth` = the simulator's own);
+    `symbolic_runs` are the world models with the first of these, to compare over seeds. `warnings`
+    name what is missing.
+    """
+
+    split: str
+    aloes: list[EvaluatedRun] = field(default_factory=list)
+    world_models: list[EvaluatedRun] = field(default_factory=list)
+    vqa: Results = field(default_factory=dict)
+    errors: Results = field(default_factory=dict)
+    graphs: Results = field(default_factory=dict)
+    counterfactual: Results = field(default_factory=dict)
+    symbolic: Results = field(default_factory=dict)
+    symbolic_runs: list[EvaluatedRun] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def collect_results(paths: list[Path], split: str, graphs: bool = True) -> ReportResults:
+    """The results of runs, and of the world models behind ALOE runs.
+
+    With `graphs` every world model should have an evaluation of its graphs. Raises UserError if a
+    path is no run directory.
+    """
+    found = ReportResults(split)
+    found.aloes, found.world_models = collect_runs(paths, split, graphs, found.warnings)
+    found.vqa = {run.name: run.results["vqa"] for run in found.aloes if "vqa" in run.results}
+    found.errors, found.graphs = (
+        {run.name: run.results[kind] for run in found.world_models if kind in run.results}
+        for kind in ("world_model", "graphs")
+    )
+    for run in found.world_models:
+        for result in optional_results(run, f"counterfactual_{split}"):
+            found.counterfactual[run.name] = result
+        answers = optional_results(run, f"symbolic_*_{split}")
+        found.symbolic |= {f"{run.name}: {result['rollout']}": result for result in answers}
+        if answers:
+            found.symbolic_runs.append(replace(run, results={"vqa": answers[0]}))
+    return found
