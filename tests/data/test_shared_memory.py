@@ -17,12 +17,17 @@ import sys, time
 import numpy as np
 from cjepa_dist.data import shared_memory
 from pathlib import Path
-shared_memory.SHARED_MEMORY = Path(sys.argv[1])
+folder, name, together = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+shared_memory.SHARED_MEMORY = folder / "shm"
+def append(file, word):
+    with open(folder / file, "a") as log: log.write(word + "\\n")
 def fill(array):
-    with open(sys.argv[2], "a") as log: log.write("filled\\n")
-    time.sleep(0.3)
+    append("log", "filled")
+    while (folder / "begun").read_text().count("begun") < together:
+        time.sleep(0.01)
     array[...] = np.arange(array.size).reshape(array.shape)
-array = shared_memory.shared_array(sys.argv[3], (500, 1000), "float32", fill)
+append("begun", "begun")
+array = shared_memory.shared_array(name, (500, 1000), "float32", fill)
 assert array[3, 4] == 3004 and not array.flags.writeable
 print("here", flush=True)
 sys.stdin.read()
@@ -31,12 +36,15 @@ sys.stdin.read()
 
 @pytest.fixture
 def start(tmp_path):
-    """start(name) is a process that holds the array `name`; killed at the end if it still runs."""
+    """start(name) is a process that holds the array `name`; killed at the end if it still runs.
+
+    It goes on filling the array until so many processes as `together` have begun.
+    """
     (tmp_path / "shm").mkdir()
     running = []
 
-    def one(name="slots"):
-        command = [sys.executable, "-c", WORKER, str(tmp_path / "shm"), str(tmp_path / "log"), name]
+    def one(name="slots", together=1):
+        command = [sys.executable, "-c", WORKER, str(tmp_path), name, str(together)]
         environment = {**os.environ, "LOCAL_WORLD_SIZE": "2"}
         process = subprocess.Popen(
             command,
@@ -61,7 +69,7 @@ def files(tmp_path):
 
 
 def test_processes_that_start_together_fill_it_once(start, tmp_path):
-    processes = [start() for _ in range(3)]
+    processes = [start(together=3) for _ in range(3)]
     assert [process.stdout.readline() for process in processes] == ["here\n"] * 3
     assert (tmp_path / "log").read_text() == "filled\n"
     assert sum(path.stat().st_size for path in (tmp_path / "shm").iterdir()) == 4 * 500 * 1000
@@ -86,7 +94,7 @@ def test_what_killed_processes_left_is_removed_by_the_next(start, tmp_path):
 
 
 def test_killed_while_it_fills(start, tmp_path):
-    process = start()
+    process = start(together=2)
     while not (tmp_path / "log").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -6,7 +6,6 @@ A missing shard is an error that names it, or its samples are replaced.
 import json
 import shutil
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -152,7 +151,8 @@ def test_with_shard_groups_each_process_reads_its_share(data):
     for rank in range(2):
         source = StreamingWindows(data, "train", WINDOW, shuffle_shards=1, shard_groups=2)
         batches(source, start=0, stop=len(source) // 16, batch=16, rank=rank, world=2)
-        time.sleep(0.2)  # the next block is read in the background
+        for loaded in source.loaded.values():  # the next block is read in the background
+            loaded.result()
         read.append(source.read_statistics()["read_mb"])
     total = 1e-6 * sum(entry.bytes for entry in Manifest.load(data).shards("train"))
     # Half of 6 shards, the one that both groups share, and the next one.
