@@ -94,6 +94,7 @@ def test_a_skipped_step_changes_no_weights(command, small_data, tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.serial  # launchers, workers and their signals, many times
 @pytest.mark.timeout(3600)
 def test_drill(command, small_data, tmp_path):
     """Each code path once, with the number of processes for which it is hardest."""

@@ -171,6 +171,7 @@ def test_unknown_targets_are_one_line(command):
     )
 
 
+@pytest.mark.serial  # it counts all bytes on the loopback device
 def test_training_says_what_the_loop_costs(command, tmp_path):
     tiny = "predictor.width=16,predictor.depth=1,predictor.mlp_dim=16,loop.global_batch_size=4"
     done = command(
