@@ -34,7 +34,12 @@ CORE = [
     "fsspec>=2024.6",  # URLs other than http(s); torch needs it too
 ]
 EXTRAS = {
-    "report": ["matplotlib>=3.8,<4", "scikit-learn>=1.4,<2"],
+    "report": [
+        "matplotlib>=3.8,<4",
+        "scikit-learn>=1.4,<2",
+        "jinja2>=3.1,<4",  # report.html; torch needs it too
+        "markdown-it-py>=3,<5",  # its tables; rich needs it too
+    ],
     "hdf5": ["h5py>=3.10,<4"],  # data_prep.import_arrays of .h5
     "s3": ["s3fs>=2024.6"],  # data=s3://...
     "summary": ["gcastle>=1.0.4,<2"],  # NOTEARS and DAG-GNN, `estimators=[summary:notears]`
@@ -55,6 +60,7 @@ EXTRAS = {
         "mypy>=1.13,<3",
         "import-linter>=2.1,<3",
         "types-PyYAML>=6.0.12",
+        "selenium>=4.20,<5",  # report.html in a headless Chromium, where there is one
         "setuptools>=77.0.3",  # builds a wheel in tests/test_install.py
     ],
 }
@@ -83,6 +89,7 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["cjepa_dist", "cjepa_dist.*"]),
+    package_data={"cjepa_dist.reporting.page": ["*.jinja", "*.css"]},
     cmdclass={"build_py": BuildWithProject},
     entry_points={"console_scripts": ["cjepa = cjepa_dist.cli:main"]},
     install_requires=CORE,

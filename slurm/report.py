@@ -1,36 +1,50 @@
 """The last job of an experiment, one report over all runs: `python -m slurm.report RUNS`.
 
-runs with a checkpoint ──cjepa_dist.report──> RUNS/report/report.md
-jobs without their outputs ──> a section at its head: what is missing, and why
+runs with a checkpoint ──cjepa_dist.report──> RUNS/report/report.html, report.md
+jobs without their outputs ──head=──> a table at the head of both: what is missing, and why
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from cjepa_dist.errors import UserError
+from cjepa_dist.reporting.page.render import Page, render_page
 from cjepa_dist.runtime.files import write_text_atomic
 from slurm.command import launch
 from slurm.job_state import JobState, job_states
+from slurm.jobs.slurm_command import SlurmError
 from slurm.record import Record, require_record
 
 
 def main(arguments: list[str]) -> int:
     record = require_record(arguments)
-    states = [state for state in job_states(record).values() if state.job.stage != "report"]
-    page = record.runs / "report" / "report.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    if runs := runs_to_report(record, states):
-        write_report(record, runs)
-        text = page.read_text(encoding="utf-8")
-    else:
-        text = "# Report\n\nNo run has a checkpoint.\n"
+    states = [state for state in states_of(record).values() if state.job.stage != "report"]
+    folder = record.runs / "report"
+    folder.mkdir(parents=True, exist_ok=True)
     missing = [state for state in states if state.state != "DONE"]
-    write_text_atomic(page, missing_jobs_section(missing, len(states)) + text)
-    print(f"wrote {page}; {len(missing)} of {len(states)} jobs before it are missing")
+    head = missing_jobs_section(missing, len(states))
+    if runs := runs_to_report(record, states):
+        write_report(record, runs, head)
+    else:
+        title = "No run has a checkpoint"
+        write_text_atomic(folder / "report.md", f"{head}# Report\n\n{title}.\n")
+        write_text_atomic(folder / "report.html", render_page(Page(title, head=head)))
+    written = folder / "report.html"
+    print(f"wrote {written}; {len(missing)} of {len(states)} jobs before it are missing")
     return 0
+
+
+def states_of(record: Record) -> dict[str, JobState]:
+    """Of all jobs; without squeue where that does not answer: a report is better than none."""
+    try:
+        return job_states(record)
+    except SlurmError as error:
+        print(f"warning: {error}", flush=True)
+        return job_states(record, accounts_only=True)
 
 
 def runs_to_report(record: Record, states: list[JobState]) -> list[Path]:
@@ -52,8 +66,11 @@ def runs_to_report(record: Record, states: list[JobState]) -> list[Path]:
     return sorted(there, key=lambda run: run.relative_to(record.runs).parts[0] != "aloe")
 
 
-def write_report(record: Record, runs: list[Path]) -> None:
-    """Raises UserError if cjepa_dist.report fails; its own message is above."""
+def write_report(record: Record, runs: list[Path], head: str) -> None:
+    """`head`: Markdown that comes first. Raises UserError if cjepa_dist.report fails.
+
+    Its own message is above.
+    """
     experiment = record.experiment
     command = [
         *(sys.executable, "-m", "cjepa_dist.report"),
@@ -65,8 +82,11 @@ def write_report(record: Record, runs: list[Path]) -> None:
         command.append("graphs=false")
     if (folder := record.runs / "shared_readers").is_dir():
         command.append(f"reader_results={folder}")
-    if subprocess.run(command, check=False).returncode:
-        raise UserError("the report could not be made; its own message stands above")
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".md") as file:
+        file.write(head)
+        file.flush()
+        if subprocess.run([*command, f"head={file.name}"], check=False).returncode:
+            raise UserError("the report could not be made; its own message stands above")
 
 
 def missing_jobs_section(missing: list[JobState], total: int) -> str:

@@ -1,6 +1,6 @@
-"""Figures of results: accuracies, errors of world models, counterfactual worlds, graphs.
+"""Pictures that evaluations write beside their results: counterfactual worlds, graphs.
 
-They need matplotlib (extra `report`).
+They need matplotlib (extra `report`). The plots of a report are in `reporting/plots`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,6 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.evaluation.counterfactual import ExampleWorld
-from cjepa_dist.reporting.tables import METHOD_LABELS, Results
-from cjepa_dist.reporting.vqa_tables import group_label, run_title
-
-BAR_GROUPS = (
-    "descriptive.question",
-    "explanatory.question",
-    "predictive.question",
-    "counterfactual.question",
-    "multiple_choice.option",
-)
 
 
 def new_axes(
@@ -42,107 +32,6 @@ def save_figure(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
-
-
-def plot_accuracy(results: Results, path: Path) -> Path:
-    """Bars of accuracy with 95 % intervals by question type, a colour per run.
-
-    The accuracy of the majority answer is a black line.
-    """
-    figure, axes = new_axes(1, width=9.0)
-    axis = axes[0, 0]
-    baselines = next(iter(results.values()))["baselines"]
-    groups = [
-        group
-        for group in BAR_GROUPS
-        if any(result["accuracy"][group]["count"] for result in results.values())
-    ]
-    x, width = np.arange(len(groups)), 0.8 / len(results)
-    for i, (name, result) in enumerate(results.items()):
-        cells = [result["accuracy"][group] for group in groups]
-        heights = np.array([100 * (cell["accuracy"] or 0.0) for cell in cells])
-        ends = np.array([[100 * v for v in (cell["ci"] or (0.0, 0.0))] for cell in cells])
-        whiskers = np.abs(ends.T - heights)
-        axis.bar(
-            x + (i + 0.5) * width - 0.4,
-            heights,
-            width,
-            yerr=whiskers,
-            capsize=2,
-            label=run_title(name, result),
-        )
-    for i, group in enumerate(groups):
-        majority = baselines["majority_by_kind"][group]
-        if majority is not None:
-            axis.hlines(
-                100 * majority,
-                i - 0.45,
-                i + 0.45,
-                colors="black",
-                label="majority answer" if i == 0 else None,
-            )
-    axis.set_xticks(x, [group_label(group).replace(", ", "\n") for group in groups])
-    axis.set_ylabel("accuracy, percent")
-    axis.set_ylim(0, 100)
-    axis.legend(fontsize=8)
-    return save_figure(figure, path)
-
-
-def plot_world_models(models: Results, path: Path) -> Path:
-    """Left: error of one step by class. Right: position error of colliding objects by horizon.
-
-    The right figure is there if a model was evaluated on rollouts.
-    """
-    rollouts = {
-        name: result["rollout"]["methods"]
-        for name, result in models.items()
-        if result.get("rollout")
-    }
-    figure, axes = new_axes(2 if rollouts else 1)
-    axis = axes[0, 0]
-    lines = cells_by_legend(
-        {name: result["one_step"]["methods"] for name, result in models.items()}
-    )
-    classes = list(next(iter(next(iter(models.values()))["one_step"]["methods"].values())))
-    x, width = np.arange(len(classes)), 0.8 / len(lines)
-    for i, (name, cells) in enumerate(lines.items()):
-        values = [cells.get(c, {}).get("mean", {}).get("slot_mse") or np.nan for c in classes]
-        axis.bar(x + (i + 0.5) * width - 0.4, values, width, label=name)
-    axis.set_xticks(x, [c.replace("_", " ") for c in classes])
-    axis.set_yscale("log")
-    axis.set_ylabel("slot MSE, one step")
-    axis.legend(fontsize=7)
-    if rollouts:
-        axis = axes[0, 1]
-        for name, cells in cells_by_legend(rollouts).items():
-            horizons = [
-                h
-                for h in cells["colliding"]
-                if h != "mean" and cells["colliding"][h]["position_rmse"] is not None
-            ]
-            axis.plot(
-                [int(h) for h in horizons],
-                [cells["colliding"][h]["position_rmse"] for h in horizons],
-                marker="o",
-                label=name,
-            )
-        axis.set_xlabel("frames after 127")
-        axis.set_ylabel("position RMSE, colliding objects, world units")
-        axis.legend(fontsize=7)
-    return save_figure(figure, path)
-
-
-def cells_by_legend(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """{legend: errors by class}: the predictor of every model, and the simple methods once.
-
-    Simple methods do not depend on the model, only on the data.
-    """
-    lines = {
-        METHOD_LABELS[m]: cells
-        for m, cells in next(iter(models.values())).items()
-        if m != "predictor"
-    }
-    return lines | {name: methods["predictor"] for name, methods in models.items()}
 
 
 def plot_counterfactual_worlds(examples: Sequence[ExampleWorld], path: Path) -> np.ndarray:

@@ -68,9 +68,9 @@ class Planner:
                 jobs += self.counterfactual_rollouts(model)
         jobs += [*self.shared_readers(models), *self.observed_aloe(), *slow]
         evaluations = [job.name for job in jobs if job.stage == "evaluate"]
-        output = str(self.runs / "report" / "report.md")
+        outputs = [str(self.runs / "report" / name) for name in ("report.html", "report.md")]
         command = ["slurm.report", str(self.runs)]
-        return [*jobs, Job("report", "report", [command], [output], [], evaluations)]
+        return [*jobs, Job("report", "report", [command], outputs, [], evaluations)]
 
     def prepare_data(self) -> list[Job]:
         """The jobs that make the data, the last one with all of it."""

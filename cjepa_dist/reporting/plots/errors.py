@@ -21,7 +21,7 @@ from cjepa_dist.reporting.plots.style import (
 )
 from cjepa_dist.reporting.tables import METHOD_LABELS, Results
 
-CONTROLS = "Grey: the controls, with 95 % intervals over videos like all others."
+CONTROLS = "Grey: the controls. Bands and bars: 95 % intervals over videos."
 INTRO = (
     "How far predicted slots are from the true ones; lower is better. The model sees 128 frames,"
     " then predicts 32 without seeing more. Its controls: the last frame copied, a straight line"
