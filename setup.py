@@ -23,6 +23,7 @@ CORE = [
     "deepspeed>=0.19.8,<0.20",  # imported by ZeRO alone
     "webdataset>=1.0.2,<2",
     "tensorboard>=2.21,<3",
+    "pillow>=10.1",  # animations; TensorBoard needs it too
     "submitit>=1.5.4,<2",
     "omegaconf>=2.3,<3",
     "PyYAML>=6,<7",
@@ -89,7 +90,10 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["cjepa_dist", "cjepa_dist.*"]),
-    package_data={"cjepa_dist.reporting.page": ["*.jinja", "*.css"]},
+    package_data={
+        "cjepa_dist.reporting.page": ["*.jinja", "*.css"],
+        "cjepa_dist.reporting.scene": ["*.js", "*.css"],
+    },
     cmdclass={"build_py": BuildWithProject},
     entry_points={"console_scripts": ["cjepa = cjepa_dist.cli:main"]},
     install_requires=CORE,

@@ -47,15 +47,41 @@ def read_split(
     """
     manifest = Manifest.load(folder)
     for shard, key in open_videos(folder, split, videos):
-        yield Sample(
-            key=key,
-            slots=shard.read_slots(key, manifest) if SLOTS in members else None,
-            annotation=shard.read_json(key, ANNOTATION) if ANNOTATION in members else None,
-            questions=shard.read_json(key, QUESTIONS) if QUESTIONS in members else None,
-            truth=shard.read_arrays(key, TRUTH) if TRUTH in members else None,
-            worlds=shard.read_arrays(key, WORLDS) if WORLDS in members else None,
-            match=shard.read_arrays(key, MATCH) if MATCH in members else None,
-        )
+        yield read_sample(shard, key, manifest, members)
+
+
+def read_video(
+    folder: str | Path, split: str, number: int, members: Sequence[str] = MEMBERS
+) -> Sample:
+    """Video `number` (from 0) of a split, as `read_split`, without reading those before it.
+
+    UserError if the split has no such video.
+    """
+    manifest = Manifest.load(folder)
+    count, before = manifest.count(split), 0
+    for entry in manifest.shards(split):
+        if 0 <= number - before < len(entry.keys):
+            with ShardReader(folder, split, entry) as shard:
+                return read_sample(shard, entry.keys[number - before], manifest, members)
+        before += len(entry.keys)
+    raise UserError(
+        f"there is no video {number} in split {split!r} of {folder}: it has {count}, counted from 0"
+    )
+
+
+def read_sample(
+    shard: ShardReader, key: str, manifest: Manifest, members: Sequence[str] = MEMBERS
+) -> Sample:
+    """The `members` of one video of an open shard; the fields of the others are None."""
+    return Sample(
+        key=key,
+        slots=shard.read_slots(key, manifest) if SLOTS in members else None,
+        annotation=shard.read_json(key, ANNOTATION) if ANNOTATION in members else None,
+        questions=shard.read_json(key, QUESTIONS) if QUESTIONS in members else None,
+        truth=shard.read_arrays(key, TRUTH) if TRUTH in members else None,
+        worlds=shard.read_arrays(key, WORLDS) if WORLDS in members else None,
+        match=shard.read_arrays(key, MATCH) if MATCH in members else None,
+    )
 
 
 def open_videos(
