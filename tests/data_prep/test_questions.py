@@ -190,7 +190,7 @@ def test_options_are_balanced_with_and_without_negation(videos, kind, low, high)
 
 def test_the_balance_is_that_of_the_real_questions(videos):
     """250 videos: tolerances are three standard deviations and what the simulator's physics does
-    not give (docs/results.md)."""
+    not give (docs/studies/questions.md)."""
     table = real.statistics(content["questions"] for _, _, content, _ in videos)
     for count, share in real.REAL[real.ANSWERS].items():
         if count in "01234":
