@@ -4,45 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from cjepa_dist import evaluate, report
-from cjepa_dist.checkpoint.writer import CheckpointWriter
-from cjepa_dist.config import merge, schema
+from cjepa_dist.config import schema
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.vqa import metrics
 from cjepa_dist.reporting import seeds, vqa_tables
 from cjepa_dist.reporting.runs import EvaluatedRun, collect_runs
-from cjepa_dist.tasks.build import build_task
-from tests.evaluation.world import DIM, SLOTS, make_world
-
-PREDICTOR = {"slots": SLOTS, "slot_dim": DIM, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
-ALOE = {
-    "slots": SLOTS,
-    "slot_dim": DIM,
-    "frames": 4,
-    "width": 16,
-    "depth": 1,
-    "heads": 2,
-    "mlp_dim": 16,
-    "head_dim": 8,
-}
-
-
-def save_run(config, done=True):
-    run = Path(config.run)
-    run.mkdir(parents=True)
-    merge.save_yaml(config, run / "config.yaml")
-    torch.manual_seed(config.seed)
-    task = build_task(config)
-    CheckpointWriter(run / "checkpoints", keep=1).save(
-        task, [torch.optim.AdamW(task.parameters())], step=7, meta={}
-    )
-    if done:
-        (run / "done.json").write_text('{"step": 7}')
-    return run
+from tests.evaluation.world import make_world
+from tests.reporting.untrained import ALOE, PREDICTOR, save_run
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,8 @@ def counterfactual_plot(counterfactual: Results) -> Plot | None:
     ]
     rows = [LABELS[rule] for rule in rules]
     xlabel = "distance from the true path, world units"
-    figure = interval_chart(rows, marks, xlabel, legend=len(marks) > 1)
+    controls = [number for number, rule in enumerate(rules) if rule != "paired"]
+    figure = interval_chart(rows, marks, xlabel, shaded=controls)
     values = "; ".join(
         f"{row}: " + ", ".join(f"{mark.label} {mark.values[r][0]:.3f}" for mark in marks)
         for r, row in enumerate(rows)
@@ -48,6 +49,6 @@ def counterfactual_plot(counterfactual: Results) -> Plot | None:
         figure,
         f"Position error by rule. {values}.",
         "One object is taken away; the simulator says exactly where the others would have gone."
-        " The rule says from which frame on an object leaves its observed path. The lower rows are"
+        " The rule says from which frame on an object leaves its observed path. Shaded are the"
         f" controls. Bars are 95 % intervals over videos.{note}",
     )

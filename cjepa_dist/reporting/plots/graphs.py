@@ -9,7 +9,6 @@ import numpy as np
 from cjepa_dist.reporting.plots.intervals import UNKNOWN, Interval, Marks, interval_chart
 from cjepa_dist.reporting.plots.runs import drawn_runs
 from cjepa_dist.reporting.plots.style import (
-    GRID,
     INK,
     MUTED,
     SERIES,
@@ -158,14 +157,9 @@ def near_miss_plot(parts: dict[str, Any], note: str) -> Plot:
         for name, part in parts.items()
     ]
     rows = [label(name) for name in estimators]
-    figure = interval_chart(
-        rows, marks, "AUROC, contacts against near misses", legend=len(marks) > 1
-    )
-    axis = figure.axes[0]
-    axis.axvline(0.5, color=INK, linewidth=0.9)
-    at = axis.get_yticks()[[n for n, name in enumerate(estimators) if name in DISTANCES]]
-    if len(at):
-        axis.axhspan(at[0] - 0.4, axis.get_ylim()[0], color=GRID, alpha=0.45, linewidth=0)
+    controls = [n for n, name in enumerate(estimators) if name in DISTANCES]
+    figure = interval_chart(rows, marks, "AUROC, contacts against near misses", shaded=controls)
+    figure.axes[0].axvline(0.5, color=INK, linewidth=0.9)
     values = "; ".join(
         f"{row}: " + ", ".join(f"{mark.label} {mark.values[r][0]:.3f}" for mark in marks)
         for r, row in enumerate(rows)

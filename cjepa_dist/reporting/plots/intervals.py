@@ -10,6 +10,7 @@ import numpy as np
 
 from cjepa_dist.reporting.plots.style import (
     CONTROL_MARKERS,
+    GRID,
     MARKERS,
     MUTED,
     SERIES,
@@ -39,9 +40,12 @@ def interval_chart(
     *,
     log: bool = False,
     limits: tuple[float, float] | None = None,
-    legend: bool = True,
+    shaded: Sequence[int] = (),
 ) -> Any:
-    """A figure: rows from the top down, within a row the methods in their order."""
+    """A figure: rows from the top down, within a row the methods in their order.
+
+    `shaded` are the numbers of rows that are controls. One method alone needs no legend.
+    """
     spread = 0.2 * (len(marks) - 1)
     figure, axis = new_figure(height=0.9 + len(rows) * max(0.27, 0.13 + 0.16 * len(marks)))
     y = np.arange(len(rows)) * (1 if len(marks) == 1 else 0.4 + spread + 0.2)
@@ -50,8 +54,8 @@ def interval_chart(
         at = y + 0.2 * number - spread / 2
         values, low, high = np.array(mark.values, dtype=float).reshape(-1, 3).T
         if mark.control:
-            style = {"color": MUTED, "marker": CONTROL_MARKERS[controls % len(CONTROL_MARKERS)]}
-            style["markeredgewidth"] = 1.6
+            marker = CONTROL_MARKERS[controls % len(CONTROL_MARKERS)]
+            style: dict[str, Any] = {"color": MUTED, "marker": marker, "markeredgewidth": 1.6}
             controls += 1
         else:
             style = {
@@ -63,7 +67,7 @@ def interval_chart(
         axis.hlines(at[known], low[known], high[known], color=style["color"], linewidth=1.6)
         axis.plot(values, at, linestyle="none", markersize=6, label=shorten(mark.label), **style)
     axis.set_yticks(y, [shorten(row) for row in rows])
-    axis.set_ylim(y[-1] + 0.35 + spread / 2, -0.35 - spread / 2)
+    axis.set_ylim(y[-1] + 0.4 + spread / 2, -0.4 - spread / 2)
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
     axis.spines["left"].set_visible(False)
@@ -72,6 +76,9 @@ def interval_chart(
     if limits:
         axis.set_xlim(*limits)
     axis.set_xlabel(xlabel)
-    if legend:
+    half = (y[1] - y[0]) / 2 if len(y) > 1 else 0.5
+    for row in shaded:
+        axis.axhspan(y[row] - half, y[row] + half, color=GRID, alpha=0.45, linewidth=0, zorder=0)
+    if len(marks) > 1:
         add_legend(figure, axis)
     return figure

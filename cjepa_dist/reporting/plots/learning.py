@@ -35,7 +35,8 @@ def read_curves(run: Path) -> Curves:
             row = json.loads(line)
         except ValueError:
             continue
-        rows.setdefault(row.get("kind", ""), []).append(row)
+        if isinstance(row, dict):
+            rows.setdefault(row.get("kind", ""), []).append(row)
     return {
         kind: {
             name: np.array([numeric(row.get(name)) for row in of_kind])

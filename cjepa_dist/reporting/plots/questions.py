@@ -8,7 +8,6 @@ from cjepa_dist.clevrer.vocabulary import QUESTION_TYPES
 from cjepa_dist.reporting.plots.intervals import Interval, Marks, interval_chart
 from cjepa_dist.reporting.plots.runs import drawn_runs
 from cjepa_dist.reporting.plots.style import (
-    GRID,
     INK,
     MARKERS,
     MUTED,
@@ -114,12 +113,11 @@ def program_plot(symbolic: Results) -> Plot | None:
     baselines = next(iter(found.values()))["baselines"]
     chance = 100 * (baselines["chance"][group] or 0.5)
     marks = [Marks("right options", values)]
-    figure = interval_chart(rows, marks, "right options, percent", legend=False)
+    shaded = range(len(drawn), len(rows))
+    figure = interval_chart(rows, marks, "right options, percent", shaded=shaded)
     axis = figure.axes[0]
     axis.axvline(chance, color=INK, linewidth=0.9)
     axis.set_xlim(left=min(chance - 4, axis.get_xlim()[0]))
-    if controls and drawn:
-        axis.axhspan(len(drawn) * 0.6 - 0.3, axis.get_ylim()[0], color=GRID, alpha=0.45, lw=0)
     return Plot(
         "programs",
         "What would have happened, answered by programs",

@@ -29,7 +29,7 @@ MAX_LABEL = 34
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
     color: f"series-{number}" for number, color in enumerate(SERIES, 1)
 }
-SETTINGS = {
+SETTINGS: Any = {  # matplotlib types its keys one by one
     "svg.fonttype": "none",  # letters stay text: small, selectable, in the page's font
     "svg.hashsalt": "cjepa",  # the same data make the same file
     "font.size": 9.5,
