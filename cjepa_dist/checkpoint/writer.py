@@ -7,6 +7,7 @@ RUN/checkpoints/step_00000500/   torch.distributed.checkpoint files: weights, ru
                     meta.json           step, position, world size, skipped steps, best validation
                     checksums.json      xxh3 of every other file, written last
 RUN/checkpoints/best.json        step, loss and folder of the best validation (loop.keep_best)
+RUN/last_checkpoint.json         the step of the newest: a run that wrote one does not begin anew
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +32,10 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.utils._pytree import tree_leaves
 
-from cjepa_dist.checkpoint.integrity import checkpoint_steps
+from cjepa_dist.checkpoint.integrity import checkpoint_path, checkpoint_steps
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience import fault_injection
-from cjepa_dist.resilience.disk_full import DISK_FULL_ERRNOS
+from cjepa_dist.resilience.disk_full import DISK_FULL_ERRNOS, find_os_error
 from cjepa_dist.runtime.collectives import first_error, full_tensor, is_main
 from cjepa_dist.runtime.files import file_checksum, free_bytes, fsync_path, write_json
 
@@ -48,7 +49,8 @@ class CheckpointWriter:
     In the `background`, a step waits only for a copy to host memory; one thread does the rest
     beside the following steps. An error there is raised by the next `save` or `wait`, on all
     ranks. That thread needs its own process `group`: in one group, messages of two threads would
-    mix.
+    mix. `record` is a file outside of `folder` for the step of the newest checkpoint. The steps
+    in `damaged` are checkpoints that do not verify: they stay until a newer one is whole.
     """
 
     def __init__(
@@ -58,8 +60,11 @@ class CheckpointWriter:
         keep: int,
         background: bool = False,
         group: dist.ProcessGroup | None = None,
+        record: Path | None = None,
+        damaged: Collection[int] = (),
     ) -> None:
         self.folder, self.keep, self.group = folder, keep, group
+        self.record, self.damaged = record, set(damaged)
         self.pool = ThreadPoolExecutor(1, "checkpoint") if background else None
         self.staging = StagingOptions(
             use_pinned_memory=torch.cuda.is_available(),
@@ -67,7 +72,7 @@ class CheckpointWriter:
             use_async_staging=False,
         )
         self.staging.use_non_blocking_copy = torch.cuda.is_available()
-        self.pending: Future[None] | None = None
+        self.pending: tuple[int, Future[None]] | None = None  # its step, and its end
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -118,13 +123,15 @@ class CheckpointWriter:
         else:
             # A new stager each time: that of torch 2.11 works once (pytorch issue 183413).
             staged: Any = DefaultStager(self.staging).stage(content)
-            self.pending = self.pool.submit(self.write, staged, step, meta)
+            self.pending = step, self.pool.submit(self.write, staged, step, meta)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk; raises the error that stopped it."""
         pending, self.pending = self.pending, None
         if pending is not None:
-            pending.result()
+            step, future = pending
+            fault_injection.inject_before_waiting(step)
+            future.result()
 
     def write(self, content: dict[str, Any], step: int, meta: dict[str, Any]) -> None:
         final = self.folder / f"step_{step:08d}"
@@ -147,10 +154,12 @@ class CheckpointWriter:
             if is_main():
                 write_weights_and_meta(temporary, content["weights"], {**meta, "step": step})
                 fault_injection.inject_before_rename(step)
-                shutil.rmtree(final, ignore_errors=True)
-                temporary.rename(final)
+                replace_folder(final, temporary)
                 fsync_path(self.folder)
-                apply_retention(self.folder, step, self.keep, meta.get("best"))
+                if self.record is not None:
+                    write_json(self.record, {"step": step})
+                self.damaged.discard(step)
+                apply_retention(self.folder, step, self.keep, meta.get("best"), self.damaged)
 
         try:
             for action in (make_folder, write_state, publish):
@@ -161,6 +170,7 @@ class CheckpointWriter:
             if is_main():
                 shutil.rmtree(temporary, ignore_errors=True)
                 message = disk_full_message(self.folder, content, error)
+                message = message or unwritable_message(self.folder, error)
             if message := first_error(message, self.group):
                 raise UserError(message) from error
             raise
@@ -181,11 +191,11 @@ class CheckpointWriter:
 
 def write_weights_and_meta(folder: Path, weights: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Complete a checkpoint's `folder` with what rank zero writes, and flush it to disk."""
-    save_file(
-        {name: value.cpu().contiguous() for name, value in weights.items()},
-        folder / "model.safetensors",
-    )
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+    weights_file = folder / "model.safetensors"
+    save_file({name: value.cpu().contiguous() for name, value in weights.items()}, weights_file)
+    # safetensors makes files that only their owner may read; the others follow the umask.
+    shutil.copymode(folder / "meta.json", weights_file)
     checksums = {path.name: file_checksum(path) for path in sorted(folder.iterdir())}
     (folder / "checksums.json").write_text(json.dumps(checksums, indent=1))
     for path in folder.iterdir():
@@ -208,18 +218,46 @@ def disk_full_message(folder: Path, content: dict[str, Any], error: BaseExceptio
     )
 
 
-def apply_retention(folder: Path, step: int, keep: int, best: dict[str, Any] | None) -> None:
-    """After `step` was saved, keep the newest `keep` checkpoints and the best one.
+def unwritable_message(folder: Path, error: BaseException) -> str | None:
+    """What to tell the user if the system refused to write a checkpoint, else None."""
+    fault = find_os_error(error)
+    if fault is None or fault.errno is None:
+        return None
+    return (
+        f"a checkpoint cannot be written in {folder}: {fault.filename or folder}: "
+        f"{os.strerror(fault.errno)}; earlier ones are as they were: mend that and run the same "
+        "command again"
+    )
 
-    Checkpoints of later steps are removed: the run was resumed before them, since they were
-    damaged.
+
+def replace_folder(final: Path, new: Path) -> None:
+    """Rename `new` to `final`; what was there is removed after that."""
+    old = final.with_name(f"{final.name}.replaced.partial")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def apply_retention(
+    folder: Path,
+    step: int,
+    keep: int,
+    best: dict[str, Any] | None,
+    damaged: Collection[int] = (),
+) -> None:
+    """After `step` was saved, keep the newest `keep` whole checkpoints and the best one.
+
+    Those of later steps stay: the run was resumed before them, since they were `damaged`, and
+    nothing newer is whole yet.
     """
     best_file = folder / "best.json"
     if best is None:
         best_file.unlink(missing_ok=True)
     else:
         write_json(best_file, {**best, "folder": f"step_{best['step']:08d}"})
-    steps = checkpoint_steps(folder)
-    kept = {*[old for old in steps if old <= step][-keep:], *([best["step"]] if best else [])}
-    for old in set(steps) - kept:
-        shutil.rmtree(folder / f"step_{old:08d}")
+    steps = [old for old in checkpoint_steps(folder) if old <= step]
+    whole = [old for old in steps if old not in damaged]
+    for old in set(steps) - {*whole[-keep:], *([best["step"]] if best else [])}:
+        shutil.rmtree(checkpoint_path(folder, old))

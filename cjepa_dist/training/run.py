@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cjepa_dist.checkpoint.resume import resume
+from cjepa_dist.checkpoint.integrity import Choice
+from cjepa_dist.checkpoint.resume import LAST_CHECKPOINT, choose_resume_point, resume
 from cjepa_dist.checkpoint.writer import CheckpointWriter
 from cjepa_dist.config.schema import LoopConfig, TrainConfig
 from cjepa_dist.data.dataset import Batch, Dataset
@@ -88,30 +89,34 @@ def open_run(config: TrainConfig) -> Iterator[Run]:
     """A run in its directory, which this process group owns inside the block. All ranks enter.
 
     Raises UserError when the run directory belongs to another config or is in use, when the batch
-    does not divide, when the engine or the number of processes is not what was asked for, and,
-    also from inside the block, when the disk is full.
+    does not divide, when the engine or the number of processes is not what was asked for, when
+    the checkpoints that were written cannot be read or are not whole, and, also from inside the
+    block, when the disk is full or refuses to be written.
     """
     run_dir, loop = Path(config.run), config.loop
-    resolve_precision(run_dir, config)
+    with disk_full_as_user_error(run_dir):
+        resolve_precision(run_dir, config)
     engine = build_engine(config)
     check_batch_divides(config, engine.accelerator.num_processes)
-    check_run_dir(run_dir, config)
     groups = CpuGroups()
-    with (
-        lock_run_dir(run_dir, groups.control),
-        Preemption(run_dir, loop.checkpoint_every_minutes, groups.control) as preemption,
-        Watchdog(run_dir, loop.hang_timeout_minutes) as watchdog,
-        disk_full_as_user_error(run_dir),
-    ):
-        about = describe_environment(engine.accelerator, engine.name, loop.precision)
-        open_run_dir(run_dir, config, about, groups.control)
-        with CheckpointWriter(
-            run_dir / "checkpoints",
-            keep=loop.keep_checkpoints,
-            background=loop.async_checkpoints,
-            group=groups.checkpoint,
-        ) as checkpoints:
-            yield Run(config, engine, groups, preemption, watchdog, checkpoints)
+    on_main_process(run_dir, lambda: check_run_dir(run_dir, config), groups.control)
+    with lock_run_dir(run_dir, groups.control), disk_full_as_user_error(run_dir):
+        resume_point = choose_resume_point(run_dir, groups.control)
+        with (
+            Preemption(run_dir, loop.checkpoint_every_minutes, groups.control) as preemption,
+            Watchdog(run_dir, loop.hang_timeout_minutes) as watchdog,
+        ):
+            about = describe_environment(engine.accelerator, engine.name, loop.precision)
+            open_run_dir(run_dir, config, about, groups.control)
+            with CheckpointWriter(
+                run_dir / "checkpoints",
+                keep=loop.keep_checkpoints,
+                background=loop.async_checkpoints,
+                group=groups.checkpoint,
+                record=run_dir / LAST_CHECKPOINT,
+                damaged=resume_point.damaged if resume_point else (),
+            ) as checkpoints:
+                yield Run(config, engine, groups, preemption, watchdog, checkpoints, resume_point)
 
 
 class Run:
@@ -125,10 +130,12 @@ class Run:
         preemption: Preemption,
         watchdog: Watchdog,
         checkpoints: CheckpointWriter,
+        resume_point: Choice | None,
     ) -> None:
         self.config, self.loop, self.run_dir = config, config.loop, Path(config.run)
         self.engine, self.groups, self.preemption = engine, groups, preemption
         self.watchdog, self.checkpoints = watchdog, checkpoints
+        self.resume_point = resume_point
 
     def start(self, task: Task, train_set: Dataset, validation: Validation) -> bool:
         """Load the newest good checkpoint, if there is one, and make what the loop needs.
@@ -140,8 +147,17 @@ class Run:
         self.steps = total_steps(loop, len(train_set))
         here = engine.accelerator
         self.throughput = ThroughputMeter(task, loop, here.device, steps=self.steps)
-        meta = engine.setup(task, partial(resume, self.run_dir))
+        meta = engine.setup(
+            task,
+            partial(resume, self.run_dir, choice=self.resume_point, group=self.groups.control),
+        )
         start: int = meta["step"]
+        if meta.get("steps", self.steps) != self.steps:
+            raise UserError(
+                f"{self.run_dir} was started with {meta['steps']} steps, but the data now give "
+                f"{self.steps}: they are not the same as before; restore {config.data}, or choose "
+                "another run directory"
+            )
         if start >= self.steps:
             self.mark_complete()  # it was killed between its last checkpoint and this
             print(f"run {self.run_dir} is complete at step {start}: nothing to do", flush=True)
@@ -172,7 +188,9 @@ class Run:
         )
         self.profiler = Profiler(self.run_dir, loop, start=start, stop=last)
         train_step = build_train_step(engine, config, start=start, steps=self.steps)
-        self.train_step = with_faults(train_step, engine.replicated_tensors)
+        self.train_step = with_faults(
+            train_step, engine.replicated_tensors, lambda: self.preemption.signal != 0
+        )
         self.throughput.restart(start, 0.0)
         return True
 

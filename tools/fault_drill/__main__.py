@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,11 @@ from cjepa_dist.errors import UserError
 from tools.fault_drill.faults import FAULTS
 from tools.fault_drill.runs import DrillError, DrillRun, require
 from tools.fault_drill.schema import FaultDrill
+
+HEAD = (
+    "| fault | processes | what happened | exit code | resumed from | final weights equal |",
+    "|---|---|---|---|---|---|",
+)
 
 
 @dataclass
@@ -46,26 +53,26 @@ def main(config: FaultDrill) -> int:
         raise UserError(f"only: unknown {', '.join(unknown)}; there are {', '.join(known)}")
     if config.only:
         faults = [(name, n) for name, n in faults if f"{name}@{n}" in config.only]
-    rows = [
-        "| fault | processes | what happened | exit code | resumed from | final weights equal |",
-        "|---|---|---|---|---|---|",
-    ]
-    failed, undisturbed = 0, UndisturbedRuns(config)
-    for name, n in faults:
-        began = time.monotonic()
-        try:
-            result = run_fault(config, name, n, undisturbed)
-        except DrillError as error:
-            result = FaultResult(f"FAILED: {error}", -1, "", False)
-        failed += not result.equal
-        equal = result.skipped or ("yes" if result.equal else "NO")
-        cells = (name, n, result.what, result.code, result.resumed, equal)
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-        print(f"{rows[-1]}  {time.monotonic() - began:.0f} s", flush=True)
-        (Path(config.out) / "table.md").write_text("\n".join([*rows, ""]))
-    print("\n" + "\n".join(rows))
+    undisturbed = UndisturbedRuns(config)
+    results: dict[tuple[str, int], FaultResult] = {}
+    with ThreadPoolExecutor(config.at_once) as pool:
+        started = {pool.submit(run_timed, config, *fault, undisturbed): fault for fault in faults}
+        for future in as_completed(started):
+            fault = started[future]
+            results[fault], seconds = future.result()
+            print(f"{format_row(*fault, results[fault])}  {seconds:.0f} s", flush=True)
+            rows = [format_row(*key, results[key]) for key in faults if key in results]
+            (Path(config.out) / "table.md").write_text("\n".join([*HEAD, *rows, ""]))
+    failed = sum(not result.equal for result in results.values())
+    print("\n" + "\n".join([*HEAD, *rows]))
     print(f"\n{len(faults)} faults, {failed} of them left a trace")
     return 1 if failed else 0
+
+
+def format_row(name: str, processes: int, result: FaultResult) -> str:
+    equal = result.skipped or ("yes" if result.equal else "NO")
+    cells = (name, processes, result.what, result.code, result.resumed, equal)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 class UndisturbedRuns:
@@ -73,17 +80,32 @@ class UndisturbedRuns:
 
     def __init__(self, config: FaultDrill) -> None:
         self.config = config
+        self.lock = threading.Lock()
         self.runs: dict[tuple[int, bool], DrillRun] = {}
 
     def get(self, processes: int, *, nan: bool) -> DrillRun:
         """A finished run. Raises UserError if it failed."""
-        if (processes, nan) not in self.runs:
-            run = DrillRun(self.config, "undisturbed nan" if nan else "undisturbed", processes)
-            code = run.finish(fault=f"nan@3:rank{processes - 1}" if nan else "")
-            if code:
-                raise UserError(f"the undisturbed run failed with exit code {code}; see {run.log}")
-            self.runs[processes, nan] = run
-        return self.runs[processes, nan]
+        with self.lock:
+            if (processes, nan) not in self.runs:
+                run = DrillRun(self.config, "undisturbed nan" if nan else "undisturbed", processes)
+                if code := run.finish(fault=f"nan@3:rank{processes - 1}" if nan else ""):
+                    raise UserError(
+                        f"the undisturbed run failed with exit code {code}; see {run.log}"
+                    )
+                self.runs[processes, nan] = run
+            return self.runs[processes, nan]
+
+
+def run_timed(
+    config: FaultDrill, name: str, processes: int, undisturbed: UndisturbedRuns
+) -> tuple[FaultResult, float]:
+    """The result of one fault, and how many seconds it took."""
+    began = time.monotonic()
+    try:
+        result = run_fault(config, name, processes, undisturbed)
+    except DrillError as error:
+        result = FaultResult(f"FAILED: {error}", -1, "", False)
+    return result, time.monotonic() - began
 
 
 def run_fault(
@@ -93,8 +115,9 @@ def run_fault(
     fault = FAULTS[name]
     if fault.needs_root and os.geteuid() != 0:
         return FaultResult("not tried: a small tmpfs needs root", 0, "", True, skipped="not tried")
-    expected = undisturbed.get(processes, nan=fault.nan).weights()
     run = DrillRun(config, name, processes, fault.launcher)
+    run.reference = undisturbed.get(processes, nan=fault.nan)
+    expected = run.reference.weights()
     what, code = fault.break_run(run)
     codes = " or ".join(map(str, fault.exit_codes))
     require(code in fault.exit_codes, f"exit code {code}, not {codes}; see {run.log}")

@@ -12,13 +12,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tools.fault_drill.runs import TIMEOUT_S, TRAIN, DrillRun, require, wait_for_exit
+from tools.fault_drill.runs import (
+    TIMEOUT_S,
+    TRAIN,
+    DrillRun,
+    require,
+    send_signal,
+    wait_for_exit,
+)
 
 # Breaks a fresh run and returns (what happened, exit code).
 BreakRun = Callable[[DrillRun], tuple[str, int]]
@@ -43,10 +49,10 @@ def signal_worker(
     run: DrillRun, number: signal.Signals, rank: int, times: int = 1
 ) -> tuple[str, int]:
     """Send a signal to one of the processes that train."""
-    process, workers = run.start_slow()
+    process, workers = run.start_held()
     for _ in range(times):
-        workers[rank].send_signal(number)
-        time.sleep(0.2)
+        send_signal(workers[rank], number)
+    run.release()
     code = wait_for_exit(process, workers)
     expected = 75 if run.launcher == "python" else 1
     require(code == expected, f"exit code {code}")
@@ -57,8 +63,8 @@ def signal_worker(
 
 def signal_launcher(run: DrillRun, number: signal.Signals) -> tuple[str, int]:
     """Send a signal to the launcher only."""
-    process, workers = run.start_slow()
-    process.send_signal(number)
+    process, workers = run.start_held()
+    process.send_signal(number)  # it reaches the workers, and ends their hold
     code = wait_for_exit(process, workers)
     dies = "dies, its workers treat that as a SIGTERM"
     how = dies if code < 0 else "passes it on, the workers stop"
@@ -75,7 +81,7 @@ def describe_resume_file(run: DrillRun) -> str:
 
 def kill_workers(run: DrillRun, *ranks: int) -> tuple[str, int]:
     """kill -9 some of the processes that train."""
-    process, workers = run.start_slow()
+    process, workers = run.start_held()
     for worker in {workers[rank] for rank in ranks}:
         worker.kill()
     code = wait_for_exit(process, workers)
@@ -110,25 +116,23 @@ def exceed_skip_budget(run: DrillRun) -> tuple[str, int]:
 
 def hang(run: DrillRun) -> tuple[str, int]:
     """The last rank stops working."""
-    process, workers = run.start_slow(
-        f"loop.hang_timeout_minutes={run.config.hang_timeout_minutes}",
-        fault=f"hang@5:rank{run.processes - 1}",
+    minutes = run.config.hang_timeout_minutes
+    if not minutes:
+        assert run.reference is not None
+        # The timeout must not be over while the run starts, on however busy a machine.
+        minutes = max(12.0, 3 * run.reference.seconds) / 60
+    code = run.finish(
+        f"loop.hang_timeout_minutes={minutes:.3f}", fault=f"hang@5:rank{run.processes - 1}"
     )
-    began = time.monotonic()
-    code = wait_for_exit(process, workers)
-    seconds = time.monotonic() - began
     for rank in range(run.processes):
         path = run.folder / f"hang_rank{rank}.txt"
         require(path.exists() and "loop.py" in path.read_text(), f"no stack of rank {rank}")
-    ended = f"ended {seconds:.0f} s after the last step"
-    return f"stacks of all {run.processes} ranks written, {ended}", code
+    return f"stacks of all {run.processes} ranks written, all ended after the timeout", code
 
 
 def start_second_run(run: DrillRun) -> tuple[str, int]:
     """Start another training in the same run directory."""
-    process, workers = run.start_slow()
-    for worker in workers:
-        worker.suspend()  # so that it cannot finish before the other has started
+    process, _ = run.start_held()
     second = subprocess.run(
         [sys.executable, "-m", TRAIN, *run.arguments()],
         capture_output=True,
@@ -137,8 +141,7 @@ def start_second_run(run: DrillRun) -> tuple[str, int]:
         timeout=TIMEOUT_S,
         env={**os.environ, "CJEPA_FAULT": ""},
     )
-    for worker in workers:
-        worker.resume()
+    run.release()
     first_code = wait_for_exit(process)
     pid = re.search(r"is in use: process (\d+) on \S+", second.stderr)
     require(pid, f"no clear refusal: {second.stderr[-300:]}")
@@ -147,24 +150,29 @@ def start_second_run(run: DrillRun) -> tuple[str, int]:
     return what, second.returncode
 
 
-def fill_disk(run: DrillRun, *, linger: bool = False) -> tuple[str, int]:
+def fill_disk(run: DrillRun, *, metrics_too: bool = False) -> tuple[str, int]:
     """No space for a checkpoint, on a small tmpfs; then space again.
 
-    With `linger` the checkpoint keeps the disk full for a while, so that metrics do not fit either.
+    With `metrics_too` the failed checkpoint keeps the disk full, so that metrics do not fit either.
     """
-    undisturbed = run.folder.parent / f"undisturbed_{run.processes}"
-    reference = undisturbed / "checkpoints" / run.checkpoint().name
-    size = sum(path.stat().st_size for path in reference.iterdir())
+    assert run.reference is not None
+    size = sum(path.stat().st_size for path in run.reference.checkpoint().iterdir())
+    failed = run.hold_file.with_suffix(".failed")
+    # The next step waits until the checkpoint has failed; its rest is removed when the training,
+    # out of space for metrics, comes to wait for it.
+    fault = f"hold@8:{failed}.waiting,hold-failed-checkpoint@8:{failed}" if metrics_too else ""
     run.folder.mkdir(parents=True)
     mount("-t", "tmpfs", "-o", f"size={int(1.5 * size)}", "tmpfs", run.folder)
     try:
-        code = run.finish(fault="linger@8" if linger else "")
+        code = run.finish(fault=fault)
         text = run.own_text()
         message = re.search(r"error: .*", text)
         is_clear = message and DISK_FULL in message[0] and str(run.folder) in message[0]
         require(is_clear and "Traceback" not in text, f"no clear message; see {run.log}")
         left = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
         require(left == ["step_00000004"], f"checkpoints: {left}")
+        last = '"step": 12, ' in (run.folder / "metrics.jsonl").read_text()
+        require(not (metrics_too and last), "the metrics found space")
         mount("-o", f"remount,size={20 * size}", run.folder)
         require(run.finish() == 0, f"not resumed; see {run.log}")
         kept = run.folder.with_name(run.folder.name + "_kept")
@@ -217,6 +225,8 @@ FAULTS = {
     "hang": Fault(hang, (1, 70)),
     "two runs on one folder": Fault(start_second_run, (2,)),
     "disk full": Fault(fill_disk, (1, 2), needs_root=True),
-    "disk full for metrics too": Fault(partial(fill_disk, linger=True), (1, 2), needs_root=True),
+    "disk full for metrics too": Fault(
+        partial(fill_disk, metrics_too=True), (1, 2), needs_root=True
+    ),
     "newest checkpoint damaged": Fault(damage_checkpoint, (0,)),
 }

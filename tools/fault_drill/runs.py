@@ -1,10 +1,12 @@
-"""One short training run: start it under a launcher, wait for a step, find its workers."""
+"""One short training run: start it under a launcher, hold it at a step, find its workers."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,8 @@ from tools.fault_drill.schema import FaultDrill
 
 TRAIN = "cjepa_dist.train_world_model"
 STEPS = 16
-TIMEOUT_S = 900  # of a run that takes a second or two: the machine may be busy
+TIMEOUT_S = 1800  # of a run that takes some seconds: the machine may be busy
+POLL_S = 0.05
 SMALL_MODEL = (
     "predictor.width=64",
     "predictor.depth=2",
@@ -39,14 +42,24 @@ class DrillError(Exception):
 
 
 class DrillRun:
-    """One run directory and the command that trains in it, under a launcher."""
+    """One run directory and the command that trains in it, under a launcher.
+
+    `reference` is the undisturbed run of as many processes, None for that run itself; `seconds` is
+    how long the last `finish` took.
+    """
+
+    reference: DrillRun | None = None
+    seconds = 0.0
 
     def __init__(self, config: FaultDrill, name: str, processes: int, launcher: str = "") -> None:
         self.config, self.processes = config, processes
         self.folder = Path(config.out) / f"{name}_{processes}".replace(" ", "_")
         self.launcher = launcher or ("python" if processes == 1 else "torchrun")
         self.log = self.folder.with_suffix(".log")
+        self.hold_file = self.folder.with_suffix(".hold")
         shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.log.parent.glob(f"{self.folder.name}.*"):
+            path.unlink()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.write_text("")
 
@@ -57,7 +70,12 @@ class DrillRun:
     def start(self, *extra: str, fault: str = "") -> subprocess.Popen[bytes]:
         """Start or resume the run; `fault` is what CJEPA_FAULT tells it to do to itself."""
         command = [*launcher_command(self.launcher, self.processes), TRAIN, *self.arguments()]
-        environment = {**os.environ, "CJEPA_FAULT": fault, "PYTHONUNBUFFERED": "1"}
+        environment = {
+            **os.environ,
+            "CJEPA_FAULT": fault,
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",  # several runs share the machine
+        }
         with self.log.open("a") as log:
             return subprocess.Popen(
                 [sys.executable, *command, *extra],
@@ -69,27 +87,36 @@ class DrillRun:
 
     def finish(self, *extra: str, fault: str = "") -> int:
         """Start or resume the run and wait for its end; the exit code."""
-        return wait_for_exit(self.start(*extra, fault=fault))
+        began = time.monotonic()
+        code = wait_for_exit(self.start(*extra, fault=fault))
+        self.seconds = time.monotonic() - began
+        return code
 
-    def start_slow(
-        self, *extra: str, fault: str = "pause@5"
+    def start_held(
+        self, *extra: str, fault: str = ""
     ) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
-        """Start the run and return after 5 steps: (the launcher, its workers by rank)."""
-        process = self.start(*extra, fault=fault)
-        metrics, end = self.folder / "metrics.jsonl", time.monotonic() + TIMEOUT_S
-        while not (metrics.exists() and '{"step": 5, ' in metrics.read_text()):
+        """Start the run, and return when all of its workers hold after 5 steps.
+
+        Returns (the launcher, its workers by rank). `release` lets them go on.
+        """
+        hold = f"hold@5:{self.hold_file}"
+        process = self.start(*extra, fault=",".join(filter(None, (hold, fault))))
+        end = time.monotonic() + TIMEOUT_S
+        while len(found := self.waiting()) < self.processes:
             if process.poll() is not None or time.monotonic() > end:
                 raise DrillError(f"ended before step 5; see {self.log}")
-            time.sleep(0.01)
-        return process, self.workers(process)
+            time.sleep(POLL_S)
+        return process, [psutil.Process(found[rank]) for rank in sorted(found)]
 
-    def workers(self, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-        """The processes that train, in the order of their ranks."""
-        if self.launcher == "python":
-            return [psutil.Process(process.pid)]
-        children = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in children if TRAIN in child.cmdline()]
-        return sorted(workers, key=lambda worker: int(worker.environ().get("RANK", "0")))
+    def waiting(self) -> dict[int, int]:
+        """{rank: pid} of the workers that hold."""
+        path = Path(f"{self.hold_file}.waiting")
+        lines = path.read_text().splitlines() if path.exists() else []
+        return {int(rank): int(pid) for rank, pid in (line.split() for line in lines)}
+
+    def release(self) -> None:
+        """Let the workers go on that hold."""
+        self.hold_file.touch()
 
     def text(self) -> str:
         """All that the run has printed so far."""
@@ -140,11 +167,31 @@ def wait_for_exit(
         for child in (*psutil.Process(process.pid).children(recursive=True), process):
             child.kill()
         raise DrillError(f"no end within {TIMEOUT_S} s") from None
-    end = time.monotonic() + 60
+    end = time.monotonic() + TIMEOUT_S
     while any(is_alive(worker) for worker in workers or ()):
         require(time.monotonic() < end, "training processes live on")
-        time.sleep(0.05)
+        time.sleep(POLL_S)
     return code
+
+
+def send_signal(worker: psutil.Process, number: signal.Signals) -> None:
+    """Send a signal, and return when the process has taken it: two at once may become one."""
+    worker.send_signal(number)
+    end = time.monotonic() + TIMEOUT_S
+    while is_alive(worker) and number in pending_signals(worker.pid):
+        require(time.monotonic() < end, f"process {worker.pid} takes no signal")
+        time.sleep(POLL_S)
+
+
+def pending_signals(pid: int) -> set[int]:
+    """The signals to a process, not to one thread of it, that it has not taken yet."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return set()
+    found = re.search(r"^ShdPnd:\s*([0-9a-f]+)", status, re.MULTILINE)
+    mask = int(found[1], 16) if found else 0
+    return {number + 1 for number in range(64) if mask >> number & 1}
 
 
 def is_alive(process: psutil.Process) -> bool:
