@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
         return 0
     command = ["scancel", *(record.job_ids[name] for name in active)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    # A job may have ended in between, which scancel calls an error.
+    if done.returncode and active_jobs(record):
         raise UserError(f"scancel: {done.stderr}")
     print(f"{len(active)} jobs cancelled: {', '.join(active)}")
     return 0

@@ -43,15 +43,16 @@ class JobState:
         return self.state not in ("DONE", "NOT SUBMITTED") and not self.active
 
 
-def job_states(record: Record) -> dict[str, JobState]:
-    """Of all jobs of the record, in order."""
-    in_slurm, runs_here = slurm_states(record), bool(local_runner(record))
+def job_states(record: Record, *, accounts_only: bool = False) -> dict[str, JobState]:
+    """Of all jobs of the record, in order. Raises SlurmError as slurm_states does."""
+    in_slurm = slurm_states(record, accounts_only=accounts_only)
+    runs_here = bool(local_runner(record))
     found: dict[str, JobState] = {}
     for name, job in record.jobs.items():
         events = read_events(record.state_dir, name)
         state = current_state(job, SlurmState(*in_slurm.get(name, ())), events, runs_here)
         if state.failed:
-            explain_failure(state, record, first_failure(events), found)
+            explain_failure(state, record, first_failure(events_of_last_start(events)), found)
         if job.is_training:
             read_progress(state, record)
         found[name] = state
@@ -60,7 +61,8 @@ def job_states(record: Record) -> dict[str, JobState]:
 
 def current_state(job: Job, slurm: SlurmState, events: list[Event], runs_here: bool) -> JobState:
     """State, nodes and restarts of a job, by its outputs, Slurm and its own events."""
-    last = events[-1]["event"] if events else ""
+    recent = events_of_last_start(events)
+    last = recent[-1]["event"] if recent else ""
     state, reason = slurm.state, slurm.reason
     if not state:
         state = STATE_OF_EVENT.get(last, "PENDING" if runs_here else "NOT SUBMITTED")
@@ -73,15 +75,29 @@ def current_state(job: Job, slurm: SlurmState, events: list[Event], runs_here: b
     if state == "RUNNING" and last == "failed" and not reason:
         reason = "its processes have ended, and Slurm has not ended the job: did it lose a node?"
     starts = [event for event in events if event["event"] == "start"]
-    host = starts[-1].get("host", "") if starts else ""
+    host = next((event["host"] for event in recent if "host" in event), "")
     return JobState(job, state, slurm.nodes or host, max(0, len(starts) - 1), reason)
 
 
+def events_of_last_start(events: list[Event]) -> list[Event]:
+    """The events of a job's last start; their order in the file may be another.
+
+    An earlier start, on a node that Slurm has lost, may write after the last one has begun; and a
+    node may fail before the first node has written that they start. In Slurm, a job's number and
+    its restarts tell the starts apart; on one machine, the order does.
+    """
+    starts: dict[tuple[str, int], list[Event]] = {}
+    local = 0
+    for event in events:
+        job = event.get("job", "")
+        local += event["event"] == "start" and not job
+        starts.setdefault((job, event.get("restart", 0) if job else local), []).append(event)
+    return list(starts.values())[-1] if starts else []
+
+
 def first_failure(events: list[Event]) -> Event:
-    """The first failure since the last start, as others follow from it; else the last event."""
-    starts = [index for index, event in enumerate(events) if event["event"] == "start"]
-    since = events[starts[-1] :] if starts else events
-    failures = (event for event in since if event["event"] == "failed")
+    """The first failure of a start, as others follow from it; else the last event."""
+    failures = (event for event in events if event["event"] == "failed")
     return next(failures, events[-1] if events else {})
 
 
@@ -111,7 +127,7 @@ def read_progress(state: JobState, record: Record) -> None:
     try:
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()[-20:]
         metrics = [json.loads(line) for line in lines if line.endswith("}")]
-        batch_size = read_yaml(run_dir / "config.yaml")["loop"]["global_batch_size"]
+        batch_size = int(read_yaml(run_dir / "config.yaml")["loop"]["global_batch_size"])
     except (OSError, UserError, ValueError):
         return
     train = [line for line in metrics if line["kind"] == "train"]

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cjepa_dist.config.command_line import split_arguments
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience import run_lock
 from cjepa_dist.runtime.files import write_json
 from slurm.experiment.job import Job
-from slurm.jobs.slurm_command import run_slurm_command
+from slurm.jobs.slurm_command import ask_slurm, run_slurm_command
 
 STATE_DIR = ".slurm"
 FILE = "experiment.json"
@@ -35,8 +36,15 @@ ACTIVE_STATES = (
     "REQUEUE_HOLD",
     "REQUEUE_FED",
     "RESIZING",
+    "RESV_DEL_HOLD",
+    "SIGNALING",
+    "SPECIAL_EXIT",
+    "STAGE_OUT",
     "STOPPED",
 )
+
+# Of a job that Slurm's controller has forgotten, while sacct says that it has not ended.
+FORGOTTEN = "UNKNOWN"
 
 
 class SlurmState(NamedTuple):
@@ -84,7 +92,7 @@ def read_record(runs: str | Path) -> Record | None:
 
 def require_record(arguments: list[str]) -> Record:
     """The record of the folder that the command line names. Raises UserError without one."""
-    if len(arguments) != 1 or arguments[0].startswith("-") or "=" in arguments[0]:
+    if len(arguments) != 1 or arguments[0].startswith("-") or split_arguments(arguments)[1]:
         raise UserError("the argument is one folder, the runs= of slurm.run or slurm.submit")
     record = read_record(arguments[0])
     if record is None:
@@ -100,33 +108,46 @@ def local_runner(record: Record) -> run_lock.Owner:
     return run_lock.living_owner(record.state_dir)
 
 
-def slurm_states(record: Record) -> dict[str, SlurmState]:
-    """The jobs of the record that Slurm knows, by name."""
+def slurm_states(record: Record, *, accounts_only: bool = False) -> dict[str, SlurmState]:
+    """The jobs of the record that Slurm knows, by name.
+
+    sacct remembers all jobs, but lags behind: a requeued job may still be called failed, and one
+    that has ended running. So squeue, which also shows jobs that ended a few minutes ago, has the
+    last word; with `accounts_only` it is not asked. Raises SlurmError if squeue does not answer:
+    an empty queue would mean that all jobs have ended.
+    """
     names = {number: name for name, number in record.job_ids.items() if number}
     if not names or not shutil.which("squeue"):
         return {}
     found: dict[str, SlurmState] = {}
-    columns = "JobID,State,NodeList"
-    for number, state, nodes in table(
-        "sacct", "-n", "-P", "-X", "-j", ",".join(names), "-o", columns
-    ):
-        if number in names:
+    sacct = ("sacct", "-n", "-P", "-X", "-j", ",".join(names), "-o", "JobID,State,NodeList")
+    for number, state, nodes in table(run_slurm_command(*sacct), 3):
+        if number in names and state:
             nodes = nodes.replace("None assigned", "")
             found[names[number]] = SlurmState(state.split()[0], nodes)
-    # squeue overrides sacct, which still calls a requeued job failed.
+    if accounts_only:
+        return found
     me = ["--me"] if os.geteuid() else []
-    for number, state, nodes, reason in table("squeue", "-h", "-r", *me, "-o", "%i|%T|%N|%r"):
+    squeue = ("squeue", "-h", "-r", "-t", "all", *me, "-o", "%i|%T|%N|%r")
+    queued: dict[str, SlurmState] = {}
+    for number, state, nodes, reason in table(ask_slurm(*squeue, attempts=3), 4):
         if number in names:
-            found[names[number]] = SlurmState(state, nodes, "" if reason == "None" else reason)
-    return found
+            waits = state in ACTIVE_STATES and reason != "None"
+            queued[names[number]] = SlurmState(state, nodes, reason if waits else "")
+    for name, (state, nodes, _) in found.items():
+        if state in ACTIVE_STATES and name not in queued:
+            reason = f"Slurm has forgotten this job; sacct still says {state}"
+            found[name] = SlurmState(FORGOTTEN, nodes, reason)
+    return {**found, **queued}
 
 
 def active_jobs(record: Record) -> set[str]:
-    """Names of the jobs that are in Slurm's queue or running."""
+    """Names of the jobs that are in Slurm's queue or running. Raises SlurmError."""
     states = slurm_states(record)
     return {name for name, found in states.items() if found.state in ACTIVE_STATES}
 
 
-def table(*command: str) -> list[list[str]]:
-    """The rows of a Slurm command that prints columns with | between."""
-    return [line.split("|") for line in run_slurm_command(*command).splitlines() if line.strip()]
+def table(text: str, columns: int) -> list[list[str]]:
+    """The rows of a Slurm command that prints columns with | between; other lines are left out."""
+    rows = (line.split("|", columns - 1) for line in text.splitlines())
+    return [row for row in rows if len(row) == columns]

@@ -11,16 +11,16 @@ import sys
 import time
 from dataclasses import dataclass
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cjepa_dist.config import merge
+from cjepa_dist.config import command_line, merge
 from cjepa_dist.config.fields import option
 from slurm.command import launch
 from slurm.job_state import JobState, job_states
 from slurm.jobs.job_log import log_path
+from slurm.jobs.slurm_command import SlurmError
 from slurm.record import Record, require_record
 
 COLUMNS = ("job", "state", "node", "step", "samples/s", "left", "loss", "restarts")
@@ -31,21 +31,27 @@ class Status:
     """How often to look."""
 
     watch: bool = option(False, "show it again and again, until all jobs have ended")
-    seconds: float = option(10.0, "from one time to the next", unit="seconds", least=0.1)
+    seconds: float = option(10.0, "from one time to the next", unit="seconds", least=0.1, most=1e6)
 
 
 def main(arguments: list[str]) -> int:
-    record = require_record([part for part in arguments if "=" not in part])
-    fields = OmegaConf.from_dotlist([part for part in arguments if "=" in part])
-    config = merge.build(Status, fields)
+    folders, pairs = command_line.split_arguments(arguments, ("watch", "seconds"))
+    record = require_record(folders)
+    config = merge.build(Status, merge.read_pairs(pairs))
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     while True:
-        states = job_states(record)
-        if config.watch and console.is_terminal:
-            console.clear()
-        show(console, record, list(states.values()))
-        if not config.watch or not any(state.active for state in states.values()):
-            return int(any(state.failed for state in states.values()))
+        try:
+            states = list(job_states(record).values())
+        except SlurmError as error:
+            if not config.watch:
+                raise
+            console.print(str(error), markup=False, soft_wrap=True)
+        else:
+            if config.watch and console.is_terminal:
+                console.clear()
+            show(console, record, states)
+            if not config.watch or not any(state.active for state in states):
+                return int(any(state.failed for state in states))
         sys.stdout.flush()
         time.sleep(config.seconds)
         record = require_record([str(record.runs)])  # jobs may have been submitted again

@@ -173,19 +173,22 @@ def is_alive(owner: Owner, owner_file: Path) -> bool:
 
 
 def is_running_in_slurm(job: str, restart: int) -> bool:
-    """Whether Slurm says that this start of a job runs: it may only be suspended.
+    """Whether this start of a job may run, though it shows no heartbeat: it may be suspended.
 
-    False where there is no Slurm.
+    False where there is no Slurm, and where that says otherwise; True where it does not answer.
     """
     if not job or not shutil.which("squeue"):
         return False
-    done = subprocess.run(
-        ["squeue", "-h", "-j", job, "-O", "State:20,RestartCnt:10"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.split()[:2] == ["RUNNING", str(restart)]
+    command = ["squeue", "-h", "-r", "-j", job, "-O", "JobID:20,State:20,RestartCnt:10"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        return True
+    if done.returncode:
+        return "Invalid job id" not in done.stderr
+    # One task of an array has the number of the whole array, and so gets the lines of all.
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return any(line[:3] == [job, "RUNNING", str(restart)] for line in lines)
 
 
 def is_later_start(one: Owner, other: Owner) -> bool:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from cjepa_dist.config.locate import project_root
 from cjepa_dist.data.format.storage import is_remote
@@ -38,6 +38,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Restarts of a job that has no checkpoint to resume from. The limit ends one that never fits
 # into its time limit.
 MAX_FRESH_RESTARTS = 3
+
+# How often Slurm is asked for the job's state: 10 s, as long as a signal leaves at the least.
+ATTEMPTS = 5
+
+
+class SlurmAnswer(NamedTuple):
+    """What squeue says of a job: its state, and how often it was requeued."""
+
+    state: str
+    restarts: int
 
 
 def run_job(spec: JobSpec, context: SlurmContext | None = None) -> None:
@@ -189,43 +199,55 @@ class JobRunner:
                 f"stopped by {reason} after {limit} restarts:"
                 " give the job a longer time limit, or a larger max_restarts"
             )
-        if self.is_superseded():
+        answer = self.ask_state()
+        if self.is_superseded(answer):
             return EXIT_PREEMPTED
         self.write_event("stopped", reason=reason)
+        if self.context.node_rank or not self.context.job_id:
+            return EXIT_PREEMPTED
         # COMPLETING means a scancel, after which requeueing would bring the job back, or a
-        # requeue under way.
-        if self.context.node_rank == 0 and self.slurm_state()[:1] == ["RUNNING"]:
+        # requeue under way. No answer may mean that too.
+        if answer and answer.state == "RUNNING":
             run_slurm_command("scontrol", "requeue", self.context.job_id, attempts=3)
+        elif not answer:
+            print("error: Slurm does not answer, so the job is not requeued", file=sys.stderr)
         return EXIT_PREEMPTED
 
     def report_failure(self, message: str) -> int:
         """Write the failure to the events and to stderr, and end the other nodes. Returns 1."""
         lines = log_tail(self.log) if self.log else []
-        if not self.is_superseded():
+        answer = self.ask_state()
+        if not self.is_superseded(answer):
             self.write_event("failed", any_node=True, reason=message, lines=lines)
         text = "\n".join([f"error: {self.spec.name}: {message}", *lines])
         print(text, file=sys.stderr, flush=True)
-        if self.context.num_nodes > 1 and (step := os.environ.get("SLURM_STEP_ID")):
-            # The other nodes may wait for this one: in a rendezvous, or in a collective.
+        mine = answer and not self.is_superseded(answer)
+        if mine and self.context.num_nodes > 1 and (step := os.environ.get("SLURM_STEP_ID")):
+            # The other nodes may wait for this one: in a rendezvous, or in a collective. A later
+            # start of the job has a step of the same number, so this start must be the last one.
             step_id = f"{self.context.job_id}.{step}"
             run_slurm_command("scancel", "--signal=KILL", step_id, attempts=3)
         return 1
 
-    def slurm_state(self) -> list[str]:
-        """[state, number of restarts] of this job in Slurm; [] without Slurm."""
+    def ask_state(self) -> SlurmAnswer | None:
+        """What Slurm says of this job; None without Slurm, or where it does not answer."""
         if not self.context.job_id:
-            return []
-        columns = "State:20,RestartCnt:10"
-        return run_slurm_command(
-            *("squeue", "-h", "-j", self.context.job_id, "-O", columns), attempts=3
-        ).split()
+            return None
+        columns = "JobID:20,State:20,RestartCnt:10"
+        command = ("squeue", "-h", "-r", "-j", self.context.job_id, "-O", columns)
+        # One task of an array has the number of the whole array, and so gets the lines of all.
+        for line in run_slurm_command(*command, attempts=ATTEMPTS).splitlines():
+            number, state, restarts = (*line.split(), "", "", "")[:3]
+            if number == self.context.job_id and restarts.isdigit():
+                return SlurmAnswer(state, int(restarts))
+        return None
 
-    def is_superseded(self) -> bool:
+    def is_superseded(self, answer: SlurmAnswer | None) -> bool:
         """Whether Slurm took this node for lost and has started the job again on another one.
 
         Then this process must neither requeue the job nor report its failure.
         """
-        return self.slurm_state()[1:] not in ([], [str(self.context.restart_count)])
+        return answer is not None and answer.restarts != self.context.restart_count
 
     def describe(self) -> str:
         job, start = self.context.job_id or "local", self.context.restart_count + 1

@@ -42,7 +42,8 @@ def rendezvous(context: SlurmContext) -> list[str]:
     hosts = run_slurm_command(
         *("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]), attempts=3
     )
-    port = 20000 + int(context.job_id) % 20000
+    # Below 32768, where the kernel begins to give ports to others.
+    port = 20000 + int(context.job_id) % 12000
     address = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     return [
         f"--nnodes={context.num_nodes}",
