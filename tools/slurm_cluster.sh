@@ -8,6 +8,7 @@
 #   tools/slurm_cluster.sh crash DIR NODE   kill -9 the node and its jobs; `up` brings it back
 #   tools/slurm_cluster.sh lose DIR NODE    kill -9 only its slurmd: its jobs run on, and Slurm
 #                                           takes the node for dead
+# Slurm is told of both at once: it would notice by itself only after SlurmdTimeout.
 #
 # `source DIR/env.sh` points sbatch, sacct, submitit... at the cluster.
 # Needs root on Debian or Ubuntu, but neither systemd nor cgroups. DIR holds keys, state and logs.
@@ -17,7 +18,7 @@ NODES=${NODES:-2}                 # node1, node2, ...
 NODE_CPUS=${NODE_CPUS:-4}         # declared: may be more than the machine has
 NODE_MEM_MB=${NODE_MEM_MB:-4000}  # declared, not enforced
 NODE_GPUS=${NODE_GPUS:-2}         # at least 1, fake: each is a link to /dev/null
-GRACE_S=${GRACE_S:-30}            # from a preemption's signal to its kill
+GRACE_S=${GRACE_S:-300}           # from a preemption's signal to its kill
 BASE_PORT=${BASE_PORT:-16800}     # this port, the next, and one per node from BASE_PORT + 11
 
 usage() { sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
@@ -146,11 +147,12 @@ SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
 
 # Be quick, for tests.
-SchedulerParameters=bf_interval=1,sched_interval=2
-KillWait=20
-SlurmdTimeout=5
-MessageTimeout=5
+SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=1
 ReturnToService=2
+# Be patient where only a busy machine takes long: a slow node is not a dead one.
+KillWait=300
+SlurmdTimeout=600
+MessageTimeout=60
 
 # submitit reads the state of jobs from sacct.
 AccountingStorageType=accounting_storage/slurmdbd
@@ -271,6 +273,9 @@ down() {
     [[ $(readlink /etc/slurm/slurm.conf) != "$SLURM_CONF" ]] || rm /etc/slurm/slurm.conf
 }
 
+# The node is dead for Slurm: its jobs get NODE_FAIL, and are requeued.
+set_down() { scontrol update NodeName="$1" State=DOWN Reason="$command"; }
+
 status() {
     local name ok=0
     for name in "${daemons[@]}"; do
@@ -286,7 +291,7 @@ status() {
 
 case $command in
     install | up | down | status) "$command" ;;
-    crash) [[ " ${nodes[*]} " == *" $node "* ]] || usage; kill_node "$node" ;;
-    lose) alive "$node" && kill -9 "$(pid_of "$node")" ;;
+    crash) [[ " ${nodes[*]} " == *" $node "* ]] || usage; kill_node "$node"; set_down "$node" ;;
+    lose) alive "$node" && kill -9 "$(pid_of "$node")" && set_down "$node" ;;
     *) usage ;;
 esac

@@ -6,19 +6,25 @@ tools/slurm_cluster.sh starts and stops the cluster.
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
+from slurm.jobs.job_log import read_events
+from tests.conftest import skip_or_fail
 from tests.fork_server import PROJECT
 from tests.training.test_resume import weights
 
 RUN = "world_model/baseline/seed_0"
+TEST_LIMIT_S = 3000  # for a test, which then says what it waited for
+LIMIT_S = 1500  # for a state that comes after seconds: the machine may be busy
+POLL_S = 0.2
 
 WORLD = {
     "predictor.width": 32,
@@ -43,7 +49,7 @@ ALOE = {
 }
 
 
-def call(*command, timeout=300):
+def call(*command, timeout=LIMIT_S):
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=timeout)
 
 
@@ -66,11 +72,12 @@ def background(name, *arguments):
         process.communicate()
 
 
-def wait_for(condition, seconds, what):
+def wait_for(condition, what, seconds=LIMIT_S):
+    """Wait for a state; `what` is the message, or makes it, if it does not come."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, what() if callable(what) else what
-        time.sleep(0.5)
+        time.sleep(POLL_S)
     return found
 
 
@@ -84,22 +91,41 @@ def submit(path, *arguments):
     return done.stdout
 
 
-def paused(steps):
-    """Fields of a cluster on which each step takes two seconds, and no CPU."""
-    return {
-        "environment": {
-            "OMP_NUM_THREADS": "1",
-            "CJEPA_FAULT": ",".join(f"pause@{step}" for step in range(steps)),
-        }
-    }
+def held(folder, *steps):
+    """Fields of a cluster on which a training holds: start number i at step `steps[i]`.
+
+    It holds until a signal comes, or `release` is called. Later starts do not.
+    """
+    holds = [
+        f'[ "${{SLURM_RESTART_COUNT:-0}}" != {start} ] || '
+        f"export CJEPA_FAULT=hold@{step}:{folder}/hold_{start}"
+        for start, step in enumerate(steps)
+    ]
+    return {"setup": holds}
+
+
+def wait_for_hold(runs, processes=1, start=0):
+    """Until all processes of a start hold, and a checkpoint is on disk."""
+    path = runs.parent / f"hold_{start}.waiting"
+
+    def holds():
+        assert not {"failed", "done"} & set(kinds(runs)[-1:]), run_command("status", runs).stdout
+        return path.exists() and path.read_text().count("\n") >= processes and saved(runs)
+
+    wait_for(holds, lambda: run_command("status", runs).stdout)
+
+
+def release(runs, start=0):
+    (runs.parent / f"hold_{start}").touch()
 
 
 def events(runs, name=RUN):
     """The events of a job: [{"event": "start" | "stopped" | ..., ...}]."""
-    lines = (
-        (runs / ".slurm" / "events" / f"{name.replace('/', '.')}.jsonl").read_text().splitlines()
-    )
-    return [json.loads(line) for line in lines]
+    return read_events(runs / ".slurm", name)
+
+
+def kinds(runs):
+    return [event["event"] for event in events(runs)]
 
 
 def log(runs, name=RUN):
@@ -110,14 +136,6 @@ def saved(runs):
     return sorted((runs / RUN / "checkpoints").glob("step_????????/checksums.json"))
 
 
-def wait_for_checkpoints(*folders):
-    wait_for(
-        lambda: all(saved(runs) for runs in folders),
-        180,
-        lambda: "\n".join(run_command("status", runs).stdout for runs in folders),
-    )
-
-
 def ids(runs):
     return {
         job["name"]: job["id"]
@@ -125,15 +143,65 @@ def ids(runs):
     }
 
 
-def ended(runs, seconds=300):
+def ended(runs):
     """Wait until no job of the experiment is in the queue; its status, for messages."""
     numbers = ",".join(filter(None, ids(runs).values()))
     wait_for(
         lambda: not queue("-j", numbers, "-o", "%A"),
-        seconds,
         lambda: f"still in the queue: {run_command('status', runs).stdout}",
     )
     return run_command("status", runs)
+
+
+def cancel_jobs(numbers):
+    """Cancel jobs of the test cluster, and wait until they have left the queue."""
+    call("scancel", *numbers)
+    wait_for(lambda: not set(numbers) & set(queue("-o", "%A")), f"still there: {numbers}")
+
+
+@contextmanager
+def no_job_left():
+    """The block leaves no job behind, whatever happens; jobs of before it may run on."""
+    before = set(queue("-o", "%A"))
+    try:
+        yield
+        left = set(queue("-o", "%A")) - before
+        assert not left, f"jobs left in the queue: {queue('-o', '%A %j %T')}"
+    finally:
+        if left := set(queue("-o", "%A")) - before:
+            cancel_jobs(left)
+
+
+@pytest.fixture(scope="module")
+def clean_queue(slurm):
+    """For jobs that run beside several tests of a module: the queue is empty after them."""
+    assert not queue("-o", "%A")
+    with no_job_left():
+        yield
+    assert not queue("-o", "%A")
+
+
+@pytest.fixture(autouse=True)
+def clean_up(request):
+    """No test leaves a job behind."""
+    if "slurm" not in request.fixturenames:
+        yield
+        return
+    with no_job_left():
+        yield
+
+
+def free_base_port(count=20):
+    """A port that is free, with the `count` after it; below those of torchrun and of the kernel."""
+    for base in range(10000 + os.getpid() % 9000, 19900, count):
+        with ExitStack() as stack:
+            try:
+                for port in range(base, base + count):
+                    stack.enter_context(socket.create_server(("", port)))
+            except OSError:
+                continue
+        return base
+    raise AssertionError("no free ports")
 
 
 @pytest.fixture(scope="session")
@@ -148,14 +216,14 @@ def slurm(tmp_path_factory):
         if not shutil.which(name)
     ]
     if missing:
-        pytest.skip(
+        skip_or_fail(
             f"no Slurm on this machine ({missing[0]} is missing):"
             " bash tools/slurm_cluster.sh install"
         )
     folder = tmp_path_factory.mktemp("slurm")
     env = {
         **os.environ,
-        "BASE_PORT": str(20000 + os.getpid() % 10000),
+        "BASE_PORT": str(free_base_port()),
         "NODE_CPUS": "6",
         "NODES": "3",
     }
@@ -174,7 +242,7 @@ def slurm(tmp_path_factory):
     if up.returncode:
         script("down")
         reason = (up.stderr.strip() or up.stdout.strip()).splitlines()[-1]
-        pytest.skip(f"no Slurm can be started here: {reason}")
+        skip_or_fail(f"no Slurm can be started here: {reason}")
     os.environ["SLURM_CONF"] = str(folder / "etc" / "slurm.conf")
     yield script
     script("down")

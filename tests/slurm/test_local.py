@@ -10,14 +10,15 @@ import pytest
 from tests.fork_server import PROJECT
 from tests.slurm.conftest import (
     ALOE,
+    LIMIT_S,
     RUN,
     WORLD,
     background,
     events,
     log,
-    paused,
+    release,
     run_command,
-    wait_for_checkpoints,
+    wait_for_hold,
 )
 
 
@@ -86,13 +87,13 @@ def test_watched_cancelled_and_resumed(experiment, tmp_path):
         experiment(
             executor="local",
             graphs=False,
-            cluster=paused(8),
+            cluster={"environment": {"CJEPA_FAULT": f"hold@3:{tmp_path}/hold_0"}},
             world_model={**WORLD, "loop.steps": 8},
         ),
         tmp_path / "runs",
     )
     with background("submit", path) as submitted:
-        wait_for_checkpoints(runs)
+        wait_for_hold(runs)
         with background("status", runs, "watch=true", "seconds=0.2") as watcher:
             refused = run_command("submit", path)
             assert (
@@ -102,8 +103,8 @@ def test_watched_cancelled_and_resumed(experiment, tmp_path):
                 f"process {submitted.pid}, which runs the jobs on this machine"
                 in run_command("cancel", runs).stdout
             )
-            assert submitted.wait(60) == 75
-            seen, _ = watcher.communicate(timeout=60)
+            assert submitted.wait(LIMIT_S) == 75
+            seen, _ = watcher.communicate(timeout=LIMIT_S)
     assert (
         watcher.returncode == 1
         and "│ RUNNING" in seen
@@ -111,6 +112,7 @@ def test_watched_cancelled_and_resumed(experiment, tmp_path):
         and f"{RUN}: stopped by SIGTERM" in seen
     )
     assert "no job of this experiment" in run_command("cancel", runs).stdout
+    release(runs)
     done = run_command("resume", runs)
     assert done.returncode == 0, done.stderr
     assert json.loads((runs / RUN / "done.json").read_text())[

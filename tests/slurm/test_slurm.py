@@ -1,6 +1,6 @@
 """On a real Slurm: jobs that end, fail, are cancelled, requeued or reach their time limit.
 
-Pauses, which take no CPU, make the trainings slow.
+A training that something happens to holds at a step, so that it cannot have ended before.
 """
 
 import json
@@ -12,42 +12,41 @@ import pytest
 from slurm.executors.sbatch import LOCAL_FILE_SYSTEMS, file_system
 from tests.fork_server import PROJECT
 from tests.slurm.conftest import (
+    LIMIT_S,
     RUN,
+    TEST_LIMIT_S,
     WORLD,
     background,
     call,
     ended,
     events,
+    held,
     ids,
     log,
-    paused,
     queue,
+    release,
     run_command,
-    saved,
     submit,
-    wait_for_checkpoints,
+    wait_for_hold,
     write,
 )
 from tests.training.test_resume import same, weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_LIMIT_S)]
 
 
 @pytest.fixture(scope="module")
-def timed(slurm, small_data, tmp_path_factory):
-    """A job whose first start takes 90 seconds of pauses and has at most 90 before its limit.
+def timed(clean_queue, small_data, tmp_path_factory):
+    """A job whose first start holds until Slurm tells it that its time is nearly over.
 
     It is submitted before the other tests.
     """
     folder = tmp_path_factory.mktemp("timed")
-    steps = {**WORLD, "loop.steps": 45, "loop.checkpoint_every": 100}
-    pauses = ",".join(f"pause@{step}" for step in range(45))
-    setup = [f'if [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ]; then export CJEPA_FAULT={pauses}; fi']
     path = write(
         folder,
         small_data,
-        cluster={"setup": setup, "minutes": {"world_model": 2}},
-        world_model=steps,
+        cluster={**held(folder, 3), "minutes": {"world_model": 3}},
+        world_model={**WORLD, "loop.steps": 8, "loop.checkpoint_every": 100},
     )
     submit(path, "stage=world_model")
     return folder / "runs"
@@ -57,12 +56,17 @@ def timed(slurm, small_data, tmp_path_factory):
 def requeued(timed, small_data, tmp_path_factory):
     """A job of two nodes on staged data that was requeued; it runs while another test does."""
     folder = tmp_path_factory.mktemp("requeued")
-    facts = {**paused(8), "nodes": 2, "scratch": f"{folder}/$SLURMD_NODENAME", "stage_data": True}
+    facts = {"nodes": 2, "scratch": f"{folder}/$SLURMD_NODENAME", "stage_data": True}
     submit(
-        write(folder, small_data, cluster=facts, world_model={**WORLD, "loop.steps": 8}),
+        write(
+            folder,
+            small_data,
+            cluster={**held(folder, 3), **facts},
+            world_model={**WORLD, "loop.steps": 8},
+        ),
         "stage=world_model",
     )
-    wait_for_checkpoints(folder / "runs")
+    wait_for_hold(folder / "runs", processes=2)
     assert call("scontrol", "requeue", ids(folder / "runs")[RUN]).returncode == 0
     return folder / "runs"
 
@@ -99,7 +103,7 @@ def test_all_stages_with_a_branch_that_fails(requeued, tmp_path, small_data):
         "report  <- (evaluate/world_model/baseline/seed_0)" in shown
         and "16 jobs submitted" in shown
     )
-    status = ended(runs, 480)
+    status = ended(runs)
     assert status.returncode == 1 and "11 of 16 jobs done" in status.stdout, status.stdout
     assert "ctt.fraction=0.25 of the 6 windows" in status.stdout
     assert (
@@ -134,14 +138,14 @@ def test_cancelled_and_resumed(timed, tmp_path, small_data, uninterrupted):
         write(
             tmp_path,
             small_data,
-            cluster=paused(8),
+            cluster=held(tmp_path, 3),
             world_model={**WORLD, "loop.steps": 8},
             graphs=False,
         ),
         tmp_path / "runs",
     )
     submit(path)
-    wait_for_checkpoints(runs)
+    wait_for_hold(runs)
     refused = run_command("submit", path, "world_model.loop.steps=9")
     assert refused.returncode == 2 and "was made with other settings" in refused.stderr
     assert "nothing to submit" in submit(path)
@@ -149,6 +153,7 @@ def test_cancelled_and_resumed(timed, tmp_path, small_data, uninterrupted):
     status = ended(runs)
     assert status.returncode == 1 and f"{RUN}: cancelled" in status.stdout, status.stdout
     assert json.loads((runs / RUN / "resume.json").read_text())["reason"] == "SIGTERM"
+    release(runs)
     assert "3 jobs submitted" in run_command("resume", runs).stdout
     status = ended(runs)
     assert status.returncode == 0 and "3 of 3 jobs done" in status.stdout, status.stdout
@@ -160,7 +165,7 @@ def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
     path = write(tmp_path, small_data)
     shown = submit(path, "dry_run=true")
     assert (
-        "#SBATCH --signal=USR2@30" in shown
+        "#SBATCH --signal=USR2@60" in shown
         and "#SBATCH --requeue" in shown
         and "to start at" in shown
         and "<- world_model/" in shown
@@ -219,7 +224,8 @@ def test_preflight(timed, tmp_path, small_data):
             "preflight", f"cluster={bad / 'cluster.yaml'}", f"runs={bad / 'runs'}"
         ) as second:
             submit(path, "stage=world_model", f"runs={bad / 'untried'}")
-            said, wrong = first.communicate(timeout=180)[0], second.communicate(timeout=180)[0]
+            said = first.communicate(timeout=LIMIT_S)[0]
+            wrong = second.communicate(timeout=LIMIT_S)[0]
     assert first.returncode == 0, said
     found = json.loads((good / "runs" / "preflight.json").read_text())
     assert (
@@ -242,7 +248,7 @@ def test_plain_sbatch(timed, tmp_path, small_data):
     options = [
         "--gpus-per-node=0",
         "--cpus-per-task=1",
-        "--time=5",
+        "--time=60",
         "--wait",
         f"--output={tmp_path / 'log'}",
     ]
@@ -266,8 +272,11 @@ def test_plain_sbatch(timed, tmp_path, small_data):
 
 
 def test_time_limit(timed, tmp_path, small_data, uninterrupted):
-    """The job is requeued before each limit; its weights are those of a run without limits."""
-    status = ended(timed, 400)
+    """The job is requeued before each limit; its weights are those of a run without limits.
+
+    On a busy machine a start may take too long to come to its first step.
+    """
+    status = ended(timed)
     assert status.returncode == 0, status.stdout
     stops = [event for event in events(timed) if event["event"] == "stopped"]
     assert (
@@ -275,5 +284,5 @@ def test_time_limit(timed, tmp_path, small_data, uninterrupted):
         and all(stop["reason"] == "SIGUSR2" for stop in stops)
         and events(timed)[-1]["restart"] == len(stops)
     )
-    assert len(saved(timed)) == len(stops) + 1
-    assert same(weights(timed / RUN, 45), uninterrupted(45))
+    assert "resumed from" in log(timed)
+    assert same(weights(timed / RUN, 8), uninterrupted(8))

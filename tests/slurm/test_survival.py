@@ -7,51 +7,48 @@ Engines take turns: four processes run DDP where they are preempted and FSDP2 el
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.conftest import (
     RUN,
+    TEST_LIMIT_S,
     WORLD,
     call,
     ended,
     events,
+    held,
     ids,
+    kinds,
     log,
-    paused,
     queue,
     run_command,
-    saved,
     submit,
     wait_for,
-    wait_for_checkpoints,
+    wait_for_hold,
     write,
 )
 from tests.training.test_resume import same, weights
 
-pytestmark = pytest.mark.slow
-STEPS, LONG = 8, 40
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_LIMIT_S)]
+STEPS = 8
 TWO, FOUR = {"processes_per_node": 2}, {"nodes": 2, "processes_per_node": 2}
 FSDP2, ZERO1 = {"loop.engine": "fsdp2"}, {"loop.engine": "zero1", "optimizer.name": "adamw"}
 
 
-def start(folder, data, *, steps=STEPS, cluster=None, **fields):
-    """A short paused training of its own; the folder of its runs."""
+def start(folder, data, *holds, cluster=None, **fields):
+    """A short training whose starts hold at these steps; the folder of its runs."""
     folder.mkdir()
     path = write(
         folder,
         data,
-        cluster={**paused(steps), **(cluster or {})},
-        world_model={**WORLD, "loop.steps": steps, **fields},
+        cluster={**held(folder, *holds), **(cluster or {})},
+        world_model={**WORLD, "loop.steps": STEPS, **fields},
     )
     submit(path, "stage=world_model")
     return folder / "runs"
-
-
-def kinds(runs):
-    return [event["event"] for event in events(runs)]
 
 
 def node_of(runs):
@@ -62,19 +59,30 @@ def nodes_of(runs):
     return call("scontrol", "show", "hostnames", node_of(runs)).stdout.split()
 
 
-def is_down(node):
-    return "down" in call("sinfo", "-h", "-n", node, "-o", "%T").stdout
+def pinned(*nodes):
+    """Fields of a cluster: the first start of a job is on these nodes; see `unpin`."""
+    return {"options": {"nodelist": ",".join(nodes)}}
+
+
+def unpin(*all_runs):
+    """Jobs that wait to start again may do so on any node."""
+    for runs in all_runs:
+        number = ids(runs)[RUN]
+        wait_for(lambda number=number: queue("-j", number, "-o", "%T") == ["PENDING"], number)
+        done = call("scontrol", "update", f"JobId={number}", "ReqNodeList=")
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
-def lost(slurm, small_data, tmp_path_factory):
+def lost(clean_queue, slurm, small_data, tmp_path_factory):
     """A job whose node Slurm has lost, while its processes go on. It runs beside a test."""
-    runs = start(tmp_path_factory.mktemp("lost") / "job", small_data, steps=LONG)
-    wait_for_checkpoints(runs)
-    node = node_of(runs)
-    assert slurm("lose", node).returncode == 0
-    wait_for(lambda: is_down(node), 120, "Slurm does not miss the node")
-    return runs
+    folder = tmp_path_factory.mktemp("lost") / "job"
+    runs = start(folder, small_data, 3, cluster=pinned("node3"))
+    wait_for_hold(runs)
+    assert slurm("lose", "node3").returncode == 0
+    unpin(runs)
+    yield runs
+    assert slurm("up").returncode == 0
 
 
 def test_a_rank_that_dies_and_what_waits_for_it(lost, tmp_path, small_data, uninterrupted):
@@ -125,13 +133,12 @@ def test_a_node_that_is_lost_but_works_on(lost, slurm, uninterrupted):
     They never train at the same time.
     """
     status = ended(lost)
-    assert slurm("up").returncode == 0
     assert status.returncode == 0, status.stdout
     assert kinds(lost) == ["start", "start", "done"]
     text = log(lost)
     left, went_on = text.index("stopped by SIGTERM after step"), text.index("resumed from")
     assert text.index(", start 2, ") < left < went_on
-    assert same(weights(lost / RUN, LONG), uninterrupted(LONG))
+    assert same(weights(lost / RUN, STEPS), uninterrupted(STEPS))
 
 
 @contextmanager
@@ -145,14 +152,22 @@ def no_user_signal():
     try:
         conf.write_text(before.replace("preempt_send_user_signal", "power_save_interval=10"))
         assert call("scontrol", "reconfigure").returncode == 0
+        wait_for(nodes_answer, "nodes do not answer")
         yield
     finally:
         conf.write_text(before)
         call("scontrol", "reconfigure")
+        wait_for(nodes_answer, "nodes do not answer")
 
 
-def preempt(nodes, seconds):
-    """A job of more right to `nodes`, once it runs."""
+def nodes_answer():
+    return "*" not in call("sinfo", "-h", "-N", "-o", "%T").stdout
+
+
+@contextmanager
+def preempting(tmp_path, nodes):
+    """A job of more right to `nodes`; in the block it has them."""
+    over = tmp_path / f"over_{nodes}"
     options = [
         "--partition=high",
         f"--nodelist={nodes}",
@@ -160,26 +175,27 @@ def preempt(nodes, seconds):
         "--exclusive",
         "--output=/dev/null",
     ]
-    done = call("sbatch", "--parsable", *options, f"--wrap=sleep {seconds}")
+    wait = f"until [ -e {over} ]; do sleep 0.2; done"
+    done = call("sbatch", "--parsable", *options, f"--wrap={wait}")
     assert done.returncode == 0, done.stderr
-    wait_for(
-        lambda: queue("-j", done.stdout.strip(), "-o", "%T") in ([], ["RUNNING"]),
-        120,
-        "it does not preempt",
-    )
+    number = done.stdout.strip()
+    wait_for(lambda: queue("-j", number, "-o", "%T") == ["RUNNING"], "it does not preempt")
+    yield
+    over.touch()
+    wait_for(lambda: not queue("-j", number, "-o", "%T"), "it does not end")
 
 
 def test_preempted_with_and_without_the_signal(slurm, tmp_path, small_data, uninterrupted):
     """2 x 2 processes get USR2, 1 x 2 only Slurm's SIGTERM. Both stop at a step and resume."""
     signalled = start(
-        tmp_path / "signalled", small_data, cluster={**FOUR, "options": {"nodelist": "node1,node2"}}
+        tmp_path / "signalled", small_data, 3, cluster={**FOUR, **pinned("node1", "node2")}
     )
-    plain = start(tmp_path / "plain", small_data, cluster={**TWO, "options": {"nodelist": "node3"}})
-    wait_for_checkpoints(signalled, plain)
-    preempt("node1,node2", seconds=5)
-    with no_user_signal():
-        preempt("node3", seconds=1)
-        found = [ended(runs) for runs in (signalled, plain)]
+    plain = start(tmp_path / "plain", small_data, 3, cluster={**TWO, **pinned("node3")})
+    wait_for_hold(signalled, processes=4), wait_for_hold(plain, processes=2)
+    with preempting(tmp_path, "node1,node2"), ExitStack() as stack:
+        with no_user_signal():  # no job starts while the options change: all nodes are taken
+            stack.enter_context(preempting(tmp_path, "node3"))
+    found = [ended(runs) for runs in (signalled, plain)]
     assert [status.returncode for status in found] == [0, 0], "\n".join(
         status.stdout for status in found
     )
@@ -203,24 +219,23 @@ def test_nodes_crash(slurm, tmp_path, small_data, uninterrupted):
 
     They resume from the last complete checkpoint.
     """
-    steps = 2 * STEPS
-    one = start(tmp_path / "one", small_data, steps=steps)
-    both = start(tmp_path / "both", small_data, steps=steps, cluster=FOUR, **FSDP2)
-    wait_for_checkpoints(one, both)
-    node, before = node_of(one), len(saved(both))
-    assert node in nodes_of(both)
+    first, second = 3, 5
+    one = start(tmp_path / "one", small_data, first, cluster=pinned("node1"))
+    both = start(
+        tmp_path / "both",
+        small_data,
+        first,
+        second,
+        cluster={**FOUR, **pinned("node1", "node2")},
+        **FSDP2,
+    )
+    wait_for_hold(one), wait_for_hold(both, processes=4)
     try:
-        assert slurm("crash", node).returncode == 0
-        wait_for(
-            lambda: kinds(both).count("start") == 2 and len(saved(both)) > before,
-            180,
-            lambda: run_command("status", both).stdout,
-        )
+        assert slurm("crash", "node1").returncode == 0
+        unpin(one, both)
+        wait_for_hold(both, processes=4, start=1)
         tail = nodes_of(both)[1]
         assert slurm("crash", tail).returncode == 0
-        wait_for(
-            lambda: is_down(tail), 120, "Slurm does not miss the node"
-        )  # else it comes back as if it had never been away
         assert slurm("up").returncode == 0
         for runs, processes, starts, fields in ((one, 1, (2, 3), {}), (both, 4, (3,), FSDP2)):
             status = ended(runs)
@@ -231,6 +246,6 @@ def test_nodes_crash(slurm, tmp_path, small_data, uninterrupted):
                 kinds(runs)
             )
             assert len({event["job"] for event in events(runs)}) == 1
-            assert same(weights(runs / RUN, steps), uninterrupted(steps, processes, **fields))
+            assert same(weights(runs / RUN, STEPS), uninterrupted(STEPS, processes, **fields))
     finally:
         slurm("up")
