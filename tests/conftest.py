@@ -20,9 +20,16 @@ import torch
 from tests.fork_server import ForkServer
 from tests.tiers import Tiers, in_ci
 
-# A busy machine must not fail a test: examples take as long as they take.
-hypothesis.settings.register_profile("no_deadline", deadline=None)
-hypothesis.settings.load_profile("no_deadline")
+# A busy machine must not fail a test: examples take as long as they take. In CI they are the same
+# each time, so that a change is not blamed for what chance has found.
+hypothesis.settings.register_profile(
+    "project",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=in_ci(),
+    database=None if in_ci() else hypothesis.settings().database,
+)
+hypothesis.settings.load_profile("project")
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 

@@ -5,12 +5,14 @@
   their tests start. Tests of a file that share a fixture stay on one worker.
 - `serial` tests have the whole machine, after all others: those that measure it or wait for several
   processes, and all on a real Slurm.
-- In CI (CI=true) a skipped test has failed, except for the reasons in `MAY_BE_MISSING`.
+- In CI (CI=true) a skipped test has failed, except for a reason in `MAY_BE_MISSING`.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,9 +21,13 @@ from typing import Any
 
 import pytest
 
-MAY_BE_MISSING = ("no GPU here",)  # the machines of CI have none
+MAY_BE_MISSING = (  # on the machines of CI
+    "no GPU here",
+    "this CPU has no bfloat16",
+)
 NOT_IN_CI = "in CI nothing may be skipped: "
 SERIAL_FIXTURES = {"slurm"}
+LOCK, GROUPS = "lock", "groups.json"  # in a folder of all workers
 CORES = sorted(os.sched_getaffinity(0))
 
 
@@ -35,7 +41,10 @@ def own_core(worker: str) -> set[int]:
 
 
 class Tiers:
-    """What all tests share; of a worker `lock` is the file that its tests lock."""
+    """A plugin of the process that collects or runs tests, under pytest-xdist of each worker.
+
+    a worker: collect ──GROUPS──> the first process: schedule ──> a worker: LOCK, run
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self.left_out = 0
@@ -44,7 +53,7 @@ class Tiers:
         self.lock: int | None = None
         if self.worker:
             os.sched_setaffinity(0, own_core(self.worker["workerid"]))
-            self.lock = os.open(self.worker["serial_lock"], os.O_RDWR)
+            self.lock = os.open(Path(self.worker["folder"], LOCK), os.O_RDWR | os.O_CREAT)
 
     # --- order and places -----------------------------------------------------------------------
 
@@ -53,20 +62,21 @@ class Tiers:
         for item in items:
             if SERIAL_FIXTURES & set(getattr(item, "fixturenames", ())):
                 item.add_marker("serial")
-            if is_serial(item):
-                item.add_marker(pytest.mark.xdist_group("serial"))
-            elif shares_a_fixture(item):
-                folder = item.path.parent.name
-                item.add_marker(pytest.mark.xdist_group(f"{folder}/{item.path.stem}"))
         yield
         # Long tests first: the short ones fill the gaps at the end.
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         long = {item.path for item in items if starts_processes(item)}
         items.sort(key=lambda i: (is_serial(i), i.path not in slow, i.path not in long))
+        if self.worker is not None and self.worker["workerid"] == "gw0":
+            groups = {i.nodeid: group for i in items if (group := group_of(i))}
+            Path(self.worker["folder"], GROUPS).write_text(json.dumps(groups))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Serial tests wait until no other worker runs a test, and get all cores."""
+        """Serial tests wait until no other worker runs a test, and get all cores.
+
+        They are last and on one worker, so that the others have nothing left to do meanwhile.
+        """
         if self.lock is None:
             return (yield)
         fcntl.flock(self.lock, fcntl.LOCK_EX if is_serial(item) else fcntl.LOCK_SH)
@@ -82,8 +92,24 @@ class Tiers:
     def pytest_configure_node(self, node: Any) -> None:
         if self.folder is None:
             self.folder = tempfile.TemporaryDirectory()
-            (Path(self.folder.name) / "lock").touch()
-        node.workerinput["serial_lock"] = str(Path(self.folder.name) / "lock")
+        node.workerinput["folder"] = self.folder.name
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Groups stay together, all else goes where there is room, in the order of collection.
+
+        `--dist loadgroup` would do, but its marks are lost under pytest 9 (pytest-xdist 3.8).
+        """
+        from xdist.scheduler import LoadScopeScheduling
+
+        path = Path(self.folder.name, GROUPS)
+
+        class GroupScheduling(LoadScopeScheduling):
+            def _split_scope(self, nodeid: str) -> str:
+                return read_groups(path).get(nodeid, nodeid)
+
+        config.option.loadscopereorder = False
+        return GroupScheduling(config, log)
 
     def pytest_unconfigure(self) -> None:
         if self.folder is not None:
@@ -133,11 +159,19 @@ def starts_processes(item: pytest.Item) -> bool:
     return "fork_server" in getattr(item, "fixturenames", ())
 
 
-def shares_a_fixture(item: pytest.Item) -> bool:
-    """Whether a fixture of this test is made once for its module, in the module or near it."""
+def group_of(item: pytest.Item) -> str:
+    """The name of those that share a worker with this test, or ""."""
+    if is_serial(item):
+        return "serial"
     known = getattr(item, "_fixtureinfo", None)
-    found = known.name2fixturedefs.values() if known else ()
-    return any(definitions[-1].scope == "module" for definitions in found)
+    fixtures = known.name2fixturedefs.values() if known else ()
+    once_a_file = any(definitions[-1].scope == "module" for definitions in fixtures)
+    return str(item.path) if once_a_file else ""
+
+
+@functools.cache
+def read_groups(path: Path) -> dict[str, str]:
+    return json.loads(path.read_text())
 
 
 def without_skip(report: Any) -> Any:

@@ -36,5 +36,5 @@ mypy
 lint-imports
 workers=$(nproc)
 # tests/tiers.py says what runs side by side and in which order.
-exec python -m pytest -n "${WORKERS:-$((workers < 4 ? workers : 4))}" --dist loadgroup \
-    --no-loadscope-reorder ${tier[@]+"${tier[@]}"} "$@"
+exec python -m pytest -n "${WORKERS:-$((workers < 4 ? workers : 4))}" \
+    ${tier[@]+"${tier[@]}"} "$@"
