@@ -25,7 +25,11 @@ from typing import Any, NoReturn
 
 import yaml
 
-from cjepa_dist.checkpoint.integrity import checkpoint_steps, verify_checkpoint
+from cjepa_dist.checkpoint.integrity import (
+    checkpoint_path,
+    checkpoint_steps,
+    verify_checkpoint,
+)
 from cjepa_dist.config.command_line import as_invoked
 from cjepa_dist.config.merge import flatten
 from cjepa_dist.errors import UserError, exit_on_user_error
@@ -201,8 +205,7 @@ def describe_run(path: Path) -> str:
     parts += ["", "checkpoints"]
     best = (run.read("checkpoints/best.json", json.loads) or {}).get("step")
     for step in run.checkpoints:
-        fault = verify_checkpoint(path / "checkpoints" / f"step_{step:08d}")
-        verdict = "good" if fault is None else f"DAMAGED ({fault})"
+        verdict = checkpoint_verdict(checkpoint_path(path / "checkpoints", step))
         parts.append(f"  step {step}: {verdict}{', the best' if step == best else ''}")
     if not run.checkpoints:
         parts.append("  none")
@@ -213,6 +216,15 @@ def describe_run(path: Path) -> str:
         *(f"  step {line['step']}, loss {line['loss']}" for line in skipped[-5:]),
     ]
     return "\n".join([*parts, "", "config", indent((path / "config.yaml").read_text())])
+
+
+def checkpoint_verdict(path: Path) -> str:
+    """Whether a checkpoint is good, damaged, or cannot be read by this user now."""
+    try:
+        fault = verify_checkpoint(path)
+    except UserError as error:
+        return f"UNREADABLE ({error})"
+    return "good" if fault is None else f"DAMAGED ({fault})"
 
 
 def compare_runs(paths: list[Path]) -> str:

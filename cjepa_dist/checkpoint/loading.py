@@ -8,25 +8,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
-from cjepa_dist.checkpoint.integrity import checkpoint_steps, verify_checkpoint
+from cjepa_dist.checkpoint.integrity import checkpoint_path, choose_checkpoint, unreadable
+from cjepa_dist.resilience.disk_full import find_os_error
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is intact, None if there is none; warns of damaged ones."""
-    for step in reversed(checkpoint_steps(folder)):
-        path = folder / f"step_{step:08d}"
-        fault = verify_checkpoint(path)
-        if fault is None:
-            return path
-        print(f"warning: checkpoint {path} is damaged ({fault}); trying the one before", flush=True)
-    return None
+    """The newest checkpoint that is whole, None if there is no checkpoint; warns of damaged ones.
+
+    Raises UserError where one cannot be read, or where none is whole.
+    """
+    choice = choose_checkpoint(folder)
+    return None if choice is None else checkpoint_path(folder, choice.step)
 
 
 def load_checkpoint(
@@ -35,11 +29,29 @@ def load_checkpoint(
     optimizers: list[torch.optim.Optimizer],
     ema_weights: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Restore task, optimizers and running means in place; returns the content of meta.json."""
+    """Restore task, optimizers and running means in place; returns the content of meta.json.
+
+    All ranks call it. Raises UserError where this rank cannot read the checkpoint, and, on all
+    ranks, where another cannot read its share of a sharded one.
+    """
+    # Imported here: this takes a second of CPU, and evaluations load no optimizer.
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
     state = {"task": task.state_dict(), "optimizer": get_optimizer_state_dict(task, optimizers)}
     if ema_weights is not None:
         state["mean"] = ema_weights
-    dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    try:
+        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+        meta = json.loads((path / "meta.json").read_text())
+    except (OSError, CheckpointException) as error:
+        if (fault := find_os_error(error)) is None:
+            raise
+        raise unreadable(path, fault) from error
     task.load_state_dict(state["task"])
     set_optimizer_state_dict(task, optimizers, state["optimizer"])
-    return json.loads((path / "meta.json").read_text())
+    return meta

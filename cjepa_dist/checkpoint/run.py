@@ -18,7 +18,11 @@ from cjepa_dist.tasks.build import Task, build_task
 def read_config(run_dir: str | Path) -> TrainConfig:
     """The resolved config of a run. Raises UserError if `run_dir` is not a run directory."""
     path = Path(run_dir) / "config.yaml"
-    if not path.is_file():
+    try:
+        is_run = path.is_file()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if not is_run:
         raise UserError(f"{run_dir} is not a run directory: it has no config.yaml")
     content = merge.read_yaml(path)
     if "aloe" in content:
@@ -29,7 +33,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
 def load_task(run_dir: str | Path) -> tuple[Task, Any, int]:
     """(task on the CPU in eval mode, config, step) of a run's newest intact checkpoint.
 
-    Raises UserError if there is none.
+    Raises UserError if there is none, if one cannot be read, or if none is whole.
     """
     config = read_config(run_dir)
     path = newest_checkpoint(Path(run_dir) / "checkpoints")

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 
 def all_reduce(values: torch.Tensor) -> torch.Tensor:
@@ -28,12 +27,21 @@ def all_reduce(values: torch.Tensor) -> torch.Tensor:
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """This process's part of a tensor that may be sharded; shares its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor of one that may be sharded; all ranks must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether it is a DTensor. The import of that type takes a second: most runs do without."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def first_error(mine: str | None, group: dist.ProcessGroup | None = None) -> str | None:
@@ -47,6 +55,15 @@ def first_error(mine: str | None, group: dist.ProcessGroup | None = None) -> str
     found: list[str | None] = [None] * world_size()
     dist.all_gather_object(found, mine, group=group)
     return next((text for text in found if text is not None), None)
+
+
+def from_main(value: Any, group: dist.ProcessGroup | None = None) -> Any:
+    """The `value` of rank zero, on all ranks; all call it."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
 
 
 class CpuGroups:

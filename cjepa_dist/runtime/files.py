@@ -46,16 +46,40 @@ def write_json(path: Path, content: Any) -> None:
     write_text_atomic(path, json.dumps(content, indent=1, allow_nan=False))
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Drop the lines of a JSON-lines file that belong to steps after `step`.
+def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each line of a JSON-lines file with its mapping; none if there is no file.
 
-    A run that is resumed after `step` repeats the later steps. An incomplete last line, which a
-    full disk leaves, is dropped too.
+    Blank lines and an incomplete last line, which a full disk or a kill leaves, are left out; so
+    are lines that hold no mapping, with a warning that names them.
+    """
+    if not path.exists():
+        return []
+    found, garbled = [], []
+    for number, row in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if not row.strip():
+            continue
+        try:
+            content = json.loads(line := row.decode())
+        except (ValueError, RecursionError):
+            content = None
+        if isinstance(content, dict):
+            found.append((line, content))
+        else:
+            garbled.append(str(number))
+    if garbled:
+        print(f"warning: {path}: left out, not JSON mappings: lines {', '.join(garbled)}")
+    return found
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of a JSON-lines file that belong to steps after `step`, or to none.
+
+    A run that is resumed after `step` repeats the later steps. The other lines stay as they are.
     """
     if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        kept = (line for line in lines if json.loads(line)["step"] <= step)
-        write_text_atomic(path, "".join(kept))
+        lines = [(line, content.get("step")) for line, content in read_json_lines(path)]
+        kept = [line for line, at in lines if isinstance(at, (int, float)) and at <= step]
+        write_text_atomic(path, "".join(f"{line}\n" for line in kept))
 
 
 def free_bytes(folder: Path) -> int:

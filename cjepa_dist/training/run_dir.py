@@ -3,6 +3,7 @@
 config.yaml           the resolved config                            here
 environment.json ...  how the run was made                           provenance.py
 checkpoints/          all that the next step reads                   checkpoint/writer.py
+last_checkpoint.json  the step of the newest one that was written    checkpoint/writer.py
 metrics.jsonl         metrics, with TensorBoard's event files        logger.py
 skipped.jsonl         steps whose loss or gradient was not finite    resilience/skipped_steps.py
 resume.json           the run was stopped by a signal                resilience/preemption.py
@@ -16,11 +17,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from cjepa_dist.checkpoint.resume import CHANGEABLE_FIELDS
+from cjepa_dist.checkpoint.resume import CHANGES_ORDER, may_change
 from cjepa_dist.checkpoint.run import read_config
 from cjepa_dist.config import fields, merge
 from cjepa_dist.config.schema import TrainConfig
@@ -31,7 +32,7 @@ from cjepa_dist.training.provenance import write_provenance
 
 
 def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
-    """Raises UserError where `run_dir` does not fit `config`; names the field that differs."""
+    """Raises UserError where `run_dir` does not fit `config`; names the fields that differ."""
     if (run_dir / "config.yaml").exists():
         old, new = read_config(run_dir), config
         if type(old) is not type(new):
@@ -39,19 +40,37 @@ def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
                 f"{run_dir} holds a run of another kind ({type(old).__name__}): choose another run "
                 "directory"
             )
-        for key, _ in fields.leaf_fields(type(config)):
-            was, now = config_value(old, key), config_value(new, key)
-            if key not in CHANGEABLE_FIELDS and was != now:
-                raise UserError(
-                    f"{run_dir} was started with {key}={was}, not {now}: choose another run "
-                    "directory or remove this one"
-                )
+        changed = changed_fields(old, new)
+        if refused := [change for change in changed if not may_change(change.field)]:
+            each = ", ".join(f"{field}={was}, not {now}" for field, was, now in refused)
+            raise UserError(
+                f"{run_dir} was started with {each}: choose another run directory or remove this "
+                "one"
+            )
+        if reordered := [change for change in changed if change.field in CHANGES_ORDER]:
+            each = ", ".join(f"{field}={now}, before {was}" for field, was, now in reordered)
+            print(f"warning: {each}: the steps to come see samples in another order", flush=True)
     elif run_dir.exists() and any(
         path.name not in LOCK_FILES and path.suffix != ".partial" for path in run_dir.iterdir()
     ):
         raise UserError(
             f"{run_dir} is not empty and no run directory (no config.yaml): choose another"
         )
+
+
+class Change(NamedTuple):
+    """A config field with its value in the run directory and the one asked for now."""
+
+    field: str
+    was: Any
+    now: Any
+
+
+def changed_fields(old: TrainConfig, new: TrainConfig) -> list[Change]:
+    """The fields in which two configs of one kind differ."""
+    names = [name for name, _ in fields.leaf_fields(type(new))]
+    found = [Change(name, config_value(old, name), config_value(new, name)) for name in names]
+    return [change for change in found if change.was != change.now]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import threading
 
 import pytest
@@ -111,9 +112,51 @@ def test_retention(tmp_path):
     save(4, best=2)
     assert save(5, best=2) == [2, 4, 5]
     assert save(6, best=6) == [5, 6] and best_folder(tmp_path) == "step_00000006"
-    # 6 is damaged, so the run was resumed from 5: its new checkpoint must not be removed for 6.
+    # 6 is damaged, so the run was resumed from 5: 6 stays until something newer is whole.
     assert save(6, best=5, keep=1) == [5, 6]
     (tmp_path / "step_00000006" / "meta.json").write_text("{}")
     assert newest_checkpoint(tmp_path).name == "step_00000005"
-    CheckpointWriter(tmp_path, keep=1).save(model, parts, step=5, meta={})
-    assert integrity.checkpoint_steps(tmp_path) == [5] and best_folder(tmp_path) is None
+    writer = CheckpointWriter(tmp_path, keep=2, damaged=[6])
+    writer.save(model, parts, step=5, meta={})
+    assert integrity.checkpoint_steps(tmp_path) == [5, 6] and best_folder(tmp_path) is None
+    writer.save(model, parts, step=7, meta={})
+    assert integrity.checkpoint_steps(tmp_path) == [5, 7]  # damaged ones are none of the two
+
+
+def test_a_damaged_checkpoint_is_replaced_when_the_new_one_is_whole(tmp_path):
+    model, record = nn.Linear(2, 2), tmp_path / "last_checkpoint.json"
+    parts = [torch.optim.AdamW(model.parameters())]
+    folder = tmp_path / "checkpoints"
+    CheckpointWriter(folder, keep=2).save(model, parts, step=6, meta={})
+    (folder / "step_00000006" / "meta.json").write_text("{}")
+    with CheckpointWriter(folder, keep=2, record=record, damaged=[6]) as writer:
+        writer.save(model, parts, step=6, meta={})
+        writer.save(model, parts, step=8, meta={})
+    assert integrity.verify_checkpoint(folder / "step_00000006") is None
+    assert json.loads(record.read_text()) == {"step": 8}
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000006", "step_00000008"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o007, 0o077])
+def test_all_files_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        model = nn.Linear(2, 2)
+        parts = [torch.optim.AdamW(model.parameters())]
+        best = {"step": 1, "loss": 0.5}
+        writer = CheckpointWriter(tmp_path / "c", keep=2, record=tmp_path / "c" / "last.json")
+        writer.save(model, parts, step=1, meta={"best": best})
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "c").rglob("*"):
+        expected = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == expected & ~mask, path
+    assert (tmp_path / "c" / "step_00000001" / "model.safetensors").is_file()
+
+
+def test_a_folder_that_refuses_is_a_user_error(tmp_path):
+    model = nn.Linear(2, 2)
+    parts = [torch.optim.AdamW(model.parameters())]
+    (tmp_path / "checkpoints").write_text("no folder")
+    with pytest.raises(UserError, match=r"cannot be written in \S+checkpoints: .*: \S+"):
+        CheckpointWriter(tmp_path / "checkpoints", keep=2).save(model, parts, step=1, meta={})

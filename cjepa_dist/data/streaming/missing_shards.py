@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cjepa_dist.errors import UserError
+from cjepa_dist.runtime.files import read_json_lines
 
 
 class MissingShards:
@@ -30,11 +31,7 @@ class MissingShards:
         A line that a full disk or a kill cut off is left out.
         """
         if self.record is not None and self.record.exists():
-            self.lines = [
-                json.loads(line)
-                for line in self.record.read_text().splitlines(keepends=True)
-                if line.endswith("\n")
-            ]
+            self.lines = [content for _, content in read_json_lines(self.record)]
 
     def is_missing(self, shard: str, position: int) -> bool:
         """Whether a shard is missing for the samples from `position` on."""
