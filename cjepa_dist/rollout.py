@@ -41,6 +41,7 @@ from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.removed_slots import removed_slots, slots_removed_by_questions
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.device import default_device, native_precision
+from cjepa_dist.runtime.processes import start_pool_worker
 from cjepa_dist.tasks.world_model import WorldModelTask
 
 MODES = ("future", "counterfactual", "free", "factual", "truth")
@@ -58,9 +59,13 @@ DIVERGENCE_RULES = (
 class Rollout:
     """Roll videos out with a trained world model: their future, and worlds without an object."""
 
-    data: str = option(schema.MISSING, "folder of slot shards")
-    out: str = option(schema.MISSING, "folder to write; must not exist, or hold the same rollout")
-    world_model: str = option("", "run directory of a world model; not needed for mode=truth")
+    data: str = option(schema.MISSING, "folder of slot shards", path=True)
+    out: str = option(
+        schema.MISSING, "folder to write; must not exist, or hold the same rollout", path=True
+    )
+    world_model: str = option(
+        "", "run directory of a world model; not needed for mode=truth", path=True
+    )
     mode: str = option("future", "what to predict, see above", choices=MODES)
     future_frames: int = option(32, "frames to predict after the video", unit="frames", least=1)
     splits: list[str] = option([], "splits to roll out; empty = all")
@@ -84,9 +89,12 @@ class Rollout:
     )
     batch_size: int = option(16, "videos per batch", unit="videos", least=1)
     workers: int = option(
-        1, "processes that predict, which share the cores; more than 1 only without a GPU", least=1
+        1,
+        "processes that predict, which share the cores; more than 1 only without a GPU",
+        least=1,
+        most=4096,
     )
-    shard_mb: int = option(256, "size of a shard", unit="MB", least=1)
+    shard_mb: int = option(256, "size of a shard", unit="MB", least=1, most=1 << 20)
 
 
 Group = tuple[str, list[Sample]]  # name of a split, and consecutive videos of it
@@ -241,6 +249,7 @@ WORKER_PREDICTOR: list[RolloutPredictor] = []  # of a worker process
 
 
 def start_worker(config: Rollout, manifest: Manifest, threads: int) -> None:
+    start_pool_worker()
     torch.set_num_threads(threads)
     WORKER_PREDICTOR.append(make_predictor(config, manifest))
 

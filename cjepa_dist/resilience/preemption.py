@@ -1,6 +1,7 @@
 """Preemption: signals and the checkpoint clock, agreed over all ranks.
 
-    signal   SIGTERM, SIGUSR1 or SIGUSR2 to any rank ──> all ranks stop after the same step
+    signal   SIGTERM, SIGINT (Ctrl-C), SIGHUP (a closed terminal), SIGUSR1 or SIGUSR2 to any rank
+             ──> all ranks stop after the same step
              ──> checkpoint, RUN/resume.json, exit code 75: the same command goes on
     clock    loop.checkpoint_every_minutes have passed on rank zero ──> all ranks save
 
@@ -10,10 +11,8 @@ A rank that stopped without the others would leave them waiting in a collective.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -26,8 +25,11 @@ from cjepa_dist.errors import EXIT_PREEMPTED
 from cjepa_dist.runtime.clock import timestamp
 from cjepa_dist.runtime.collectives import is_main
 from cjepa_dist.runtime.files import write_json
+from cjepa_dist.runtime.processes import end_with_parent
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# What nohup, or a shell that starts something in the background, ignores for its children.
+MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
 
 
 class Preemption:
@@ -52,7 +54,10 @@ class Preemption:
             self.resume_file.unlink(missing_ok=True)
         # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {name: signal.signal(name, self.on_signal) for name in SIGNALS}
+            for name in SIGNALS:
+                if name in MAY_BE_IGNORED and signal.getsignal(name) == signal.SIG_IGN:
+                    continue
+                self.handlers[name] = signal.signal(name, self.on_signal)
             terminate_with_launcher()
         return self
 
@@ -115,6 +120,5 @@ def terminate_with_launcher() -> None:
 
     Otherwise a launcher that is killed would leave its workers training on their own.
     """
-    launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys()
-    if sys.platform == "linux" and launched:
-        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+    if {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+        end_with_parent()

@@ -18,6 +18,7 @@ import numpy as np
 from cjepa_dist.clevrer.questions import removed_objects
 from cjepa_dist.clevrer.scene import GROUND_TRUTH_FRAMES, VIDEO_FRAMES, History
 from cjepa_dist.config.plugins import import_plugins
+from cjepa_dist.runtime.processes import start_pool_worker
 from data_prep.simulate import annotation, encoders, generation, ground_truth, world
 from data_prep.simulate.questions.questions import make_questions
 from data_prep.simulate.settings import SPLITS, Simulate, parse_list, scene_indices, video_key
@@ -48,6 +49,7 @@ def collect_garbage_rarely() -> None:
 
 def start_worker(plugins: list[str]) -> None:
     """What a worker process does first."""
+    start_pool_worker()
     import_plugins(plugins)
     collect_garbage_rarely()
 

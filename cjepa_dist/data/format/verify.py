@@ -25,6 +25,7 @@ from cjepa_dist.data.format.sample import ANNOTATION, MATCH, QUESTIONS, TRUTH, W
 from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import file_checksum
+from cjepa_dist.runtime.processes import start_pool_worker
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def verify_dataset(folder: str | Path, processes: int = 1) -> list[Fault]:
     jobs = [(folder, split, entry, about) for split, entry in shards]
     if processes > 1 and len(jobs) > 1:
         with ProcessPoolExecutor(
-            min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn")
+            min(processes, len(jobs)),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=start_pool_worker,
         ) as pool:
             found = list(pool.map(shard_faults, *zip(*jobs)))
     else:
