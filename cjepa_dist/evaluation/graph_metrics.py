@@ -5,7 +5,8 @@
                                        └──ResampledEdgeMetrics──> the same for any number of copies
                                                                   of each video, for the bootstrap
 
-Pairs are ordered: a contact is two of them, one each way.
+Pairs are ordered: a contact is two of them, one each way. scikit-learn is imported where it is
+used: that takes a second and more, and most commands that read graphs compute no metric.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 EDGE_METRICS = ("auroc", "auprc", "f1", "best_f1", "shd", "near_miss_auroc")
 CURVE_POINTS = 51  # of a stored precision-recall curve: enough to draw it
@@ -42,6 +42,8 @@ def edge_metrics(edges: Edges) -> dict[str, float]:
     - near_miss_auroc: of true pairs against near misses only, which distance does not separate
     - base_rate: the fraction of true pairs
     """
+    from sklearn.metrics import average_precision_score, f1_score
+
     truth, any_true = edges.truth, bool(edges.truth.any())
     close = edges.truth | edges.near_miss
     windows = edges.windows_by_video.sum()
@@ -58,6 +60,8 @@ def edge_metrics(edges: Edges) -> dict[str, float]:
 
 def best_f1(score: np.ndarray, truth: np.ndarray) -> float:
     """F1 at the best threshold for these pairs, a bound for calibration; nan without a positive."""
+    from sklearn.metrics import precision_recall_curve
+
     if not truth.any():
         return float("nan")
     precision, recall, _ = precision_recall_curve(truth, score)
@@ -81,6 +85,8 @@ def precision_by_recall(
     Each is the first threshold that reaches the next recall of an even grid: a point of the curve,
     not an interpolation. None unless both classes occur.
     """
+    from sklearn.metrics import precision_recall_curve
+
     if not truth.any() or truth.all():
         return None
     precision, recall, _ = precision_recall_curve(truth, score)
@@ -96,6 +102,8 @@ def precision_by_recall(
 
 def auroc(score: np.ndarray, truth: np.ndarray) -> float:
     """Area under the ROC curve, nan unless both classes occur."""
+    from sklearn.metrics import roc_auc_score
+
     if not truth.any() or truth.all():
         return float("nan")
     return float(roc_auc_score(truth, score))
