@@ -57,6 +57,8 @@ class DrillRun:
         self.launcher = launcher or ("python" if processes == 1 else "torchrun")
         self.log = self.folder.with_suffix(".log")
         self.hold_file = self.folder.with_suffix(".hold")
+        if self.folder.is_mount():  # left by a drill that was killed
+            subprocess.run(["umount", self.folder], check=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         for path in self.log.parent.glob(f"{self.folder.name}.*"):
             path.unlink()
