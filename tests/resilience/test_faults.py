@@ -95,7 +95,7 @@ def test_a_skipped_step_changes_no_weights(command, small_data, tmp_path, monkey
 
 @pytest.mark.slow
 @pytest.mark.serial  # launchers, workers and their signals, many times
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_drill(command, small_data, tmp_path):
     """Each code path once, with the number of processes for which it is hardest."""
     chosen = (
@@ -115,7 +115,7 @@ def test_drill(command, small_data, tmp_path):
         f"data={small_data}",
         f"out={tmp_path}",
         f"only=[{','.join(chosen)}]",
-        timeout=3500,
+        timeout=7000,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(chosen)} faults, 0 of them left a trace" in done.stdout

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from slurm.executors.sbatch import LOCAL_FILE_SYSTEMS, file_system
+from tests.conftest import skip_or_fail
 from tests.fork_server import PROJECT
 from tests.slurm.conftest import (
     LIMIT_S,
@@ -32,7 +33,7 @@ from tests.slurm.conftest import (
 )
 from tests.training.test_resume import same, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_LIMIT_S)]
+pytestmark = [pytest.mark.slow, pytest.mark.serial, pytest.mark.timeout(TEST_LIMIT_S)]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_a_folder_that_nodes_cannot_see_is_found_out_before_anything_is_queued(
 ):
     """As from a login node, which no node of the cluster is."""
     if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode:
-        pytest.skip("needs the right to unshare mounts and the host name")
+        skip_or_fail("needs the right to unshare mounts and the host name")
     path, before = write(tmp_path, small_data), queue("-o", "%A")
 
     def elsewhere(first):

@@ -12,6 +12,7 @@ import pytest
 from cjepa_dist.data.format.reader import load_slots
 from cjepa_dist.errors import UserError
 from slurm.jobs.stage_data import stage_dataset
+from tests.conftest import skip_or_fail
 from tests.fork_server import PROJECT
 
 SHARD = "train/000000.tar"
@@ -79,7 +80,7 @@ def test_no_room_is_one_line(small_data, tmp_path, size, message):
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", size, "none", place], capture_output=True
     ).returncode:
-        pytest.skip("needs the right to mount a file system")
+        skip_or_fail("needs the right to mount a file system")
     try:
         with pytest.raises(UserError, match=message):
             stage_dataset(small_data, place)
@@ -92,7 +93,7 @@ def test_no_room_is_one_line(small_data, tmp_path, size, message):
 def test_a_folder_that_is_not_shared_is_found_out(tmp_path):
     """The second process has a file system of its own in the folder's place."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
-        pytest.skip("needs the right to unshare mounts")
+        skip_or_fail("needs the right to unshare mounts")
     probe = f"{sys.executable} -m slurm.jobs.preflight_worker runs={tmp_path} wait=1"
     (tmp_path / "rank.sh").write_text(
         f'[ "$RANK" = 0 ] && exec {probe}\n'
@@ -108,7 +109,7 @@ def test_a_folder_that_is_not_shared_is_found_out(tmp_path):
         "sh",
         str(tmp_path / "rank.sh"),
     ]
-    done = subprocess.run(start, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(start, cwd=PROJECT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1 and f"error: {tmp_path} is not shared: what " in done.stderr, (
         done.stderr
     )

@@ -32,7 +32,7 @@ from tests.slurm.conftest import (
 )
 from tests.training.test_resume import same, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_LIMIT_S)]
+pytestmark = [pytest.mark.slow, pytest.mark.serial, pytest.mark.timeout(TEST_LIMIT_S)]
 STEPS = 8
 TWO, FOUR = {"processes_per_node": 2}, {"nodes": 2, "processes_per_node": 2}
 FSDP2, ZERO1 = {"loop.engine": "fsdp2"}, {"loop.engine": "zero1", "optimizer.name": "adamw"}
