@@ -47,6 +47,7 @@ COMMANDS = {
     "evaluate-symbolic": Command(
         "cjepa_dist.evaluate_symbolic", "answer questions with programs, without ALOE"
     ),
+    "draw": Command("cjepa_dist.draw", "draw a video from above, with what a run predicts"),
     "report": Command("cjepa_dist.report", "compare runs in one table, with figures"),
     "run": Command("slurm.run", "run an experiment, all of the above, on this machine"),
     "submit": Command("slurm.submit", "submit an experiment to Slurm"),

@@ -19,7 +19,11 @@ from cjepa_dist.data.streaming.windows import StreamingWindows
 from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
 from cjepa_dist.errors import UserError
-from cjepa_dist.reporting.tensorboard_images import graph_image_callback, rollout_image_callback
+from cjepa_dist.reporting.tensorboard_images import (
+    graph_image_callback,
+    rollout_image_callback,
+    scene_callback,
+)
 from cjepa_dist.tasks.world_model import WorldModelTask
 from cjepa_dist.training.logger import RunLogger
 from cjepa_dist.training.loop import train
@@ -41,6 +45,7 @@ def main(config: schema.TrainWorldModel) -> int:
     callbacks = [
         graph_image_callback(validation, val_ids),
         rollout_image_callback(config, validation),
+        scene_callback(config, validation),
     ]
 
     def draw_images(logger: RunLogger, step: int, task: WorldModelTask) -> None:

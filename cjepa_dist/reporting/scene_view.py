@@ -11,41 +11,25 @@ Nothing is drawn at random: the same run and video give the same picture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from cjepa_dist.checkpoint.loading import newest_checkpoint
 from cjepa_dist.checkpoint.run import load_task, read_config
-from cjepa_dist.clevrer.scene import VIDEO_FRAMES
 from cjepa_dist.config.schema import TrainWorldModel
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import open_videos
-from cjepa_dist.data.format.sample import TRUTH
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.position_probe import fit_position_probe
 from cjepa_dist.reporting.scene.html import scene_html
 from cjepa_dist.reporting.scene.image import write_gif, write_png
 from cjepa_dist.reporting.scene.reader import SceneReader
 from cjepa_dist.reporting.scene.scene import Scene
-from cjepa_dist.reporting.scene.video import changed_frames
+from cjepa_dist.reporting.scene.video import eventful_videos, open_video
 from cjepa_dist.tasks.world_model import WorldModelTask
 
 __all__ = ["Scene", "interesting_videos", "load_scene", "scene_html", "write_gif", "write_png"]
 
 PROBE_VIDEOS = 200  # of the train split, to fit the probe on
-MAX_VIDEOS = 400  # in which `interesting_videos` looks
-TRUTH_ARRAYS = (
-    "radius",
-    "contacts",
-    "position",
-    "present",
-    "counterfactual_removed",
-    "counterfactual_position",
-    "counterfactual_present",
-)
 
 
 def load_scene(
@@ -62,7 +46,7 @@ def load_scene(
     the video does not exist, or no positions can be read from slots.
     """
     reader, config = open_run(Path(run), data)
-    return reader.read(data or config.data, split, video, rollout=rollout, removed=removed)
+    return reader.draw(open_video(data or config.data, split, video, rollout), removed)
 
 
 def open_run(run: Path, data: str) -> tuple[SceneReader, TrainWorldModel]:
@@ -111,18 +95,4 @@ def interesting_videos(run: Path, split: str, count: int) -> list[int]:
     """
     config = world_model_config(Path(run))
     first_frame = config.predictor.history_frames * config.frameskip
-    videos = min(Manifest.load(config.data).count(split), MAX_VIDEOS)
-    ranks = []
-    for number, (shard, key) in enumerate(open_videos(config.data, split, videos)):
-        truth = shard.read_arrays(key, TRUTH, TRUTH_ARRAYS) or {}
-        contacts = future_contacts(truth)
-        changed = int(changed_frames(truth, first_frame).max(initial=0))
-        much = min(changed, 60) + 30 * min(contacts, 2)
-        ranks.append((-(contacts > 0) - (changed > 0), -much, number))
-    return [number for *_, number in sorted(ranks)[:count]]
-
-
-def future_contacts(truth: Mapping[str, np.ndarray]) -> int:
-    """How many pairs touch after the observed frames."""
-    rows = truth["contacts"].tolist() if "contacts" in truth else []
-    return len({(i, j) for frame, i, j in rows if frame >= VIDEO_FRAMES})
+    return eventful_videos(config.data, split, count, first_frame)

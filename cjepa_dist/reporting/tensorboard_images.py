@@ -1,12 +1,14 @@
-"""Callbacks that draw images for TensorBoard during training: graphs, and rollouts.
+"""Callbacks that draw for TensorBoard during training: graphs, rollouts, a video from above.
 
-training loop ──> callback(logger, step, task) ──> logger.add_image
+training loop ──> callback(logger, step, task) ──> logger.add_image, logger.add_animation
+
+They draw no random numbers: training is the same with and without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -14,13 +16,18 @@ import torch
 from cjepa_dist.causal.graph import estimate_graph
 from cjepa_dist.config.schema import GraphConfig, TrainWorldModel
 from cjepa_dist.data.windows import PRESENT_DISTANCE, InMemoryWindows, to_device
-from cjepa_dist.evaluation.position_probe import fit_position_probe
+from cjepa_dist.errors import UserError
+from cjepa_dist.evaluation.position_probe import PositionProbe, fit_position_probe
+from cjepa_dist.reporting.scene.image import gif_bytes
+from cjepa_dist.reporting.scene.reader import SceneReader
+from cjepa_dist.reporting.scene.video import Video, eventful_videos, open_video
 from cjepa_dist.tasks.world_model import WorldModelTask
 from cjepa_dist.training.logger import RunLogger
 
 Callback = Callable[[RunLogger, int, WorldModelTask], None]
 ESTIMATORS = ("published", "attention", "interventional")
 ROLLOUT_FRAMES = 32  # in the image of a rollout
+SCENE_FRAME_STEP, SCENE_SCALE = 5, 0.8  # of the animation: it may take a second, no more
 COLOURS = np.array(
     [
         (31, 119, 180),
@@ -91,11 +98,9 @@ def rollout_image_callback(
     elif dataset.empty is not None:
         present = (future - dataset.empty).square().mean(-1) > PRESENT_DISTANCE
 
-    @cache  # fitted for the first image, only in the process that draws
+    @cache  # only in the process that draws
     def projection() -> Callable[[torch.Tensor], torch.Tensor]:
-        probe = None
-        if dataset.present is not None:
-            probe = fit_position_probe(config.data, config.train_split, videos=50)
+        probe = position_probe(config) if dataset.present is not None else None
         return probe or principal_plane(future[present])
 
     def draw(logger: RunLogger, step: int, task: WorldModelTask) -> None:
@@ -108,6 +113,52 @@ def rollout_image_callback(
         logger.add_image(step, "rollout/truth_above_prediction", image)
 
     return draw
+
+
+def scene_callback(config: TrainWorldModel, dataset: InMemoryWindows) -> Callback | None:
+    """Draws one video of the validation split from above, as an animation.
+
+    The same at every step: the most eventful by the simulator's truth. None where the data does not
+    say where objects are, or the videos are too short for a rollout.
+    """
+    first_frame = config.predictor.history_frames * config.frameskip
+    if dataset.present is None or dataset.shape[0] < first_frame:
+        return None
+
+    @cache
+    def number() -> int:
+        return eventful_videos(config.data, config.val_split, 1, first_frame)[0]
+
+    @cache
+    def video() -> Video | None:
+        try:
+            return open_video(config.data, config.val_split, number())
+        except UserError as error:  # no reason to end a run
+            print(f"no video is drawn for TensorBoard: {error}", flush=True)
+            return None
+
+    def draw(logger: RunLogger, step: int, task: WorldModelTask) -> None:
+        probe = position_probe(config)
+        if probe is None or (opened := video()) is None:
+            return
+        task.eval()
+        scene = SceneReader(task, probe, graph_every=SCENE_FRAME_STEP).draw(opened)
+        task.train()
+        frames = range(0, scene.frames, SCENE_FRAME_STEP)
+        content, size = gif_bytes(scene, frames, SCENE_SCALE)
+        logger.add_animation(step, "scene/from_above", content, size)
+
+    return draw
+
+
+@lru_cache(maxsize=1)
+def fitted_probe(data: str, split: str) -> PositionProbe | None:
+    return fit_position_probe(data, split, videos=50)
+
+
+def position_probe(config: TrainWorldModel) -> PositionProbe | None:
+    """From slots to positions, fitted for the first image. None where the data has no positions."""
+    return fitted_probe(config.data, config.train_split)
 
 
 def principal_plane(slots: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

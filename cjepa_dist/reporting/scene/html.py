@@ -24,22 +24,22 @@ LEGEND = {
         '<line x1="4" y1="7" x2="18" y2="7" stroke="var(--scene-edge)" stroke-width="3"/>'
         '<circle cx="4" cy="7" r="3" fill="var(--scene-edge)"/>'
         '<circle cx="18" cy="7" r="3" fill="var(--scene-edge)"/>',
-        "influence that the model sees",
+        "influence the model sees",
     ),
     "contacts": (
         '<path fill="var(--scene-contact)" d="M11 0l1.4 3.6 3.6-1.5-1.5 3.6 3.5 1.3-3.5 1.3 1.5 '
         '3.6-3.6-1.5L11 14l-1.4-3.6L6 11.9l1.5-3.6L4 7l3.5-1.3L6 2.1l3.6 1.5z"/>',
-        "contact in the simulator",
+        "contact",
     ),
     "ghost": (
         '<circle cx="11" cy="7" r="6" fill="none" stroke="currentColor" stroke-width="1.5" '
         'stroke-dasharray="2.6 2"/>',
-        "where the removed object is",
+        "removed object",
     ),
     "metal": (
         '<circle cx="11" cy="7" r="6.5" fill="#8b949e"/><circle cx="9" cy="5" r="2.2" '
         'fill="#fff"/>',
-        "metal; rubber is dull",
+        "metal",
     ),
 }
 

@@ -2,7 +2,7 @@
 // The drawing is that of image.py; sizes are in radii of an object.
 (function () {
   "use strict";
-  const FRAMES_PER_SECOND = 25, HOLD_SECONDS = 1.5, MIN_EDGE = 0.5;
+  const FRAMES_PER_SECOND = 25, HOLD_SECONDS = 1.5, MIN_EDGE = 0.5, TRAIL_STEP = 3;
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   const PLAY = '<svg width="16" height="16" viewBox="0 0 16 16"><path d="M4 2l10 6-10 6z"/></svg>';
@@ -80,14 +80,15 @@
 
   // paths: for each frame null, or [x, y] in thousandths of the side.
   function drawTrail(context, path, frame, r, scale, length) {
-    for (let t = Math.max(1, frame - length); t <= frame; t++) {
-      if (!path[t] || !path[t - 1]) continue;
-      const age = (frame - t) / length;
-      context.globalAlpha = 0.55 * (1 - age);
+    let first = frame;
+    while (first > Math.max(0, frame - length) && path[first - 1]) first--;
+    for (let t = first; t < frame; t += TRAIL_STEP) {
+      const age = (frame - t) / length, end = path[Math.min(t + TRAIL_STEP, frame)];
+      context.globalAlpha = 0.6 * (1 - age);
       context.lineWidth = r * (0.5 - 0.3 * age);
       context.beginPath();
-      context.moveTo(path[t - 1][0] * scale, path[t - 1][1] * scale);
-      context.lineTo(path[t][0] * scale, path[t][1] * scale);
+      context.moveTo(path[t][0] * scale, path[t][1] * scale);
+      context.lineTo(end[0] * scale, end[1] * scale);
       context.stroke();
     }
     context.globalAlpha = 1;
@@ -147,8 +148,8 @@
     const button = figure.querySelector("button"), slider = figure.querySelector("input");
     const label = figure.querySelector(".scene-frame");
     const last = scene.frames - 1;
-    let playing = false, visible = false, stoppedByUser = still.matches;
-    let time = Number(slider.value), before = 0;
+    let playing = false, stoppedByUser = still.matches;
+    let time = Number(slider.value), before = 0, started = false;
 
     function draw() {
       const style = getComputedStyle(figure), frame = Math.min(Math.floor(time), last);
@@ -182,6 +183,8 @@
       if (on === playing) return;
       playing = on;
       before = 0;
+      if (on && !started) time = 0; // until then one predicted frame is shown
+      started = true;
       button.innerHTML = on ? PAUSE : PLAY;
       button.setAttribute("aria-label", on ? "pause" : "play");
       if (on) requestAnimationFrame(tick);
@@ -194,7 +197,7 @@
     }
 
     function seek(frame) {
-      stoppedByUser = true;
+      stoppedByUser = started = true;
       play(false);
       time = Math.max(0, Math.min(last, frame));
       draw();
@@ -214,8 +217,7 @@
       event.preventDefault();
     });
     new IntersectionObserver((entries) => {
-      visible = entries[entries.length - 1].isIntersecting;
-      play(visible && !stoppedByUser);
+      play(entries[entries.length - 1].isIntersecting && !stoppedByUser);
     }, { threshold: 0.25 }).observe(figure);
     new ResizeObserver(draw).observe(figure);
     dark.addEventListener("change", draw);

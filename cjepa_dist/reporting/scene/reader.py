@@ -10,8 +10,6 @@ from cjepa_dist.causal.graph import estimate_graph
 from cjepa_dist.causal.video_rollout import RolloutInput, RolloutPredictor
 from cjepa_dist.config.schema import GraphConfig
 from cjepa_dist.data.format.dtypes import to_float32
-from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import read_video
 from cjepa_dist.data.windows import PRESENT_DISTANCE
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.position_probe import PositionProbe
@@ -35,19 +33,16 @@ class SceneReader:
         self.first_frame = task.config.predictor.history_frames * task.config.frameskip
 
     @torch.no_grad()
-    def read(
-        self, data: str, split: str, number: int, *, rollout: str = "", removed: str = ""
-    ) -> Scene:
-        """See `scene_view.load_scene`. The task must be in eval mode."""
-        folder = rollout or data
-        manifest = Manifest.load(folder)
+    def draw(self, video: Video, removed: str = "") -> Scene:
+        """The scene of a video; the task must be in eval mode. `removed`: see `load_scene`.
+
+        Raises UserError where the slots are not those of the model, or no object fits `removed`.
+        """
         size = self.task.config.predictor
-        manifest.check_slots(size.slots, size.slot_dim, folder, "the world model")
-        video = Video(read_video(folder, split, number), manifest)
-        if rollout:  # it does not keep the simulator's worlds
-            video.truth = self.truth_of(data, split, number, video.sample.key, rollout)
+        key = video.sample.key
+        video.manifest.check_slots(size.slots, size.slot_dim, f"video {key}", "the world model")
         slots, world, slot = self.predict(video, removed)
-        empty = manifest.empty_slot
+        empty = video.manifest.empty_slot
         panels = [self.factual_panel(video, slots, empty)]
         if truth := video.truth_panel(len(slots)):
             panels.append(truth)
@@ -74,17 +69,6 @@ class SceneReader:
             high=high,
             view=view,
         )
-
-    def truth_of(
-        self, data: str, split: str, number: int, key: str, rollout: str
-    ) -> dict[str, np.ndarray]:
-        source = read_video(data, split, number, ("truth.npz",))
-        if source.key != key:
-            raise UserError(
-                f"video {number} of split {split!r} is {source.key} in {data} and {key} in "
-                f"{rollout}, which is no rollout of it"
-            )
-        return source.truth or {}
 
     def predict(self, video: Video, removed: str) -> tuple[Tensor, Tensor | None, int]:
         """Slots (T, S, D), observed and predicted; those of a world without a slot; that slot.

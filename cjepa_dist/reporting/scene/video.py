@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from cjepa_dist.clevrer.questions import scene_objects
-from cjepa_dist.clevrer.scene import SceneObject
+from cjepa_dist.clevrer.scene import VIDEO_FRAMES, SceneObject
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.sample import Sample
+from cjepa_dist.data.format.reader import open_videos, read_video
+from cjepa_dist.data.format.sample import TRUTH, Sample
 from cjepa_dist.data.removed_slots import removed_slots, slot_objects
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.counterfactual_metrics import AFFECTED_RADII
@@ -17,6 +18,16 @@ from cjepa_dist.reporting.scene.scene import Ghost, Panel, drawn_square
 
 VIEW_HALF_WIDTH = 1.0  # the simulator's camera sees centres within it, world units
 MARGIN = 1.2  # around the view, in radii
+MAX_VIDEOS = 400  # in which `eventful_videos` looks
+TRUTH_ARRAYS = (  # that it reads
+    "radius",
+    "contacts",
+    "position",
+    "present",
+    "counterfactual_removed",
+    "counterfactual_position",
+    "counterfactual_present",
+)
 
 
 class Video:
@@ -145,6 +156,24 @@ class Video:
         )
 
 
+def open_video(data: str, split: str, number: int, rollout: str = "") -> Video:
+    """Video `number` of a split, from a rollout of the data where one is given.
+
+    Raises UserError if there is no such video, or the rollout is not one of this data.
+    """
+    folder = rollout or data
+    video = Video(read_video(folder, split, number), Manifest.load(folder))
+    if rollout:  # it does not keep the simulator's worlds
+        source = read_video(data, split, number, (TRUTH,))
+        if source.key != video.sample.key:
+            raise UserError(
+                f"video {number} of split {split!r} is {source.key} in {data} and "
+                f"{video.sample.key} in {rollout}, which is no rollout of it"
+            )
+        video.truth = source.truth or {}
+    return video
+
+
 def changed_frames(truth: Mapping[str, np.ndarray], first_frame: int) -> np.ndarray:
     """(W,): objects x frames that each of the simulated worlds without an object changes.
 
@@ -157,3 +186,22 @@ def changed_frames(truth: Mapping[str, np.ndarray], first_frame: int) -> np.ndar
     moved = np.linalg.norm(truth["counterfactual_position"] - truth["position"], axis=-1)
     changed = both & (moved > AFFECTED_RADII * truth["radius"])
     return changed.sum((1, 2)) * ~changed[:, :first_frame].any((1, 2))
+
+
+def eventful_videos(data: str, split: str, count: int, first_frame: int) -> list[int]:
+    """See `scene_view.interesting_videos`; `first_frame` as in `changed_frames`."""
+    videos = min(Manifest.load(data).count(split), MAX_VIDEOS)
+    ranks = []
+    for number, (shard, key) in enumerate(open_videos(data, split, videos)):
+        truth = shard.read_arrays(key, TRUTH, TRUTH_ARRAYS) or {}
+        contacts = future_contacts(truth)
+        changed = int(changed_frames(truth, first_frame).max(initial=0))
+        much = min(changed, 60) + 30 * min(contacts, 2)
+        ranks.append((-(contacts > 0) - (changed > 0), -much, number))
+    return [number for *_, number in sorted(ranks)[:count]]
+
+
+def future_contacts(truth: Mapping[str, np.ndarray]) -> int:
+    """How many pairs touch after the observed frames."""
+    rows = truth["contacts"].tolist() if "contacts" in truth else []
+    return len({(i, j) for frame, i, j in rows if frame >= VIDEO_FRAMES})
