@@ -98,7 +98,7 @@ def plot_sections(results: ReportResults) -> list[Section]:
             Section(
                 "graphs",
                 "Who influences whom",
-                "Graphs that are read from the first world models without labels, against the"
+                "Edges between objects, read from a world model that has seen no label, against the"
                 " contacts of the simulator.",
                 graph_plots(results.graphs),
             ),

@@ -93,8 +93,8 @@ def test_it_has_all_parts(made, page):
     assert {*SECTIONS, "tables", "provenance", "summary", "scenes"} <= set(ids)
     figures = [a for tag, a in elements.found if tag == "figure" and a.get("class") == "card plot"]
     assert len(figures) >= 11
-    images = [a for _, a in elements.found if a.get("role") == "img" and "aria-label" in a]
-    assert len(images) >= len(figures) and all(len(a["aria-label"]) > 30 for a in images)
+    described = [a for _, a in elements.found if len(a.get("aria-label", "")) > 60]
+    assert len(described) >= len(figures), "a plot is not described"
     assert page.count("<figcaption>") >= len(figures)
     assert page.index("Missing: 1 of 9") < page.index('id="summary"') < page.index('id="scenes"')
     assert page.index('id="scenes"') < page.index('id="errors"') < page.index('id="tables"')

@@ -28,10 +28,10 @@ BOUNDS = ("oracle", "full", "empty", "shuffled")
 LABELS = {
     "attention_rollout": "attention rollout",
     "interventional:hide": "interventional, hidden",
-    "interventional:empty": "interventional, removed",
+    "interventional:empty": "interventional, empty slot",
     "interventional:swap": "interventional, swapped",
-    "distance": "true distance",
-    "extrapolated_distance": "true distance, extrapolated",
+    "distance": "distance",
+    "extrapolated_distance": "distance, extrapolated",
     "shuffled": "truth, shuffled",
 }
 # The order of the legend and of the colours: the estimator that the project relies on first.
@@ -123,7 +123,9 @@ def precision_recall(curves: dict[str, dict[str, list[float]]], chance: float) -
             **style,
         )
     axis.axhline(chance, color=INK, linewidth=0.9, label="an edge everywhere")
-    axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall: found, of the pairs that touch")
+    lowest = min(chance, *(min(curve["precision"]) for curve in curves.values()))
+    bottom = max(0.0, np.floor(10 * lowest - 0.5) / 10)
+    axis.set(xlim=(0, 1), ylim=(bottom, 1.02), xlabel="recall: found, of the pairs that touch")
     axis.set_ylabel("precision: right, of the found")
     add_legend(figure, axis)
     return figure
@@ -158,7 +160,7 @@ def near_miss_plot(parts: dict[str, Any], note: str) -> Plot:
     ]
     rows = [label(name) for name in estimators]
     controls = [n for n, name in enumerate(estimators) if name in DISTANCES]
-    figure = interval_chart(rows, marks, "AUROC, contacts against near misses", shaded=controls)
+    figure = interval_chart(rows, marks, "AUROC on near misses", shaded=controls)
     figure.axes[0].axvline(0.5, color=INK, linewidth=0.9)
     values = "; ".join(
         f"{row}: " + ", ".join(f"{mark.label} {mark.values[r][0]:.3f}" for mark in marks)

@@ -84,8 +84,7 @@ def learning_plots(world_models: list[EvaluatedRun], aloes: list[EvaluatedRun]) 
             readers,
             "loss",
             "",
-            f"Loss over all questions; the blind control must stay above the others. {dots}"
-            f"{reader_note}",
+            f"Loss over all questions; a blind control should stay above. {dots}{reader_note}",
             "loss",
         ),
         (

@@ -24,7 +24,8 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 CONTROL_DASHES = ("--", ":", "-.", (0, (1, 1)))
 CONTROL_MARKERS = ("x", "+", "|", "1")
 WIDTH = 4.2  # inches: letters are of the same size as the text on a phone
-MAX_LABEL = 34
+MAX_LABEL = 34  # letters
+MAX_LEGEND_LINE = 50  # letters, of the two labels in it
 
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
     color: f"series-{number}" for number, color in enumerate(SERIES, 1)
@@ -99,7 +100,7 @@ def new_figure(height: float = 3.2) -> tuple[Any, Any]:
 def add_legend(figure: Any, axis: Any, columns: int = 2) -> None:
     """A legend below the axes, in the order in which the lines were drawn."""
     handles, labels = axis.get_legend_handles_labels()
-    if max(map(len, labels), default=0) > MAX_LABEL - 6:
+    if sum(sorted(map(len, labels))[-2:]) > MAX_LEGEND_LINE:
         columns = 1
     figure.legend(
         handles,
