@@ -157,6 +157,10 @@ def test_report(made):
     ):
         assert part in text, part
     assert "Warning" not in text
+    page = (made["report"] / "report.html").read_text()
+    assert "No scene could be drawn" not in page and 1e5 < len(page) < 5e6
+    for plot in ("errors-colliding", "edges-near-miss-0", "accuracy", "learning-aloe-loss"):
+        assert f'id="plot-{plot}"' in page, plot
     for picture in ("vqa.png", "world_model.png"):
         assert (made["report"] / picture).read_bytes().startswith(
             b"\x89PNG"

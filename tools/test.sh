@@ -9,7 +9,8 @@
 #   CI=true      a test that is skipped has failed
 #
 # The tests on a real Slurm, in `all`, start one where its programs are installed and this is root.
-# SLURM_INSTALL=1, as in CI, installs them with apt-get.
+# SLURM_INSTALL=1, as in CI, installs them with apt-get. CHROMIUM_INSTALL=1 does so with the browser
+# in which pages are looked at.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/venv.sh
@@ -27,6 +28,10 @@ if [[ ${#tier[@]} = 0 ]]; then
     elif [[ $EUID != 0 ]] || ! command -v slurmctld >/dev/null; then
         echo "no Slurm here (or not root), its tests are skipped;" \
             "as root on Debian or Ubuntu SLURM_INSTALL=1 installs it"
+    fi
+    if [[ ${CHROMIUM_INSTALL:-0} = 1 ]] && ! command -v chromedriver >/dev/null; then
+        { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } &>/dev/null ||
+            echo "Chromium cannot be installed here"
     fi
 fi
 

@@ -144,6 +144,7 @@ def test_quickstart_from_another_folder(tmp_path):
     done, runs = run(), tmp_path / "made"
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report: made/report/report.md" in done.stdout and "--logdir made" in done.stdout
+    assert 'class="card plot"' in (runs / "report" / "report.html").read_text()
     text = (runs / "report" / "report.md").read_text()
     assert "# Missing" not in text and "Warning" not in text
     for part in ("own slot only", "| attention |", "descriptive", "world_model/ctt/seed_0"):
