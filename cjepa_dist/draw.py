@@ -50,7 +50,7 @@ class Draw:
         least=0,
     )
     scale: float = option(
-        1.0, "size of a .gif or .png; 1 = 208 pixels for a panel", least=0.25, most=8
+        1.0, "size; 1 = 208 pixels for a panel of a .gif, 416 of a .png", least=0.25, most=8
     )
 
 
@@ -69,7 +69,7 @@ def main(config: Draw) -> None:
     elif out.suffix == ".png":
         check_frames(config.frames, scene, (0, 1))
         frame = config.frames[0] if config.frames else -1
-        scene_view.write_png(scene, out, frame, config.scale)
+        scene_view.write_png(scene, out, frame, 2 * config.scale)
     else:
         check_frames(config.frames, scene, (0, 2))
         first, last = config.frames or (0, scene.frames - 1)
