@@ -93,6 +93,20 @@ def present_pairs(present: Tensor) -> Tensor:
     return both & ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
 
 
+def present_rows(present: Tensor) -> tuple[Tensor, Tensor]:
+    """(window, slot) of each present slot, both (P,) int64: what must be removed, one at a time.
+
+    On a GPU, in a compiled graph and on the meta device of all slots, P = B * S: the number of
+    present ones is a value of a tensor, and a GPU would have to be waited for.
+    """
+    if present.is_cuda or present.is_meta or torch.compiler.is_compiling():
+        batch, slots = present.shape
+        window = torch.arange(batch, device=present.device).repeat_interleave(slots)
+        return window, torch.arange(slots, device=present.device).repeat(batch)
+    window, slot = present.nonzero().unbind(dim=1)
+    return window, slot
+
+
 def future_rows(maps: Tensor, history_frames: int, slots: int) -> Tensor:
     """(B, heads, N or T_p * S, N) -> mean over heads as (B, T_p, S, T, S), float32."""
     future = maps.shape[-1] - history_frames * slots

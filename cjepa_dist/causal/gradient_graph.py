@@ -1,8 +1,8 @@
 """Graphs from derivatives: how the prediction of i changes with a small change of j's past.
 
-    history ──> z, one forward
+    history ──> z, one forward for each present slot i
     u = random signs / sqrt(2 sigma_d^2) on the future of slot i ──> J' u for all j at t >= 1
-        (all slots i and all draws as one vmap)                        │
+        (all draws as one vmap)                                        │
     |J' u|^2 x (mean square of: empty slot - slot j) <─────────────────┘  ──> (B, S, S)
 
 This is the squared norm of the Jacobian of z_i with respect to slot j, estimated by random
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cjepa_dist.causal.attention_graph import present_pairs
+from cjepa_dist.causal.attention_graph import present_pairs, present_rows
 from cjepa_dist.errors import UserError
 from cjepa_dist.models.dropout import without_dropout
 from cjepa_dist.runtime.random import uniform
@@ -60,24 +60,26 @@ def gradient_scores(
             "graph estimator 'gradient' differentiates by the history at t >= 1: it needs"
             " at least 2 history frames"
         )
-    nothing = torch.zeros_like(present)
+    window, slot = present_rows(present)  # (P,): slot i of each
+    nothing = torch.zeros_like(present)[window]
 
     def future(x: Tensor) -> Tensor:
-        z: Tensor = predictor(x, nothing)
-        return z[:, frames:]
+        z: Tensor = predictor(x, nothing, future_only=True)
+        return z
 
-    one = torch.eye(slots, dtype=torch.bool, device=history.device)[:, None, None, :, None]
+    one = (torch.arange(slots, device=slot.device) == slot[:, None])[:, None, :, None]
     # Fused attention cannot be vectorised over projections.
     with without_dropout(predictor), sdpa_kernel(SDPBackend.MATH):
-        z, vjp_of_history = vjp(future, history)[:2]
-        u = draw_signs(projections, z, seed, step, sample)  # (K, B, T_p, 1, D), for any slot
+        z, vjp_of_history = vjp(future, history[window])[:2]
+        u = draw_signs(projections, z, seed, step, sample[window])  # (K, P, T_p, 1, D)
         u = u / (2 * z.shape[1] * sigma2.float()).sqrt()
-        u = torch.where(one, u[:, None], 0).flatten(0, 1).to(z)  # (K S, B, T_p, S, D): on slot i
+        u = torch.where(one, u, 0).to(z)  # (K, P, T_p, S, D): on slot i
         slopes = vmap(lambda v: vjp_of_history(v)[0])(u)[:, :, 1:].float()
     size2 = (empty.to(history) - history[:, 1:]).float().square().mean(dim=-1)  # (B, T_h - 1, j)
-    nats = (slopes.square().sum(dim=-1) * size2).sum(dim=2)  # (K S, B, j)
-    mean = nats.unflatten(0, (projections, slots)).mean(dim=0).transpose(0, 1)
-    return mean * present_pairs(present)
+    nats = (slopes.square().sum(dim=-1) * size2[window]).sum(dim=2)  # (K, P, j)
+    scores = nats.new_zeros(*present.shape, slots)
+    scores[window, slot] = nats.mean(dim=0)
+    return scores * present_pairs(present)
 
 
 def draw_signs(count: int, z: Tensor, seed: int, step: int | Tensor, sample: Tensor) -> Tensor:

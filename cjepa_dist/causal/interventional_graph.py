@@ -1,9 +1,9 @@
 """Graphs from interventions: what changes for slot i when slot j is removed or replaced.
 
-    history ──┬── as it is ──────┐                    ┌── z
-              ├── do(slot 0) ────┤  ONE forward of    ├── z | do(0)
-              ├── ...            ├─ (S + 1) B windows ┤   ...
-              └── do(slot S-1) ──┘                    └── z | do(S-1)
+    history ──┬── as it is ──────────────┐                    ┌── z
+              ├── do(a present slot) ────┤  ONE forward of    ├── z | do(j)
+              ├── ...                    ├─  all worlds       ┤   ...
+              └── do(another one) ───────┘                    └── z | do(j)
     ──> sum_d (change of z_id)^2 / (2 sigma_d^2), mean over future frames ──> (B, S, S)
 
 The score is the Kullback-Leibler divergence, in nats, between two Gaussians with the residual
@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cjepa_dist.causal.attention_graph import present_pairs
+from cjepa_dist.causal.attention_graph import present_pairs, present_rows
 from cjepa_dist.config.schema import INTERVENTIONS
 from cjepa_dist.models.dropout import without_dropout
 from cjepa_dist.runtime.random import uniform
@@ -46,30 +46,30 @@ def interventional_scores(
     weaker than removal); `empty` replaces it by the empty slot; `swap` replaces it by a present
     slot of another window of the batch (this draw depends on the batch, unlike all others).
     """
-    batch, frames, slots, dim = history.shape
-    device = history.device
-    eye = torch.eye(slots, dtype=torch.bool, device=device)
-    # (S + 1, S): world 0 is the factual one
-    done = torch.cat([torch.zeros(1, slots, dtype=torch.bool, device=device), eye])
-    hidden = torch.zeros(slots + 1, batch, slots, dtype=torch.bool, device=device)
-    worlds = history.expand(slots + 1, batch, frames, slots, dim)
+    batch, slots = present.shape
+    window, slot = present_rows(present)
+    done = torch.arange(slots, device=history.device) == slot[:, None]  # (P, S)
+    hidden, worlds = torch.zeros_like(done), history[window]  # (P, T_h, S, D)
     if intervention == "hide":
-        hidden = done[:, None, :].expand(slots + 1, batch, slots)
+        hidden = done
     elif intervention == "empty":
-        worlds = torch.where(done[:, None, None, :, None], empty.to(history), history)
+        worlds = torch.where(done[:, None, :, None], empty.to(history), worlds)
     elif intervention == "swap":
         others = draw_replacement_slots(history, present, seed, step, sample)
-        worlds = torch.where(done[:, None, None, :, None], others, history)
+        worlds = torch.where(done[:, None, :, None], others[window], worlds)
     else:
         raise ValueError(f"intervention {intervention!r}: one of {', '.join(INTERVENTIONS)}")
     with without_dropout(predictor):
         z = predictor(
-            worlds.reshape(-1, frames, slots, dim), hidden.reshape(-1, slots), future_only=True
+            torch.cat([history, worlds]),
+            torch.cat([torch.zeros_like(present), hidden]),
+            future_only=True,
         )
-    future = z.float().reshape(slots + 1, batch, -1, slots, dim)
-    change = (future[1:] - future[:1]).square() / (2 * sigma2.float())
-    nats = change.sum(dim=-1).mean(dim=2)  # (do j, B, i)
-    return nats.permute(1, 2, 0) * present_pairs(present)
+    factual, changed = z.float().split([batch, len(window)])
+    nats = (changed - factual[window]).square() / (2 * sigma2.float())  # (P, T_p, S, D)
+    scores = nats.new_zeros(batch, slots, slots)
+    scores[window, :, slot] = nats.sum(dim=-1).mean(dim=1)
+    return scores * present_pairs(present)
 
 
 def draw_replacement_slots(

@@ -71,10 +71,10 @@ class Linear(nn.Module):
 class Fused(nn.Module):
     """Fused attention over all tokens."""
 
-    def forward(self, history: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, history: Tensor, hidden: Tensor, *, future_only: bool = False) -> Tensor:
         x = history.flatten(1, 2)[:, None]
         mixed = F.scaled_dot_product_attention(x, x, x)[:, 0].unflatten(1, (T_H, S))
-        return torch.cat([history, mixed[:, -T_P:]], dim=1)
+        return mixed[:, -T_P:] if future_only else torch.cat([history, mixed[:, -T_P:]], dim=1)
 
 
 @pytest.mark.parametrize("which", ["transformer", "fused"])

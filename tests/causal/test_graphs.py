@@ -114,6 +114,27 @@ def test_recovers_a_known_graph_exactly(seed: int, how: str) -> None:
     assert torch.equal(edges, expected | torch.eye(S, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("name", ["interventional", "gradient"])
+def test_absent_slots_cost_nothing_and_change_nothing(
+    predictor: SlotPredictor, history: Tensor, present: Tensor, name: str
+) -> None:
+    """The graph of the present slots is that of all slots, without the rows of the absent ones."""
+    assert not present.all()
+    predictor.eval()
+    rows: list[int] = []
+    predictor.slot_in.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    config = GraphConfig(estimator=name, intervention="empty")
+    some, every = (
+        estimate_graph(config, predictor, history, shown, context=context()).scores
+        for shown in (present, torch.ones_like(present))
+    )
+    pairs = present[:, :, None] & present[:, None] & ~torch.eye(S, dtype=torch.bool)
+    torch.testing.assert_close(some[pairs], every[pairs], rtol=1e-5, atol=1e-6)
+    assert not some[~pairs].any()
+    factual = B if name == "interventional" else 0
+    assert rows == [factual + int(present.sum()), factual + B * S]
+
+
 @pytest.mark.parametrize("how", ["hide", "empty", "swap"])
 def test_one_stack_equals_one_pass_a_slot(
     predictor: SlotPredictor, history: Tensor, how: str
