@@ -24,7 +24,7 @@ from omegaconf import MISSING
 
 from cjepa_dist.cli import COMMANDS
 from cjepa_dist.config import completion
-from cjepa_dist.config.fields import default_of, leaf_fields
+from cjepa_dist.config.fields import default_of, leaf_fields, range_text
 from cjepa_dist.config.locate import config_names, project_root
 from cjepa_dist.config.schema import TrainAloe, TrainWorldModel
 from slurm.experiment.schema import Cluster, Experiment
@@ -51,8 +51,9 @@ def commands_page() -> str:
         "# Commands",
         "",
         NOTE,
-        "`cjepa COMMAND [CONFIG] key=value ...`: CONFIG is a file, or a name in `configs/`. A",
-        "value is YAML: `splits=[train,val]`. The same text is printed by `cjepa COMMAND --help`.",
+        "`cjepa COMMAND [CONFIG] key=value ...`: CONFIG is a file, or a name in `configs/`. Text",
+        "is taken as it is, a list is `splits=[train,val]`, and `~` is the home folder in paths.",
+        "The same text is printed by `cjepa COMMAND --help`.",
         "",
         *(
             item
@@ -117,6 +118,8 @@ def field_entry(key: str, field: dataclasses.Field[Any]) -> list[str]:
     default = default_of(field)
     shown = "required" if default == MISSING else f"default `{as_yaml(default)}`"
     notes = [shown, *([field.metadata["unit"]] if field.metadata["unit"] else [])]
+    if text := range_text(field):
+        notes.append(text)
     if field.metadata["choices"]:
         notes.append("one of " + ", ".join(f"`{choice}`" for choice in field.metadata["choices"]))
     return bullet(f"`{key}`", f"{escaped(field.metadata['meaning'])} ({'; '.join(notes)})")
@@ -156,7 +159,8 @@ def config_page() -> str:
     shared = {section for section, _ in sections(TrainAloe)} & {
         section for section, _ in sections(TrainWorldModel)
     }
-    for schema in (TrainWorldModel, TrainAloe):
+    trainings: tuple[type, ...] = (TrainWorldModel, TrainAloe)
+    for schema in trainings:
         lines += ["", f"## {anchor_title(schema)}", "", *wrapped(schema.__doc__ or ""), ""]
         for key, field in leaf_fields(schema):
             if "." not in key:
@@ -168,7 +172,8 @@ def config_page() -> str:
     for section, inner in sections(TrainWorldModel):
         if section in shared:
             lines += section_text(section, inner)
-    for schema in (Experiment, Cluster):
+    runs: tuple[type, ...] = (Experiment, Cluster)
+    for schema in runs:
         lines += ["", f"## {anchor_title(schema)}", "", *schema_text(schema)]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
@@ -176,8 +181,8 @@ def config_page() -> str:
 def sections(schema: type) -> list[tuple[str, type]]:
     """The fields of a schema that are sections."""
     hints = typing.get_type_hints(schema)
-    fields = [(field.name, hints[field.name]) for field in dataclasses.fields(schema)]
-    return [(name, inner) for name, inner in fields if dataclasses.is_dataclass(inner)]
+    names = [field.name for field in dataclasses.fields(schema)]
+    return [(name, hints[name]) for name in names if dataclasses.is_dataclass(hints[name])]
 
 
 def section_text(section: str, schema: type) -> list[str]:

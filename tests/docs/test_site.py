@@ -43,25 +43,29 @@ def broken_links(folder: Path) -> Iterator[str]:
     found = (path for path in folder.rglob("*.html") if path.name != "404.html")
     pages = {path: Page(path.read_text()) for path in found}
     for path, page in pages.items():
-        where = path.relative_to(folder)
         for url in page.links + page.loaded:
             parts = urlsplit(url)
-            if parts.scheme == "data":
-                continue
-            if parts.scheme or parts.netloc:
-                if parts.scheme not in ("https", "http", "mailto") or re.search(r"\s", url):
-                    yield f"{where}: {url}"
-                elif parts.scheme != "mailto" and "." not in parts.netloc:
-                    yield f"{where}: {url}"
-                continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            if target.is_dir():
-                target /= "index.html"
-            if not target.is_file():
-                yield f"{where}: {url}"
-            elif parts.fragment and target in pages:
-                if unquote(parts.fragment) not in pages[target].anchors:
-                    yield f"{where}: {url}"
+            there = is_an_address(url) if parts.scheme or parts.netloc else leads(url, path, pages)
+            if not there:
+                yield f"{path.relative_to(folder)}: {url}"
+
+
+def is_an_address(url: str) -> bool:
+    """Whether a link to another host may be one."""
+    parts = urlsplit(url)
+    known = parts.scheme in ("http", "https") and "." in parts.netloc
+    return parts.scheme in ("data", "mailto") or (known and not re.search(r"\s", url))
+
+
+def leads(url: str, page: Path, pages: dict[Path, Page]) -> bool:
+    """Whether a link of `page` leads to a file of the site, and to a part of it that is there."""
+    parts = urlsplit(url)
+    target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+    if target.is_dir():
+        target /= "index.html"
+    if not parts.fragment or target not in pages:
+        return target.is_file()
+    return unquote(parts.fragment) in pages[target].anchors
 
 
 def mkdocs(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -16,7 +16,7 @@ SMALLER = {
     "evaluate": ("bootstrap_draws=20",),
     "evaluate-graph": ("windows=32", "bootstrap_draws=20"),
     "evaluate-symbolic": ("bootstrap_draws=20",),
-    "draw": (),
+    "draw": ("video=1", "frames=[140,150]"),
     "verify": (),
     "rollout": (),
     "report": ("bootstrap_draws=20",),
