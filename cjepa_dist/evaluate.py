@@ -21,7 +21,7 @@ from typing import Any
 
 from cjepa_dist.checkpoint.run import load_task
 from cjepa_dist.config import command_line
-from cjepa_dist.config.fields import option
+from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
 from cjepa_dist.data.questions import InMemoryQuestions
 from cjepa_dist.errors import UserError
@@ -39,13 +39,16 @@ from cjepa_dist.runtime.files import write_json
 class Evaluate:
     """Evaluate a trained world model or ALOE run on a split."""
 
-    run: str = option(MISSING, "run directory of train_world_model or train_aloe")
+    run: str = option(MISSING, "run directory of train_world_model or train_aloe", path=True)
     split: str = option("val", "split to evaluate on")
-    data: str = option("", "folder of slot shards; empty = the run's own")
-    out: str = option("", "folder for the results; empty = RUN/eval, which the report reads")
+    data: str = option("", "folder of slot shards; empty = the run's own", path=True)
+    out: str = option(
+        "", "folder for the results; empty = RUN/eval, which the report reads", path=True
+    )
     own_slot: str = option(
         "",
         "world model: run of the control that sees only the object's own slot; empty = without it",
+        path=True,
     )
     windows: int = option(
         8192, "world model: windows for the error of one step", unit="windows", least=1
@@ -58,7 +61,7 @@ class Evaluate:
     )
     batch_size: int = option(64, "ALOE: questions per batch", unit="questions", least=1)
     bootstrap_draws: int = option(1000, "bootstrap draws over videos", least=2)
-    seed: int = option(0, "seed of the drawn windows and of the bootstrap")
+    seed: int = option(0, "seed of the drawn windows and of the bootstrap", least=0, most=MAX_SEED)
 
 
 def main(config: Evaluate) -> int:

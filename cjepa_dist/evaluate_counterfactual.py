@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cjepa_dist.checkpoint.run import load_task
 from cjepa_dist.config.command_line import launch
-from cjepa_dist.config.fields import option
+from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.schema import GRAPH_ESTIMATORS, INTERVENTIONS, MISSING, GraphConfig
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
@@ -30,13 +30,14 @@ from cjepa_dist.training.logger import log_image
 class EvaluateCounterfactual:
     """Worlds without an object, by every divergence rule, against the simulator."""
 
-    run: str = option(MISSING, "run directory of a world model")
-    data: str = option(MISSING, "folder of slot shards with counterfactual truth")
+    run: str = option(MISSING, "run directory of a world model", path=True)
+    data: str = option(MISSING, "folder of slot shards with counterfactual truth", path=True)
     split: str = option("val", "split to evaluate on")
     out: str = option(
         "",
         "folder for the results and the figure; empty = RUN/eval, and the figure also to "
         "TensorBoard",
+        path=True,
     )
     videos: int = option(64, "number of videos, from the first on; 0 = all", unit="videos", least=0)
     rules: list[str] = option(
@@ -52,7 +53,9 @@ class EvaluateCounterfactual:
     )
     figure_worlds: int = option(4, "worlds in the figure", unit="worlds", least=1)
     bootstrap_draws: int = option(1000, "bootstrap draws over videos", least=2)
-    seed: int = option(0, "seed of the probe, of random graphs and of the bootstrap")
+    seed: int = option(
+        0, "seed of the probe, of random graphs and of the bootstrap", least=0, most=MAX_SEED
+    )
 
 
 def main(config: EvaluateCounterfactual) -> int:

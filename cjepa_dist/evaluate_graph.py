@@ -15,7 +15,7 @@ from omegaconf import MISSING
 
 from cjepa_dist.checkpoint.run import load_task
 from cjepa_dist.config.command_line import launch
-from cjepa_dist.config.fields import option
+from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.plugins import PLUGINS_MEANING
 from cjepa_dist.config.schema import GRAPH_ESTIMATORS, GraphConfig
 from cjepa_dist.data.format.manifest import Manifest
@@ -33,17 +33,20 @@ from cjepa_dist.tasks.world_model import WorldModelTask
 class EvaluateGraph:
     """Edges of every graph estimator against contacts and influence in the simulator."""
 
-    run: str = option(MISSING, "run directory of a world model")
-    data: str = option(MISSING, "folder of slot shards with ground truth")
-    out: str = option("", "folder for the results and the figure; empty = RUN/eval")
+    run: str = option(MISSING, "run directory of a world model", path=True)
+    data: str = option(MISSING, "folder of slot shards with ground truth", path=True)
+    out: str = option("", "folder for the results and the figure; empty = RUN/eval", path=True)
     plugins: list[str] = option([], PLUGINS_MEANING)
     split: str = option("val", "split to evaluate on")
     videos: int = option(0, "number of videos, from the first on; 0 = all", unit="videos", least=0)
-    seed: int = option(0, "seed of the drawn windows and of the bootstrap")
+    seed: int = option(0, "seed of the drawn windows and of the bootstrap", least=0, most=MAX_SEED)
     windows: int = option(2048, "maximum number of windows", unit="windows", least=2)
     batch_size: int = option(128, "windows per batch", unit="windows", least=2)
     contact_share: float = option(
-        0.5, "wanted fraction of windows with a contact in the predicted interval", least=0.0
+        0.5,
+        "wanted fraction of windows with a contact in the predicted interval",
+        least=0.0,
+        most=1.0,
     )
     bootstrap_draws: int = option(200, "bootstrap draws over videos", least=1)
     figure_windows: int = option(6, "windows in the figure", unit="windows", least=1)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cjepa_dist.config import command_line
-from cjepa_dist.config.fields import option
+from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.schema import MISSING
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
@@ -36,19 +36,25 @@ from cjepa_dist.runtime.files import write_json
 class EvaluateSymbolic:
     """Accuracy of question programs that run on events decoded from rolled-out slots."""
 
-    data: str = option(MISSING, "folder of rolled-out slot shards with worlds.npz")
+    data: str = option(MISSING, "folder of rolled-out slot shards with worlds.npz", path=True)
     split: str = option("val", "split to answer")
     videos: int = option(0, "number of videos, from the first on; 0 = all", unit="videos", least=0)
     probe_data: str = option(
-        "", "folder to fit the event decoder on; empty = the one that was rolled out"
+        "",
+        "folder to fit the event decoder on; empty = the one that was rolled out",
+        path=True,
     )
     probe_split: str = option("train", "split to fit the event decoder on")
     probe_videos: int = option(400, "number of its videos", unit="videos", least=1)
     out: str = option(
-        "", "folder for the results; empty = eval/ of the world model that made the rollout"
+        "",
+        "folder for the results; empty = eval/ of the world model that made the rollout",
+        path=True,
     )
     bootstrap_draws: int = option(1000, "bootstrap draws over videos", least=2)
-    seed: int = option(0, "seed of the probe's features and of the bootstrap")
+    seed: int = option(
+        0, "seed of the probe's features and of the bootstrap", least=0, most=MAX_SEED
+    )
 
 
 def main(config: EvaluateSymbolic) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cjepa_dist.config import command_line
-from cjepa_dist.config.fields import option
+from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.schema import MISSING
 from cjepa_dist.errors import UserError
 from cjepa_dist.reporting.html_report import html_report, plot_sections
@@ -37,10 +37,13 @@ class Report:
         MISSING,
         "run directories of ALOE (or world models), separated by commas; differences are against "
         "the first",
+        path=True,
     )
-    out: str = option("report", "folder for report.html, report.md and its pictures")
+    out: str = option("report", "folder for report.html, report.md and its pictures", path=True)
     reader_results: str = option(
-        "", "folder with the results of shared readers on every rollout; empty = none"
+        "",
+        "folder with the results of shared readers on every rollout; empty = none",
+        path=True,
     )
     split: str = option("val", "split whose results to show")
     graphs: bool = option(True, "name the world models whose graphs were not evaluated")
@@ -48,15 +51,17 @@ class Report:
         3, "videos drawn from above, by the first world model", unit="videos", least=0
     )
     head: str = option(
-        "", "file with Markdown that comes first, such as a list of jobs that failed; empty = none"
+        "",
+        "file with Markdown that comes first, such as a list of jobs that failed; empty = none",
+        path=True,
     )
     bootstrap_draws: int = option(2000, "bootstrap draws for differences", least=2)
-    seed: int = option(0, "seed of the bootstrap")
+    seed: int = option(0, "seed of the bootstrap", least=0, most=MAX_SEED)
     strict: bool = option(False, "exit with 2 when a result is missing, after writing the report")
 
 
 def main(config: Report) -> int:
-    paths = [Path(part.strip()) for part in config.runs.split(",") if part.strip()]
+    paths = [Path(part.strip()).expanduser() for part in config.runs.split(",") if part.strip()]
     if not paths:
         raise UserError("runs= names no run directory")
     results = collect_results(paths, config.split, config.graphs)

@@ -35,8 +35,8 @@ from cjepa_dist.config.schema import GRAPH_ESTIMATORS, GraphConfig
 from cjepa_dist.data.counterfactual_worlds import describe_missing_worlds, simulated_worlds
 from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import batched, read_split
-from cjepa_dist.data.format.sample import Sample
+from cjepa_dist.data.format.reader import batched, open_videos, read_sample
+from cjepa_dist.data.format.sample import ANNOTATION, MEMBERS, Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.removed_slots import removed_slots, slots_removed_by_questions
 from cjepa_dist.errors import UserError
@@ -143,8 +143,26 @@ def main(config: Rollout) -> int:
 def read_groups(config: Rollout, manifest: Manifest) -> Iterator[Group]:
     for name in config.splits or manifest.splits:
         count = min(config.videos, manifest.count(name))
-        for samples in batched(read_split(config.data, name, videos=count), config.batch_size):
+        for samples in batched(read_videos(config.data, manifest, name, count), config.batch_size):
             yield name, samples
+
+
+def read_videos(data: str, manifest: Manifest, split: str, count: int) -> Iterator[Sample]:
+    """The first `count` videos of a split with all they hold, 0 = all.
+
+    Annotations are copied as they are: most of one is motion, and to parse and write it takes as
+    long as to predict the video. Of its fields only those that name the objects are read.
+    """
+    members = [member for member in MEMBERS if member != ANNOTATION]
+    for shard, key in open_videos(data, split, count):
+        sample = read_sample(shard, key, manifest, members)
+        if (stored := shard.read_bytes(key, ANNOTATION)) is not None:
+            sample.stored[ANNOTATION] = stored
+            sample.annotation = {
+                field: shard.read_json_field(key, ANNOTATION, field)
+                for field in ("scene_index", "object_property")
+            }
+        yield sample
 
 
 def drop_simulated_worlds(truth: dict[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:

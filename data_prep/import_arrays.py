@@ -32,7 +32,7 @@ class ImportArrays(ImportOptions):
     stopped resumes after its last full shard.
     """
 
-    source: str = option(MISSING, "folder: SPLIT/KEY.npy ..., or SPLIT.npz ...")
+    source: str = option(MISSING, "folder: SPLIT/KEY.npy ..., or SPLIT.npz ...", path=True)
 
 
 def main(config: ImportArrays) -> None:

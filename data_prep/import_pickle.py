@@ -32,7 +32,7 @@ class ImportPickle(ImportOptions):
     A run that was stopped resumes after its last full shard.
     """
 
-    source: str = option(MISSING, "pickle (or torch.save file) of slots")
+    source: str = option(MISSING, "pickle (or torch.save file) of slots", path=True)
 
 
 def main(config: ImportPickle) -> None:

@@ -50,18 +50,21 @@ KEY_PATTERN = re.compile(r"(?:.*/)?(?:video_)?(\d+)(?:_pixels)?(?:\.mp4)?")
 class ImportOptions:
     """Options of every importer."""
 
-    source: str = option(MISSING, "what to import")
-    out: str = option(MISSING, "folder of slot shards to make")
+    source: str = option(MISSING, "what to import", path=True)
+    out: str = option(MISSING, "folder of slot shards to make", path=True)
     questions: str = option(
         "",
         "CLEVRER questions: a JSON file, or a folder of them (train.json, validation.json, ...)",
+        path=True,
     )
     annotations: str = option(
-        "", "folder of CLEVRER annotations: annotation_NNNNN.json at any depth"
+        "",
+        "folder of CLEVRER annotations: annotation_NNNNN.json at any depth",
+        path=True,
     )
     dtype: str = option("float16", "dtype of the slots on disk", choices=tuple(DTYPES))
     encoder: str = option("imported", "name of the model that made the slots, for the manifest")
-    shard_mb: int = option(256, "size of a shard", unit="MiB", least=1)
+    shard_mb: int = option(256, "size of a shard", unit="MiB", least=1, most=1 << 20)
     part: str = part_option()
 
 

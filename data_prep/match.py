@@ -33,8 +33,8 @@ from data_prep.slot_matching import MAX_UNEXPLAINED, AnnotatedScene, ObjectProbe
 class Match:
     """Add to every video of slot shards: each slot's object, its position, when it is in view."""
 
-    data: str = option(MISSING, "folder of slot shards")
-    out: str = option(MISSING, "folder to write")
+    data: str = option(MISSING, "folder of slot shards", path=True)
+    out: str = option(MISSING, "folder to write", path=True)
     fit_videos: int = option(
         300,
         "videos to fit the probe on, from the start of the train split",
@@ -44,7 +44,7 @@ class Match:
     every: int = option(8, "the probe is fitted on every N-th frame", unit="frames", least=1)
     splits: list[str] = option([], "splits to write; empty = all")
     videos: int = option(0, "only the first N videos of a split; 0 = all", unit="videos", least=0)
-    shard_mb: int = option(256, "size of a shard", unit="MiB", least=1)
+    shard_mb: int = option(256, "size of a shard", unit="MiB", least=1, most=1 << 20)
 
 
 def main(config: Match) -> None:

@@ -32,8 +32,8 @@ from cjepa_dist.runtime.files import file_checksum, fsync_path
 class Merge:
     """Make one data set of the parts that part=i/n made, unless `out` holds it already."""
 
-    out: str = option(MISSING, "folder of slot shards to make")
-    parts: Any = option(MISSING, "folder of parts, or a list of parts: [A,B,...]")
+    out: str = option(MISSING, "folder of slot shards to make", path=True)
+    parts: Any = option(MISSING, "folder of parts, or a list of parts: [A,B,...]", path=True)
 
 
 def main(config: Merge) -> int:

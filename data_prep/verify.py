@@ -31,8 +31,10 @@ from cjepa_dist.errors import UserError
 class Verify:
     """Check a folder of slot shards: every file, checksum, key, shape and value."""
 
-    data: str = option(MISSING, "folder of slot shards")
-    processes: int = option(0, "processes; 0 = one per core that this process may use", least=0)
+    data: str = option(MISSING, "folder of slot shards", path=True)
+    processes: int = option(
+        0, "processes; 0 = one per core that this process may use", least=0, most=4096
+    )
     repair: bool = option(
         False, "move damaged files to DATA.bad and leave a data set of the good shards"
     )

@@ -35,8 +35,8 @@ RELEASED_FIELDS = {
 class ExportCheckpoint:
     """Write a run's newest checkpoint by the released names, as {"state_dict": weights}."""
 
-    run: str = option(MISSING, "run directory of a world model or ALOE")
-    out: str = option(MISSING, "file to write; must not exist")
+    run: str = option(MISSING, "run directory of a world model or ALOE", path=True)
+    out: str = option(MISSING, "file to write; must not exist", path=True)
 
 
 def main(config: ExportCheckpoint) -> int:

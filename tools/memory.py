@@ -44,13 +44,15 @@ STATES_PER_WEIGHT = {"adam": 2, "adamw": 2, "muon": 1}
 class EstimateMemory:
     """Memory of one process in training, by what uses it."""
 
-    config: str = option(MISSING, "config of train_world_model or train_aloe")
+    config: str = option(MISSING, "config of train_world_model or train_aloe", path=True)
     overrides: list[str] = option([], "key=value pairs over the config")
     engine: str = option("ddp", "how processes share the work", choices=ENGINES)
-    processes: int = option(1, "processes", least=1)
+    processes: int = option(1, "processes", least=1, most=4096)
     rows: int = option(24, "ALOE: rows of words (questions and options) a sample", least=1)
     data: str = option(
-        "", "slot shards, to count the train split that a node keeps in memory; empty = not counted"
+        "",
+        "slot shards, to count the train split that a node keeps in memory; empty = not counted",
+        path=True,
     )
 
 

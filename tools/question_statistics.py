@@ -97,7 +97,7 @@ REAL |= {
 class QuestionStatistics:
     """Statistics of a data set's questions beside those of the real ones, as a Markdown table."""
 
-    data: str = option(MISSING, "folder of slot shards with questions")
+    data: str = option(MISSING, "folder of slot shards with questions", path=True)
     splits: str = option("train,val", "splits, separated by commas")
 
 

@@ -42,7 +42,7 @@ def find_config(kind: str, name: str | Path) -> Path:
     "" looks in configs/ itself. A path from the project's folder, such as
     configs/aloe/full.yaml, is found from any folder. Raises UserError with the nearest names.
     """
-    given = Path(name)
+    given = Path(name).expanduser()
     if is_readable(given):
         return given
     folder = project_root() / "configs" / kind
@@ -65,4 +65,12 @@ def config_names(kind: str) -> list[str]:
 
 def is_readable(path: Path) -> bool:
     """Whether something stands there that can be read: a file, also a pipe, but no folder."""
-    return path.exists() and not path.is_dir()
+    return exists(path) and not path.is_dir()
+
+
+def exists(path: Path) -> bool:
+    """Whether something stands there; False for a name that is too long, or not to be searched."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

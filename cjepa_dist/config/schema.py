@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from cjepa_dist.config.fields import option
+from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.plugins import PLUGINS_MEANING
 
 # Graph estimators, and rows of `evaluate_graph`, in this order: first those that use the predictor,
@@ -46,12 +46,14 @@ class PredictorConfig:
     history_frames: int = option(3, "T_h, observed frames", unit="frames", least=1)
     pred_frames: int = option(1, "T_p, predicted frames", unit="frames", least=1)
     width: int = option(
-        0, "transformer width; 0 = slot_dim, without a projection (released layout)"
+        0,
+        "transformer width; 0 = slot_dim, without a projection (released layout)",
+        least=0,
     )
     depth: int = option(6, "transformer layers", unit="layers", least=1)
     heads: int = option(16, "attention heads", least=1)
     mlp_dim: int = option(2048, "hidden width of the feed-forward blocks", least=1)
-    dropout: float = option(0.1, "dropout probability in training", least=0.0)
+    dropout: float = option(0.1, "dropout probability in training", least=0.0, most=1.0)
     norm_first: bool = option(
         False, "LayerNorm before attention too (the released layout has none)"
     )
@@ -78,7 +80,10 @@ class MaskConfig:
         choices=("fixed", "batch", "sample"),
     )
     probs: list[float] = option(
-        [0.7, 0.2, 0.1], "probabilities of hiding 0, 1, 2, ... slots; [0,0,1] always hides two"
+        [0.7, 0.2, 0.1],
+        "probabilities of hiding 0, 1, 2, ... slots; [0,0,1] always hides two",
+        least=0.0,
+        most=1.0,
     )
 
 
@@ -107,12 +112,13 @@ class TermConfig:
     """One term of the loss."""
 
     weight: float = option(0.0, "final weight; 0 leaves the term out", least=0.0)
-    start: float = option(0.0, "when the term starts", unit="share of steps", least=0.0)
+    start: float = option(0.0, "when the term starts", unit="share of steps", least=0.0, most=1.0)
     ramp: float = option(
         0.05,
         "how long the weight grows from 0 to its final value",
         unit="share of steps",
         least=0.0,
+        most=1.0,
     )
 
 
@@ -121,7 +127,10 @@ class ConsistencyConfig(TermConfig):
     """Rollouts of k predictions against the truth. The k of `steps` start in turn, `ramp` apart."""
 
     steps: list[int] = option(
-        [1, 2, 4, 6], "rollout lengths k that are compared, weighted 1/k", unit="predictions"
+        [1, 2, 4, 6],
+        "rollout lengths k that are compared, weighted 1/k",
+        unit="predictions",
+        least=1,
     )
 
 
@@ -149,6 +158,7 @@ class CttConfig:
         "share of each batch on which the terms are computed, at even distances",
         unit="share",
         least=0.0,
+        most=1.0,
     )
     margin: float = option(
         0.02, "per_sample: error that both terms allow", unit="residual variances", least=0.0
@@ -164,19 +174,24 @@ class OptimizerConfig:
         "muon: Muon for matrices, AdamW for the rest",
         choices=("adamw", "adam", "muon"),
     )
-    lr: float = option(5e-4, "peak learning rate", least=0.0)
+    lr: float = option(5e-4, "peak learning rate", least=0.0, most=1e3)
     weight_decay: float = option(0.01, "decoupled weight decay", least=0.0)
     schedule: str = option(
         "constant", "learning rate after warm-up", choices=("constant", "cosine")
     )
     warmup_ratio: float = option(
-        0.0, "length of the linear warm-up", unit="share of steps", least=0.0
+        0.0,
+        "length of the linear warm-up",
+        unit="share of steps",
+        least=0.0,
+        most=1.0,
     )
     min_lr_ratio: float = option(
         0.0,
         "learning rate at the start of warm-up and the end of cosine",
         unit="share of lr",
         least=0.0,
+        most=1.0,
     )
     max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 = off", least=0.0)
     ema_decay: float = option(
@@ -184,6 +199,7 @@ class OptimizerConfig:
         "decay of an exponential moving average of the weights, which is then validated and"
         " evaluated; 0 = off",
         least=0.0,
+        most=1.0,
     )
 
 
@@ -191,7 +207,9 @@ class OptimizerConfig:
 class LoopConfig:
     """The training loop: length, batch size, parallelism, logging and checkpoints."""
 
-    epochs: float = option(30.0, "length of the run if steps is 0", unit="epochs", least=0.0)
+    epochs: float = option(
+        30.0, "length of the run if steps is 0", unit="epochs", least=0.0, most=1e6
+    )
     steps: int = option(0, "length of the run; 0 = by epochs", unit="steps", least=0)
     global_batch_size: int = option(
         256, "samples a step, over all processes and accumulated passes", unit="samples", least=1
@@ -232,6 +250,7 @@ class LoopConfig:
         "time between checkpoints, besides checkpoint_every; 0 = off",
         unit="minutes",
         least=0.0,
+        most=1e6,
     )
     async_checkpoints: bool = option(
         True, "write checkpoints in the background; a step waits only for a copy in memory"
@@ -252,6 +271,7 @@ class LoopConfig:
         "if no step ends in this time, write all stacks and end the process; 0 = never",
         unit="minutes",
         least=0.0,
+        most=1e6,
     )
     profile: bool = option(
         False, "write a torch profiler trace of some steps after warm-up to RUN/profile"
@@ -286,7 +306,7 @@ class ReadingConfig:
         " process reads one group only",
         least=1,
     )
-    workers: int = option(2, "streaming: threads that read", unit="threads", least=1)
+    workers: int = option(2, "streaming: threads that read", unit="threads", least=1, most=4096)
     max_missing_samples: int = option(
         0,
         "streaming: samples of unreadable shards that are replaced by others; one more is an error",
@@ -298,6 +318,7 @@ class ReadingConfig:
         "streaming, URLs: a read that receives no byte in this time has failed",
         unit="seconds",
         least=0.1,
+        most=1e6,
     )
     max_attempts: int = option(
         6, "streaming, URLs: failed attempts in a row before it is an error", least=1
@@ -309,11 +330,17 @@ class TrainWorldModel:
     """Train C-JEPA, with or without CTT losses, on slot shards."""
 
     data: str = option(
-        MISSING, "folder of slot shards, or its URL: http(s)://, s3://, pipe:COMMAND"
+        MISSING,
+        "folder of slot shards, or its URL: http(s)://, s3://, pipe:COMMAND",
+        path=True,
     )
-    run: str = option(MISSING, "run directory: config, checkpoints, metrics, TensorBoard")
+    run: str = option(
+        MISSING, "run directory: config, checkpoints, metrics, TensorBoard", path=True
+    )
     plugins: list[str] = option([], PLUGINS_MEANING)
-    seed: int = option(0, "seed of weights, order of samples, masks and dropout")
+    seed: int = option(
+        0, "seed of weights, order of samples, masks and dropout", least=0, most=MAX_SEED
+    )
     frameskip: int = option(5, "video frames between model frames", unit="frames", least=1)
     train_split: str = option("train", "split to train on")
     val_split: str = option("val", "split to validate on")
@@ -324,6 +351,7 @@ class TrainWorldModel:
         0.0,
         "share of windows with a contact in the predicted frames (needs truth); 0 = as in the data",
         least=0.0,
+        most=1.0,
     )
     val_windows: int = option(
         2048, "windows of the validation split in each validation", unit="windows", least=1
@@ -337,7 +365,9 @@ class TrainWorldModel:
     future_weight: float = option(1.0, "weight of the error on future slots", least=0.0)
     history_weight: float = option(1.0, "weight of the error on hidden history slots", least=0.0)
     extra_losses: dict[str, float] = option(
-        {}, "weights of losses that a plugin registers, by name (cjepa_dist/losses/extra.py)"
+        {},
+        "weights of losses that a plugin registers, by name (cjepa_dist/losses/extra.py)",
+        least=-1e9,
     )
     reading: ReadingConfig = option(ReadingConfig, "how the train split is read")
     predictor: PredictorConfig = option(PredictorConfig, "the model")
@@ -368,7 +398,7 @@ class AloeConfig:
         False,
         "add an embedding of the frame and one of the slot number to the position embedding",
     )
-    dropout: float = option(0.1, "dropout probability in training", least=0.0)
+    dropout: float = option(0.1, "dropout probability in training", least=0.0, most=1.0)
 
 
 @dataclass
@@ -379,10 +409,15 @@ class TrainAloe:
         MISSING,
         "folder of rolled-out slot shards with questions, or its URL: http(s)://, s3://,"
         " pipe:COMMAND",
+        path=True,
     )
-    run: str = option(MISSING, "run directory: config, checkpoints, metrics, TensorBoard")
+    run: str = option(
+        MISSING, "run directory: config, checkpoints, metrics, TensorBoard", path=True
+    )
     plugins: list[str] = option([], PLUGINS_MEANING)
-    seed: int = option(0, "seed of weights, order of samples, first frames and dropout")
+    seed: int = option(
+        0, "seed of weights, order of samples, first frames and dropout", least=0, most=MAX_SEED
+    )
     train_split: str = option("train", "split to train on")
     val_split: str = option("val", "split to validate on")
     stride: int = option(5, "video frames between sampled frames", unit="frames", least=1)
@@ -405,6 +440,7 @@ class TrainAloe:
         'share of the run, at its start, in which negated questions have no "not" and the opposite'
         " answers: easier questions first",
         least=0.0,
+        most=1.0,
     )
     protocol: str = option(
         "published",

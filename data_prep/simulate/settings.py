@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from cjepa_dist.clevrer.scene import GROUND_TRUTH_FRAMES, VIDEO_FRAMES
-from cjepa_dist.config.fields import option
+from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.plugins import import_plugins
 from cjepa_dist.errors import UserError
 from data_prep.partition import part_option, record_part
@@ -34,12 +34,16 @@ class Simulate:
     """
 
     out: str = option(
-        MISSING, "folder to write; it must be empty, missing, or hold the same data set"
+        MISSING,
+        "folder to write; it must be empty, missing, or hold the same data set",
+        path=True,
     )
     train: int = option(200, "videos of the train split", unit="videos", least=0)
     val: int = option(50, "videos of the val split", unit="videos", least=0)
     test: int = option(50, "videos of the test split", unit="videos", least=0)
-    seed: int = option(0, "seed of everything except the frozen map from state to slot", least=0)
+    seed: int = option(
+        0, "seed of everything except the frozen map from state to slot", least=0, most=MAX_SEED
+    )
     encoder: str = option(
         "clean",
         "clean: noise 0.02; noisy: noise 0.1; occluded: noise 0.02, and an object behind another"
@@ -73,9 +77,13 @@ class Simulate:
         5, "influence is the effect of a removal after so many frames", unit="video frames", least=1
     )
     dtype: str = option("float16", "stored type of the slots", choices=("float16", "float32"))
-    shard_mb: int = option(256, "size at which a new shard begins", unit="MiB", least=1)
+    shard_mb: int = option(
+        256, "size at which a new shard begins", unit="MiB", least=1, most=1 << 20
+    )
     part: str = part_option()
-    workers: int = option(0, "processes; 0 = one per core that this process may use", least=0)
+    workers: int = option(
+        0, "processes; 0 = one per core that this process may use", least=0, most=4096
+    )
 
 
 def check_settings(config: Simulate) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from cjepa_dist.config import merge
-from cjepa_dist.config.fields import option
+from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.locate import find_config
 from cjepa_dist.config.schema import MISSING
 from cjepa_dist.errors import UserError
@@ -74,6 +72,7 @@ class Cluster:
         "",
         "folder on each node's own disk, for temporary files (TMPDIR); may hold $VARIABLES;"
         " empty = the node's default",
+        path=True,
     )
     stage_data: bool = option(
         False, "trainings read their data from a copy in scratch, made once for each node"
@@ -92,8 +91,11 @@ class Experiment:
     runs: str = option(
         MISSING,
         "folder for everything that the experiment makes; all nodes must see it",
+        path=True,
     )
-    cluster: str = option("h100_1node", "config of the cluster: a file, or a name in configs/slurm")
+    cluster: str = option(
+        "h100_1node", "config of the cluster: a file, or a name in configs/slurm", path=True
+    )
     executor: str = option(
         "slurm", "where jobs run; local = on this machine", choices=("slurm", "local")
     )
@@ -112,10 +114,12 @@ class Experiment:
         False,
         "first run a job that checks GPUs, shared folder and all-reduce; all others wait for it",
     )
-    data: str = option("", "folder or URL of existing slot shards; empty = make them in RUNS/data")
+    data: str = option(
+        "", "folder or URL of existing slot shards; empty = make them in RUNS/data", path=True
+    )
     parts: int = option(1, "tasks of a job array that makes the data, a part in each", least=1)
     prepare: str = option("simulate", "what makes the data", choices=("simulate", "import_pickle"))
-    prepare_config: str = option("", "its config")
+    prepare_config: str = option("", "its config", path=True)
     prepare_fields: dict[str, Any] = option({}, "its fields")
     arms: dict[str, Any] = option(
         {},
@@ -128,7 +132,9 @@ class Experiment:
         choices=("cross", "zip"),
     )
     control: str = option(
-        "", "config of the world model that sees only the object's own slot; empty = none"
+        "",
+        "config of the world model that sees only the object's own slot; empty = none",
+        path=True,
     )
     world_model: dict[str, Any] = option({}, "fields of every world model, values or lists")
     rollout: dict[str, Any] = option(
@@ -140,7 +146,7 @@ class Experiment:
         "fields of a second rollout of each world model, of the worlds without an object, such as"
         " splits=[val]; question programs answer from it, and from one where nothing changes",
     )
-    aloe_config: str = option("", "config of ALOE; empty = no ALOE")
+    aloe_config: str = option("", "config of ALOE; empty = no ALOE", path=True)
     aloe_arms: list[str] = option([], "arms whose rollouts an ALOE reads; empty = all")
     aloe: dict[str, Any] = option({}, "fields of every ALOE, values or lists")
     blind: bool = option(True, "also an ALOE that sees the slots of other videos, on the first arm")
@@ -151,10 +157,15 @@ class Experiment:
         [],
         "seeds of ALOEs trained on the simulator's own worlds; each of these readers then"
         " answers from the rollout of every world model",
+        least=0,
+        most=MAX_SEED,
     )
-    seed: list[int] = option([0], "seeds of the world models")
+    seed: list[int] = option([0], "seeds of the world models", least=0, most=MAX_SEED)
     aloe_seed: list[int] = option(
-        [], "seeds of the ALOEs on each rollout; empty = the seed of its world model"
+        [],
+        "seeds of the ALOEs on each rollout; empty = the seed of its world model",
+        least=0,
+        most=MAX_SEED,
     )
     split: str = option("val", "split to evaluate on")
     graphs: bool = option(True, "evaluate graphs too (needs the simulator's ground truth)")
@@ -165,17 +176,7 @@ class Experiment:
 def read_cluster(name: str) -> Cluster:
     """A cluster's config by file or name. Raises UserError, naming the file and the field."""
     path = find_config("slurm", name)
-    content = OmegaConf.to_container(merge.read_yaml(path))
-    cluster = merge.build(Cluster, escape_dollars(content))
+    cluster = merge.build(Cluster, merge.read_yaml(path))
     if cluster.stage_data and not cluster.scratch:
         raise UserError(f"{path}: stage_data needs scratch, a folder on the node's own disk")
     return cluster
-
-
-def escape_dollars(tree: Any) -> Any:
-    """`${NAME}` in a cluster's config is for the shell: OmegaConf must not replace it."""
-    if isinstance(tree, dict):
-        return {key: escape_dollars(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [escape_dollars(value) for value in tree]
-    return tree.replace("${", "\\${") if isinstance(tree, str) else tree

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import Any
 
 from cjepa_dist.config.fields import default_of, leaf_fields
 from cjepa_dist.config.merge import flatten
 from cjepa_dist.errors import UserError
+
+PLAIN = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_./+-]*", re.ASCII)  # needs no quotes in a list
 
 
 def combinations(
@@ -51,12 +54,21 @@ def is_swept(key: str, value: Any, schema: type) -> bool:
 
 def folder_name_part(value: Any) -> str:
     """A value in a folder's name: without `/`, and without the commas between a report's runs."""
-    text = json.dumps(value) if isinstance(value, (bool, list)) else str(value)
-    return text.replace("/", "-").replace(",", "-").replace(" ", "")
+    return as_argument(value).replace("/", "-").replace(",", "-").replace(" ", "")
 
 
 def to_arguments(fields: dict[str, Any]) -> list[str]:
-    return [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in flatten(fields)
-    ]
+    return [f"{key}={as_argument(value)}" for key, value in flatten(fields)]
+
+
+def as_argument(value: Any) -> str:
+    """A value as one types it: text as it is, lists as [a, b]; quoted only where YAML needs it."""
+    if isinstance(value, list):
+        return f"[{', '.join(list_item(item) for item in value)}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def list_item(value: Any) -> str:
+    if isinstance(value, str) and (not PLAIN.fullmatch(value) or value.lower() == "null"):
+        return json.dumps(value, ensure_ascii=False)
+    return as_argument(value)

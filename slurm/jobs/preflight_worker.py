@@ -35,10 +35,14 @@ ROUNDS = 5
 class PreflightWorker:
     """Check the nodes of this job from inside."""
 
-    runs: str = option(MISSING, "the folder that all nodes must share")
+    runs: str = option(MISSING, "the folder that all nodes must share", path=True)
     gpus: int = option(0, "GPUs that each node must have", unit="GPUs", least=0)
     wait: float = option(
-        30.0, "time for a file to be seen on other nodes", unit="seconds", least=0.0
+        30.0,
+        "time for a file to be seen on other nodes",
+        unit="seconds",
+        least=0.0,
+        most=1e6,
     )
 
 

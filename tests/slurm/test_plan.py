@@ -144,7 +144,7 @@ def test_sweeps_are_crossed_and_named_by_what_differs(tmp_path):
         "arms.ctt.ctt.invariance.weight=[0,0.01]",
         "arms.ctt.ctt.margin=[0.02,0.05]",
         "seed=[3]",
-        "aloe_config=''",
+        "aloe_config=",
     )
     names = [name for name in jobs if name.startswith("world_model/ctt")]
     assert (
@@ -154,13 +154,13 @@ def test_sweeps_are_crossed_and_named_by_what_differs(tmp_path):
     assert "ctt.invariance.weight=0.01" in jobs[names[-1]].commands[0]
     assert not any("," in name or "=" in name for name in names)
     # a field that takes a list is no sweep; a list of lists is
-    jobs = jobs_of(tmp_path, "world_model.mask.probs=[0,1]", "seed=[0]", "aloe_config=''")
+    jobs = jobs_of(tmp_path, "world_model.mask.probs=[0,1]", "seed=[0]", "aloe_config=")
     assert "mask.probs=[0, 1]" in jobs["world_model/baseline/seed_0"].commands[0]
     jobs = jobs_of(
         tmp_path,
         "world_model.mask.probs=[[0,1],[1]]",
         "seed=[0]",
-        "aloe_config=''",
+        "aloe_config=",
         "aloe_seed=[5]",
     )
     assert "world_model/baseline+mask.probs_[0-1]/seed_0" in jobs
@@ -171,7 +171,7 @@ def test_zipped_sweeps(tmp_path):
         "arms.ctt.ctt.invariance.weight=[0,0.01]",
         "arms.ctt.ctt.margin=[0.02,0.05]",
         "seed=[3]",
-        "aloe_config=''",
+        "aloe_config=",
         "sweep=zip",
     ]
     names = [name for name in jobs_of(tmp_path, *lists) if name.startswith("world_model/ctt")]
@@ -206,7 +206,7 @@ def test_counterfactual_worlds_are_evaluated_by_programs_and_by_aloe(tmp_path):
         jobs
     )
     assert measured.name in jobs["report"].after
-    alone = jobs_of(tmp_path, *experiment, "aloe_config=''", "graphs=false")
+    alone = jobs_of(tmp_path, *experiment, "aloe_config=", "graphs=false")
     assert len(alone["evaluate/rollout/ctt/seed_0"].commands) == 1 and not any(
         name.startswith("aloe") for name in alone
     )
@@ -398,7 +398,7 @@ def test_a_job_whose_processes_have_ended_while_slurm_has_it_run(tmp_path, monke
 
 def test_preflight_comes_before_whatever_is_submitted(tmp_path):
     jobs = list(
-        jobs_of(tmp_path, "seed=[0]", "preflight=true", "aloe_config=''", "graphs=false").values()
+        jobs_of(tmp_path, "seed=[0]", "preflight=true", "aloe_config=", "graphs=false").values()
     )
     record = Record(tmp_path, {})
 
@@ -423,7 +423,7 @@ def test_preflight_comes_before_whatever_is_submitted(tmp_path):
 
 
 def test_remote_data_are_taken_as_they_are(tmp_path):
-    job = jobs_of(tmp_path, "data=https://host/world", "seed=[0]", "aloe_config=''")[
+    job = jobs_of(tmp_path, "data=https://host/world", "seed=[0]", "aloe_config=")[
         "world_model/ctt/seed_0"
     ]
     assert "data=https://host/world" in job.commands[0] and not job.needs

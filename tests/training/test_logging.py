@@ -103,7 +103,7 @@ def test_provenance_is_recorded_and_the_command_runs_again(made, command):
     assert "# by hand\nloop: {eval_every: 6}\n" in given and all(
         f"# {each}\n" in given for each in arguments[1:]
     )
-    assert merge.read_yaml(run / "given.yaml") == {"loop": {"eval_every": 6}}
+    assert merge.read_yaml(run / "given.yaml") == {"loop": {"eval_every": "6"}}
     comment, line = (run / "command.txt").read_text().splitlines()
     assert comment.startswith("# 20") and " commit " in comment
     diff = subprocess.run(

@@ -39,14 +39,14 @@ VARIANTS = {
 class BenchCounterfactual:
     """Videos a second with their rollouts without an object, by how divergence is decided."""
 
-    world_model: str = option(MISSING, "run directory of a trained world model")
-    data: str = option(MISSING, "folder of slot shards with questions")
+    world_model: str = option(MISSING, "run directory of a trained world model", path=True)
+    data: str = option(MISSING, "folder of slot shards with questions", path=True)
     split: str = option("val", "split to roll out")
     few: int = option(16, "videos of the shorter run", unit="videos", least=1)
     many: int = option(64, "videos of the longer run", unit="videos", least=2)
     rounds: int = option(3, "rounds; medians are shown", least=1)
     variants: list[str] = option(list(VARIANTS), "rows: " + "; ".join(VARIANTS))
-    out: str = option("", "file for the numbers as JSON; empty = none")
+    out: str = option("", "file for the numbers as JSON; empty = none", path=True)
 
 
 def main(config: BenchCounterfactual) -> None:

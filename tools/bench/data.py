@@ -62,10 +62,16 @@ CPU = torch.device("cpu")
 class BenchData:
     """Cost of reading, beside its upper bound and what it replaces."""
 
-    data: str = option("", "folder of slot shards (train and val); empty = noise, made for this")
+    data: str = option(
+        "", "folder of slot shards (train and val); empty = noise, made for this", path=True
+    )
     megabytes: int = option(1024, "noise to make", unit="MB of slots", least=16)
     shard_mb: int = option(
-        16, "its shards: small ones, so that blocks change while we measure", unit="MiB", least=1
+        16,
+        "its shards: small ones, so that blocks change while we measure",
+        unit="MiB",
+        least=1,
+        most=1 << 20,
     )
     batch: int = option(256, "windows a batch", least=1)
     batches: int = option(64, "batches of a round", least=1)
@@ -77,7 +83,7 @@ class BenchData:
         least=0,
     )
     imports: int = option(2000, "videos whose import is measured; 0 = none", unit="videos", least=0)
-    out: str = option("", "JSON file for the same numbers")
+    out: str = option("", "JSON file for the same numbers", path=True)
 
 
 class PerWindowDataset(Dataset):

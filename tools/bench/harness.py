@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from cjepa_dist.config.fields import option
+from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.runtime.device import default_device
 from cjepa_dist.runtime.files import write_json
 
@@ -37,8 +37,8 @@ class StepBenchmark:
     warmup: int = option(2, "steps of each variant before", unit="steps", least=0)
     gemm_size: int = option(2048, "side of the square matrices of the GEMM peak", least=1)
     threads: int = option(0, "threads on the CPU; 0 = torch's default", least=0)
-    seed: int = option(0, "seed of data, weights, masks and dropout")
-    out: str = option("", "JSON file for the same numbers")
+    seed: int = option(0, "seed of data, weights, masks and dropout", least=0, most=MAX_SEED)
+    out: str = option("", "JSON file for the same numbers", path=True)
 
 
 @dataclass(frozen=True)

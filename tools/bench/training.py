@@ -56,6 +56,7 @@ class BenchTraining:
     config: str = option(
         "configs/world_model/quickstart.yaml",
         "config of train_world_model; contact_share is left out",
+        path=True,
     )
     overrides: list[str] = option([], "key=value pairs over the config")
     block: int = option(
@@ -64,13 +65,15 @@ class BenchTraining:
     rounds: int = option(6, "pairs of blocks; medians are shown", least=1)
     videos: int = option(40, "videos of random slots", unit="videos", least=1)
     gpus: list[int] = option(
-        [1, 8, 16, 64], "numbers of H100s in the model of the step; 8 a machine"
+        [1, 8, 16, 64],
+        "numbers of H100s in the model of the step; 8 a machine",
+        least=1,
     )
     engines: list[str] = option(
         ["ddp", "fsdp2", "zero1", "zero2", "zero3"],
         "engines whose communication is measured, on CPUs; [] = none",
     )
-    out: str = option("", "JSON file for the same numbers")
+    out: str = option("", "JSON file for the same numbers", path=True)
 
 
 class AlternatingTimer:

@@ -57,6 +57,8 @@ def signal_worker(
     expected = 75 if run.launcher == "python" else 1
     require(code == expected, f"exit code {code}")
     codes = ", ".join(re.findall(r"exitcode +: (-?[0-9]+)", run.text()))
+    stops = run.text().count("stopped by ")
+    require(stops == 1, f"{stops} processes say that the run has stopped")
     of_workers = "" if run.launcher == "python" else f", workers' {codes}"
     return f"all ranks stop after one step more{of_workers}; {describe_resume_file(run)}", code
 

@@ -99,12 +99,15 @@ class DrillRun:
     ) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
         """Start the run, and return when all of its workers hold after 5 steps.
 
+        The checkpoint of step 4 is on disk then.
+
         Returns (the launcher, its workers by rank). `release` lets them go on.
         """
         hold = f"hold@5:{self.hold_file}"
         process = self.start(*extra, fault=",".join(filter(None, (hold, fault))))
         end = time.monotonic() + TIMEOUT_S
-        while len(found := self.waiting()) < self.processes:
+        # A checkpoint is written beside the following steps.
+        while len(found := self.waiting()) < self.processes or not self.checkpoint(4).is_dir():
             if process.poll() is not None or time.monotonic() > end:
                 raise DrillError(f"ended before step 5; see {self.log}")
             time.sleep(POLL_S)

@@ -15,11 +15,14 @@ class ImportCheckpoint:
     The file does not hold all sizes of the model. Those are options; 0 = the published size.
     """
 
-    source: str = option(MISSING, "torch.save file with the weights by their released names")
-    out: str = option(MISSING, "run directory to make; must not exist")
+    source: str = option(
+        MISSING, "torch.save file with the weights by their released names", path=True
+    )
+    out: str = option(MISSING, "run directory to make; must not exist", path=True)
     data: str = option(
         "",
         "slot shards for the run; C-JEPA: measures the statistics that evaluate_graph needs",
+        path=True,
     )
     split: str = option("train", "C-JEPA: split to measure on")
     windows: int = option(2048, "C-JEPA: windows to measure on", unit="windows", least=1)
