@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cjepa_dist.reporting.page.render import markdown_to_html, split_by_heading
+from cjepa_dist.reporting.page.render import Page, markdown_to_html, render_page, split_by_heading
 from cjepa_dist.reporting.plots import style
 from cjepa_dist.reporting.plots.graphs import graph_plots, ordered
 from cjepa_dist.reporting.plots.learning import MAX_POINTS, read_curves, thin
@@ -134,3 +134,9 @@ def test_markdown_of_tables():
     html = markdown_to_html(table)
     assert "<table>" in html and "&lt;b&gt;" in html
     assert "<a" not in html and "<img" not in html
+
+
+def test_a_page_without_results_says_why():
+    page = render_page(Page("No run has a checkpoint", head="# Missing: 1 job\n\n<b>why</b>"))
+    assert "No run has a checkpoint" in page and "&lt;b&gt;why" in page
+    assert "#tables" not in page and "<figure" not in page and 'class="summary"' not in page
