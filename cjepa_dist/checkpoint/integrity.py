@@ -17,14 +17,18 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import file_checksum
 
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
-ALWAYS_THERE = {"meta.json", "model.safetensors"}
+ALWAYS_THERE = {"meta.json", "model.safetensors", ".metadata"}
 
 
 class Choice(NamedTuple):
-    """The newest whole checkpoint, and the steps of newer ones, which are damaged."""
+    """The newest whole checkpoint, and the steps of newer ones, which are damaged.
+
+    `identity` is the xxh3 of its checksums.json: two checkpoints with one identity are equal.
+    """
 
     step: int
     damaged: tuple[int, ...]
+    identity: str
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -59,7 +63,7 @@ def choose_checkpoint(folder: Path) -> Choice | None:
         path = checkpoint_path(folder, step)
         fault = verify_checkpoint(path)
         if fault is None:
-            return Choice(step, tuple(faults))
+            return Choice(step, tuple(faults), read_identity(path))
         if not path.is_dir():  # the run goes on beside us and has removed it
             continue
         faults[step] = fault
@@ -96,6 +100,16 @@ def verify_checkpoint(path: Path) -> str | None:
     except OSError as error:
         raise unreadable(file, error) from error
     return f"{', '.join(wrong)} changed" if wrong else None
+
+
+def read_identity(path: Path) -> str:
+    """What tells a checkpoint from all others. Raises UserError where it cannot be read."""
+    try:
+        for name in (".metadata", "meta.json"):  # what every rank reads when it loads
+            file_checksum(path / name)
+        return file_checksum(path / "checksums.json")
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def parse_checksums(content: bytes) -> dict[str, str]:

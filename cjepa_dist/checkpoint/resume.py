@@ -24,6 +24,7 @@ from cjepa_dist.checkpoint.integrity import (
     Choice,
     checkpoint_path,
     choose_checkpoint,
+    read_identity,
 )
 from cjepa_dist.errors import UserError
 from cjepa_dist.resilience.disk_full import on_main_process
@@ -117,19 +118,35 @@ def resume(
     """
     folder, meta = run_dir / "checkpoints", dict[str, Any](step=0)
     if choice is not None:
-        path, message = checkpoint_path(folder, choice.step), None
-        try:
-            meta = load(path)
-        except UserError as error:
-            rank = dist.get_rank() if dist.is_initialized() else 0
-            message = f"rank {rank} on {socket.gethostname()}: {error}"
-        if message := first_error(message, group):
-            raise UserError(message)
+        path = checkpoint_path(folder, choice.step)
+        on_all_ranks(lambda: check_same_checkpoint(path, choice), group)
+        meta = on_all_ranks(lambda: load(path), group)
         print(f"resumed from {path}", flush=True)
         if (best := meta.get("best")) and not checkpoint_path(folder, best["step"]).exists():
             meta["best"] = None  # it was removed for a later best one, which is damaged now
     on_main_process(run_dir, lambda: tidy(run_dir, meta["step"]), group)
     return meta
+
+
+def check_same_checkpoint(path: Path, choice: Choice) -> None:
+    """Raises UserError where this rank sees another checkpoint than the one that was chosen."""
+    if read_identity(path) != choice.identity:
+        raise UserError(
+            f"{path} is not the checkpoint that rank 0 sees: all nodes must see one run directory"
+        )
+
+
+def on_all_ranks(action: Callable[[], Any], group: dist.ProcessGroup | None) -> Any:
+    """What `action` returns; if it raises a UserError on one rank, all ranks raise that."""
+    found, message = None, None
+    try:
+        found = action()
+    except UserError as error:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        message = f"rank {rank} on {socket.gethostname()}: {error}"
+    if message := first_error(message, group):
+        raise UserError(message)
+    return found
 
 
 def tidy(run_dir: Path, step: int) -> None:

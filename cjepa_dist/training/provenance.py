@@ -129,11 +129,11 @@ def git_output(*arguments: str) -> str:
 
 
 def run_git(*arguments: str) -> bytes:
-    """What git prints in the project's folder; nothing without a repository, or without git."""
+    """What git prints in the project's folder; nothing without a repository, or a git that runs."""
     if locate.project_root() != locate.PACKAGE.parent:
         return b""  # an installed wheel: a repository around it would be another project's
     folder = Path(__file__).resolve().parent
     try:
         return subprocess.run(["git", *arguments], cwd=folder, capture_output=True).stdout
-    except FileNotFoundError:
+    except OSError:
         return b""

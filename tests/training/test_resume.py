@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,36 @@ def test_a_damaged_checkpoint_is_skipped(command, small_data, tmp_path):
         and "step_00000008" in done.stdout
     )
     assert same(final, weights(run, 12))
+
+
+def test_a_run_waits_for_checkpoints_that_are_away(command, small_data, tmp_path):
+    """It begins nothing anew and changes nothing; once they are back, it goes on.
+
+    As after a move to another cluster, it then reads and computes in another way.
+    """
+    run = tmp_path / "run"
+    arguments = (f"data={small_data}", f"run={run}", *TINY_WORLD)
+    done = command(WORLD, *arguments, "loop.stop_at_step=4")
+    assert done.returncode == 0, done.stderr
+    for name in ("elsewhere", "damaged"):
+        (run / "checkpoints").rename(run / "elsewhere")
+        if name == "damaged":
+            shutil.copytree(run / "elsewhere", run / "checkpoints")
+            (run / "checkpoints" / "step_00000004" / "meta.json").write_text("{}")
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        done = command(WORLD, *arguments)
+        assert done.returncode == 2 and f"remove {run}" in done.stderr, done.stdout + done.stderr
+        assert done.stderr.count("\n") == 1
+        assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        (run / "elsewhere").rename(run / "checkpoints")
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write("\n  garbled\n")
+    moved = ("reading.kind=streaming", "loop.gradient_accumulation=2", "loop.cuda_graph=false")
+    done = command(WORLD, *arguments, *moved, "loop.stop_at_step=6")
+    assert done.returncode == 0 and "resumed from" in done.stdout, done.stderr
+    assert "reading.kind=streaming, before in_memory: the steps to come see" in done.stdout
+    assert [step for step, kind, _ in losses(run) if kind == "train"] == [3, 4, 6]
 
 
 def test_run_of_another_config_is_refused(command, small_data, tmp_path):
