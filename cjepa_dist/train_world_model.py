@@ -6,7 +6,6 @@ accelerate launch -m cjepa_dist.train_world_model CONFIG.yaml data=DIR run=RUN [
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from cjepa_dist.reporting.tensorboard_images import (
     rollout_image_callback,
     scene_callback,
 )
+from cjepa_dist.runtime.environment import read_int
 from cjepa_dist.tasks.world_model import WorldModelTask
 from cjepa_dist.training.logger import RunLogger
 from cjepa_dist.training.loop import train
@@ -121,7 +121,7 @@ def local_gpu() -> torch.device:
         raise UserError(
             "reading.kind=device needs a GPU, there is none: take reading.kind=in_memory"
         )
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", read_int("LOCAL_RANK", 0))
 
 
 if __name__ == "__main__":

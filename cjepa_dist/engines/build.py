@@ -11,6 +11,7 @@ from cjepa_dist.engines.base import LAUNCH_HINT, Engine
 from cjepa_dist.engines.fsdp import FsdpEngine
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.device import native_precision
+from cjepa_dist.runtime.environment import check_launch, meeting, read_int
 
 
 def build_engine(config: TrainConfig) -> Engine:
@@ -19,6 +20,7 @@ def build_engine(config: TrainConfig) -> Engine:
     Raises UserError where they disagree, a launcher is missing, another number of processes runs,
     or the optimizer does not fit.
     """
+    check_launch()
     loop, launched = config.loop, engine_from_launcher()
     if launched and loop.engine not in ("auto", launched):
         raise UserError(
@@ -31,20 +33,20 @@ def build_engine(config: TrainConfig) -> Engine:
             f"engine {name} was asked for, but this is one process on its own: "
             f"start with {LAUNCH_HINT.format(name)}"
         )
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", loop.precision):
+    if (launched_precision := precision_from_launcher()) not in ("", loop.precision):
         raise UserError(
-            f"the launcher asks for mixed_precision {precision}, "
+            f"the launcher asks for mixed_precision {launched_precision}, "
             f"loop.precision for {loop.precision}: change one of them"
         )
     if config.optimizer.ema_decay >= 1:
         raise UserError(f"optimizer.ema_decay={config.optimizer.ema_decay}: must be below 1")
     check_fit(name, config)
-    engine = engine_class(name)(name, config)
+    with meeting():
+        engine = engine_class(name)(name, config)
     running = engine.accelerator.num_processes
     for source, asked in (
         ("loop.num_processes", loop.num_processes),
-        ("WORLD_SIZE", int(os.environ.get("WORLD_SIZE", "0"))),
+        ("WORLD_SIZE", read_int("WORLD_SIZE", 0)),
     ):
         if asked and running != asked:
             raise UserError(
@@ -111,6 +113,20 @@ def engine_from_launcher() -> str:
 def resolve_precision(run: Path, config: TrainConfig) -> None:
     """Replace loop.precision=auto: by the run's own, the launcher's or the device's."""
     if config.loop.precision == "auto":
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        launched = precision_from_launcher()
         begun = read_config(run).loop.precision if (run / "config.yaml").exists() else ""
-        config.loop.precision = begun or (launched if launched != "no" else native_precision())
+        config.loop.precision = begun or launched or native_precision()
+
+
+def precision_from_launcher() -> str:
+    """The precision that `accelerate launch` asks for; "" where it leaves it to us.
+
+    Raises UserError for one that no model here is trained in: it would be recorded and ignored.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "").strip().lower()
+    if asked not in ("", "no", "bf16"):
+        raise UserError(
+            f"the launcher asks for mixed_precision {asked} (ACCELERATE_MIXED_PRECISION); only bf16"
+            " and no are trained in: start with accelerate launch --mixed_precision bf16 (or no)"
+        )
+    return "" if asked == "no" else asked

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cjepa_dist.errors import UserError
+from cjepa_dist.runtime.environment import read_int
 
 WITHOUT_FILE = ("nan", "kill", "kill-in-checkpoint", "hang", "replica")
 WITH_FILE = ("hold", "hold-failed-checkpoint")
@@ -63,7 +64,7 @@ def find_fault(kind: str, step: int) -> Fault | None:
     plan = os.environ.get("CJEPA_FAULT")
     if not plan:
         return None
-    ranks = (None, int(os.environ.get("RANK", "0")))
+    ranks = (None, read_int("RANK", 0))
     found = (
         fault
         for fault in parse_faults(plan)

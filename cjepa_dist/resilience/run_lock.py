@@ -31,6 +31,7 @@ import psutil
 
 from cjepa_dist.errors import EXIT_LOCK_LOST, UserError
 from cjepa_dist.runtime.clock import timestamp
+from cjepa_dist.runtime.environment import read_int
 from cjepa_dist.runtime.files import write_text_atomic
 
 HEARTBEAT = 5.0  # s
@@ -54,7 +55,7 @@ class RunLock:
             "pid": os.getpid(),
             "born": psutil.Process().create_time(),
             "job": os.environ.get("SLURM_JOB_ID", ""),
-            "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            "restart": read_int("SLURM_RESTART_COUNT", 0),
             "since": timestamp(),
         }
         self.handle = -1

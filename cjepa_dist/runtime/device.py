@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from cjepa_dist.runtime.environment import read_int
+
 
 def make_accelerator(precision: str, **plugins: Any) -> Accelerator:
     """The Accelerate handle of this process; `plugins` are arguments of Accelerator."""
@@ -26,7 +28,7 @@ def make_accelerator(precision: str, **plugins: Any) -> Accelerator:
         keep_freed_memory()
         # accelerate launch sets OMP_NUM_THREADS=1 by itself: share the cores of this machine
         # between its processes instead.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(handle.num_processes)))
+        local = read_int("LOCAL_WORLD_SIZE", handle.num_processes, least=1)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     return handle
 

@@ -26,6 +26,7 @@ from cjepa_dist.config.locate import project_root
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import EXIT_PREEMPTED, UserError
 from cjepa_dist.runtime.clock import timestamp
+from cjepa_dist.runtime.environment import read_int
 from cjepa_dist.runtime.progress import FILE_VARIABLE
 from slurm.jobs.job_log import START_MARK, append_event, file_name, log_tail, progress_path
 from slurm.jobs.slurm_command import run_slurm_command
@@ -302,5 +303,5 @@ if __name__ == "__main__":
             "usage: python -m slurm.jobs.run MODULE [CONFIG.yaml] key=value ..."
             "   (PROCESSES_PER_NODE, default 1)"
         )
-    number = int(os.environ.get("PROCESSES_PER_NODE", "1"))
+    number = read_int("PROCESSES_PER_NODE", 1, least=1)
     run_job(JobSpec(sys.argv[1], [sys.argv[1:]], processes=number))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from cjepa_dist.runtime.environment import read_int
+
 
 @dataclass(frozen=True)
 class JobSpec:
@@ -33,12 +35,9 @@ class SlurmContext:
 
     @staticmethod
     def from_environment() -> SlurmContext:
-        def number(name: str, default: int) -> int:
-            return int(os.environ.get(name, default))
-
         return SlurmContext(
             os.environ.get("SLURM_JOB_ID", ""),
-            number("SLURM_RESTART_COUNT", 0),
-            number("SLURM_NODEID", 0),
-            max(1, number("SLURM_NNODES", 1)),
+            read_int("SLURM_RESTART_COUNT", 0),
+            read_int("SLURM_NODEID", 0),
+            read_int("SLURM_NNODES", 1, least=1),
         )
