@@ -34,9 +34,9 @@ PANEL, GAP, MARGIN, HEADER, FOOTER = 208, 12, 14, 40, 56  # pixels
 FRAME_STEP = 2  # video frames from one image of an animation to the next
 MILLISECONDS = 80  # an image is shown for; at FRAME_STEP = 2 that is CLEVRER's 25 frames a second
 LAST_IMAGE_MILLISECONDS = 1600
-PALETTE = 63  # colours; one more is transparent, where nothing changes
+MAX_COLOURS = 255  # of a GIF; one more is transparent, where nothing changes
 
-PAGE, FLOOR, VIEW, BORDER = "#ffffff", "#f1f3f6", "#fafbfc", "#cfd5dd"
+PAGE, FLOOR, VIEW, BORDER = "#ffffff", "#f1f3f6", "#ffffff", "#cfd5dd"
 TEXT, MUTED, PREDICTED, EDGE, CONTACT = "#1f2933", "#6b7280", "#2563eb", "#c2185b", "#f08c00"
 
 
@@ -195,7 +195,7 @@ class SceneImage:
         for t in range(first + -first % step, last, step):
             # Few shades: what does not change from image to image makes a GIF small.
             age = ((last - t) * TRAIL_SHADES // TRAIL_FRAMES) / TRAIL_SHADES
-            shade = blend(colour, VIEW, 0.6 - 0.5 * age)
+            shade = trail_shade(colour, age)
             ends = [tuple(path[t]), tuple(path[min(t + step, last)])]
             draw.line(ends, shade, max(1, round(r * (0.5 - 0.3 * age))))
 
@@ -247,7 +247,8 @@ def gif_bytes(
     drawing = SceneImage(scene, scale)
     chosen = list(frames) or list(range(0, scene.frames, FRAME_STEP))
     images = [drawing.draw(frame) for frame in chosen]
-    coded = share_palette(images)
+    palette = scene_palette(scene)
+    coded = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     steps = [b - a for a, b in zip(chosen, chosen[1:])]
     durations = [MILLISECONDS * step // FRAME_STEP for step in steps] + [LAST_IMAGE_MILLISECONDS]
     content = io.BytesIO()
@@ -257,14 +258,30 @@ def gif_bytes(
     return content.getvalue(), (drawing.width, drawing.height)
 
 
-def share_palette(images: list[Image.Image]) -> list[Image.Image]:
-    """The images with one palette, made from some of them: what does not move does not flicker."""
-    some = images[:: max(1, len(images) // 6)]
-    sheet = Image.new("RGB", (some[0].width, sum(image.height for image in some)))
-    for number, image in enumerate(some):
-        sheet.paste(image, (0, number * image.height))
-    palette = sheet.quantize(PALETTE, Image.Quantize.MEDIANCUT)
-    return [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+def scene_palette(scene: Scene) -> Image.Image:
+    """One palette for all images, so that what does not move does not flicker.
+
+    Made of the colours that are drawn, and of a few between them for smooth edges. A palette by
+    frequency loses what is small and short: contacts, trails.
+    """
+    colours = [PAGE, FLOOR, VIEW, BORDER, TEXT, MUTED, PREDICTED, EDGE, CONTACT]
+    colours += [blend(c, PAGE, 0.5) for c in (TEXT, MUTED, PREDICTED, EDGE, CONTACT)]
+    colours += [blend("#000000", VIEW, share) for share in (0.08, 0.16)]
+    for o in scene.objects:
+        dark = blend(o.colour, "#000000", 0.72)
+        colours += [o.colour, dark, blend(dark, VIEW, 0.5)]
+        colours += [trail_shade(o.colour, shade / TRAIL_SHADES) for shade in range(TRAIL_SHADES)]
+        if o.material == "metal":
+            colours += [blend(o.colour, "#ffffff", 0.7), blend(o.colour, "#ffffff", 0.3)]
+    unique = list(dict.fromkeys(colours))[:MAX_COLOURS]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for colour in unique for value in bytes.fromhex(colour[1:])])
+    return palette
+
+
+def trail_shade(colour: str, age: float) -> str:
+    """The colour of a trail: pale, and paler as `age` goes from 0 to 1."""
+    return blend(colour, VIEW, 0.6 - 0.5 * age)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
