@@ -133,7 +133,7 @@ def compare(
     """The sentence: the model's value with its interval, each control's, and what follows."""
     name, value, low, high = model
     others = ", ".join(f"{control[0]} {show(control[1])}" for control in controls)
-    verdict = "clear of all controls" if clear else "not clear of the controls: no claim"
+    verdict = "Clear of all controls" if clear else "Not clear of the controls: no claim"
     return f"{title}: {show(value)} [{show(low)}, {show(high)}] ({name}); {others}. {verdict}."
 
 
