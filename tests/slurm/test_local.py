@@ -143,14 +143,18 @@ def test_quickstart_from_another_folder(tmp_path):
 
     done, runs = run(), tmp_path / "made"
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "report: made/report/report.md" in done.stdout and "--logdir made" in done.stdout
+    assert "report: made/report/report.html" in done.stdout and "--logdir made" in done.stdout
     assert 'class="card plot"' in (runs / "report" / "report.html").read_text()
     text = (runs / "report" / "report.md").read_text()
     assert "# Missing" not in text and "Warning" not in text
     for part in ("own slot only", "| attention |", "descriptive", "world_model/ctt/seed_0"):
         assert part in text, part
+    end = done.stdout[done.stdout.index("\nworld model ") :].splitlines()
+    assert len(end) <= 25, "the summary fits on a screen"
+    for part in ("Slot error on colliding", "Counterfactual options", "Descriptive questions"):
+        assert any(line.startswith(part) for line in end), done.stdout
     status = run_command("status", runs)
-    assert status.returncode == 0 and "13 of 13 jobs done" in status.stdout, status.stdout
+    assert status.returncode == 0 and "14 of 14 jobs done" in status.stdout, status.stdout
     again = run()
     assert again.returncode == 0 and "nothing to run" in again.stdout, again.stdout + again.stderr
 
