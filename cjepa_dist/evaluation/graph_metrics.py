@@ -142,32 +142,37 @@ class ResampledEdgeMetrics:
 class WeightedRanking:
     """AUROC, average precision and best F1 of a ranking, for integer weights of its videos.
 
-    Sorted once; tied scores share one threshold.
+    Sorted once; tied scores share one threshold. Only thresholds that a true pair reaches are
+    looked at: the others add nothing to the first two, and have a lower F1 than the one before.
     """
 
     def __init__(self, score: np.ndarray, truth: np.ndarray, video: np.ndarray) -> None:
         order = np.argsort(-score, kind="stable")
-        ranked = score[order]
-        self.truth, self.video = truth[order], video[order]
-        # Where a run of tied scores begins.
-        is_start = np.r_[True, ranked[1:] != ranked[:-1]] if len(score) else np.zeros(0, bool)
-        self.starts = np.flatnonzero(is_start)
+        ranked, true = score[order], np.flatnonzero(truth[order])
+        self.video = video[order]
+        self.true_video = self.video[true]
+        # Runs of tied scores, as the index of the first entry of each, and where the last one ends.
+        is_start = np.r_[True, ranked[1:] != ranked[:-1]][: len(score)]
+        edges = np.r_[np.flatnonzero(is_start), len(score)]
+        run, self.first_true = np.unique(is_start.cumsum()[true] - 1, return_index=True)
+        self.begin, self.end = edges[run], edges[run + 1]
 
     def __call__(self, copies: np.ndarray) -> tuple[float, float, float]:
         """(AUROC, average precision, best F1), video v counted copies[v] times."""
-        if not len(self.starts):
+        if not len(self.true_video):
             return float("nan"), float("nan"), float("nan")
-        weight = copies[self.video]
-        positive = np.add.reduceat(weight * self.truth, self.starts)
-        negative = np.add.reduceat(weight * ~self.truth, self.starts)
-        correct, positives, negatives = positive.cumsum(), positive.sum(), negative.sum()
+        weight = np.zeros(len(self.video) + 1)  # of the entries before each
+        copies[self.video].cumsum(out=weight[1:])
+        positive = np.add.reduceat(copies[self.true_video], self.first_true)
+        correct, predicted = positive.cumsum(), weight[self.end]
+        positives, negatives = correct[-1], weight[-1] - correct[-1]
         auroc = float("nan")
         if positives and negatives:
-            ordered = (negative * (correct - 0.5 * positive)).sum()
-            auroc = float(ordered / (positives * negatives))
+            tied = predicted - weight[self.begin] - positive  # negatives of the same score
+            below = negatives - (predicted - correct)
+            auroc = float((positive * (below + 0.5 * tied)).sum() / (positives * negatives))
         if not positives:
             return auroc, float("nan"), float("nan")
-        predicted = correct + negative.cumsum()
         precision = correct / np.maximum(predicted, 1e-300)
         average_precision = float((positive * precision).sum() / positives)
         best_f1 = float((2 * correct / (predicted + positives)).max())
