@@ -204,13 +204,51 @@ def damage_checkpoint(run: DrillRun) -> tuple[str, int]:
     return "warned, passed over", code
 
 
+def lose_checkpoints(run: DrillRun, hide: Callable[[Path], None]) -> tuple[str, int]:
+    """Start the run while its checkpoints cannot be used; afterwards they are back."""
+    code = run.finish("loop.stop_at_step=12")
+    require(code == 0, f"exit code {code}")
+    checkpoints, kept = run.checkpoint().parent, run.folder.with_suffix(".kept")
+    shutil.copytree(checkpoints, kept)
+    hide(checkpoints)
+    before, said = snapshot(run.folder), len(run.own_text())
+    code = run.finish()
+    require(snapshot(run.folder) == before, "files were changed")
+    lines = [line for line in run.own_text()[said:].splitlines() if line.startswith("error: ")]
+    require(len(lines) >= 1 and "Traceback" not in run.own_text(), "no clear message")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    kept.rename(checkpoints)
+    return "refused in one line, nothing changed; goes on once they are back", code
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    """The content of all files in a folder; links are not followed."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {path: path.read_bytes() for path in files}
+
+
+def damage_all(checkpoints: Path) -> None:
+    for path in checkpoints.glob("step_*/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def refuse_to_be_read(checkpoints: Path) -> None:
+    """A file of the newest checkpoint opens, and its first byte is an I/O error."""
+    path = max(checkpoints.glob("step_*")) / "model.safetensors"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
 DISK_FULL = "no space left for a checkpoint"  # part of the error message
 TERM, USR1, USR2, KILL = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL
+INT, HUP = signal.SIGINT, signal.SIGHUP
 
 FAULTS = {
     "SIGTERM to the last rank": Fault(partial(signal_worker, number=TERM, rank=-1), (75, 1)),
     "SIGUSR1 to rank 0": Fault(partial(signal_worker, number=USR1, rank=0), (75, 1)),
     "SIGUSR2 twice to rank 0": Fault(partial(signal_worker, number=USR2, rank=0, times=2), (75, 1)),
+    "Ctrl-C to rank 0": Fault(partial(signal_worker, number=INT, rank=0), (75, 1)),
+    "SIGHUP to the last rank": Fault(partial(signal_worker, number=HUP, rank=-1), (75, 1)),
     "SIGTERM to torchrun": Fault(
         partial(signal_launcher, number=TERM), (1, -15), launcher="torchrun"
     ),
@@ -231,4 +269,11 @@ FAULTS = {
         partial(fill_disk, metrics_too=True), (1, 2), needs_root=True
     ),
     "newest checkpoint damaged": Fault(damage_checkpoint, (0,)),
+    "all checkpoints damaged": Fault(partial(lose_checkpoints, hide=damage_all), (1, 2)),
+    "checkpoint that cannot be read": Fault(
+        partial(lose_checkpoints, hide=refuse_to_be_read), (1, 2)
+    ),
+    "checkpoints on a disk that is away": Fault(
+        partial(lose_checkpoints, hide=shutil.rmtree), (1, 2)
+    ),
 }
