@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ class Sample:
     """One video; None = absent.
 
     `slots` (T, S, D); `annotation` and `questions`: CLEVRER's JSON; `truth`: the simulator's ground
-    truth; `worlds`: counterfactual worlds; `match`: which slot holds which object.
+    truth; `worlds`: counterfactual worlds; `match`: which slot holds which object. `stored`: the
+    bytes of members that are written as they are, whatever the field of that member holds.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Sample:
     truth: dict[str, np.ndarray] | None = None
     worlds: dict[str, np.ndarray] | None = None
     match: dict[str, np.ndarray] | None = None
+    stored: dict[str, bytes] = field(default_factory=dict)
 
 
 def scene_index(key: str, unknown: int = 0) -> int:
