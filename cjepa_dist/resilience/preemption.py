@@ -45,12 +45,14 @@ class Preemption:
         self.resume_file, self.minutes, self.group = run_dir / "resume.json", minutes, group
         self.signal, self.last_save, self.exiting = 0, time.monotonic(), False
         self.checkpoint_due = False
+        # Asked now: when the run ends, the process group is gone, and every rank would be the main.
+        self.is_main = is_main()
         self.handlers: dict[signal.Signals, Any] = {}
         self.pending: tuple[torch.Tensor, dist.Work | None]
         self.pending = torch.zeros(2, dtype=torch.int64), None
 
     def __enter__(self) -> Preemption:
-        if is_main():
+        if self.is_main:
             self.resume_file.unlink(missing_ok=True)
         # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
@@ -84,7 +86,7 @@ class Preemption:
         if self.checkpoint_due:
             self.last_save = time.monotonic()
         elapsed = time.monotonic() - self.last_save
-        due = is_main() and self.minutes > 0 and elapsed >= 60 * self.minutes
+        due = self.is_main and self.minutes > 0 and elapsed >= 60 * self.minutes
         vote, work = torch.tensor([self.signal, due], dtype=torch.int64), None
         if self.group is not None:
             work = dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.group, async_op=True)
@@ -98,7 +100,7 @@ class Preemption:
         the process is about to end.
         """
         self.exiting = True
-        if is_main():
+        if self.is_main:
             name = signal.Signals(number).name
             content = {
                 "reason": name,
