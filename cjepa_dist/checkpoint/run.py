@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from cjepa_dist.checkpoint.loading import newest_checkpoint
 from cjepa_dist.config import merge, schema
 from cjepa_dist.config.schema import TrainConfig
+from cjepa_dist.data.format.storage import distrust
 from cjepa_dist.errors import UserError
 from cjepa_dist.tasks.build import Task, build_task
 
@@ -25,9 +26,13 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     if not is_run:
         raise UserError(f"{run_dir} is not a run directory: it has no config.yaml")
     content = merge.read_yaml(path)
+    config: TrainConfig
     if "aloe" in content:
-        return merge.build(schema.TrainAloe, content)
-    return merge.build(schema.TrainWorldModel, content)
+        config = merge.build(schema.TrainAloe, content)
+    else:
+        config = merge.build(schema.TrainWorldModel, content)
+    distrust(config.data, str(path))
+    return config
 
 
 def load_task(run_dir: str | Path) -> tuple[Task, Any, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
@@ -12,12 +13,15 @@ from pathlib import Path
 
 from cjepa_dist.config import locate
 from cjepa_dist.config.fields import MISSING, default_of, leaf_fields, range_text
-from cjepa_dist.config.merge import ConfigT, build, read_pairs, read_yaml
+from cjepa_dist.config.merge import ConfigT, build, flatten, read_pairs, read_yaml
 from cjepa_dist.errors import UserError, exit_on_user_error
 
 # The key of key=value: a name, perhaps with further names behind dots. A path that holds a `=` is
 # none of these, since it has a `/` before it, or begins otherwise.
 KEY = re.compile(r"([A-Za-z_]\w*)(\.[^/=]+)?=", re.ASCII)
+
+# pipe:COMMAND of this process's own arguments: only these are run (data/format/storage.py).
+given_commands: set[str] = set()
 
 
 def launch(
@@ -53,7 +57,10 @@ def parse(schema: type[ConfigT], argv: Sequence[str]) -> ConfigT | None:
         )
     kind = locate.KIND_OF_SCHEMA.get(schema.__name__)
     paths = [locate.find_config(kind, f) if kind else f for f in files]
-    return build(schema, *(read_yaml(path) for path in paths), read_pairs(pairs))
+    config = build(schema, *(read_yaml(path) for path in paths), read_pairs(pairs))
+    texts = (value for _, value in flatten(dataclasses.asdict(config)) if isinstance(value, str))  # type: ignore[call-overload]
+    given_commands.update(text for text in texts if text.startswith("pipe:"))
+    return config
 
 
 def split_arguments(

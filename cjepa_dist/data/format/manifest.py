@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cjepa_dist.data.format import storage
+from cjepa_dist.data.format.manifest_checks import MOST_MANIFEST_BYTES, check_manifest
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import fsync_path
 
@@ -80,11 +81,9 @@ class Manifest:
 
         UserError if there is none, or if it is damaged or of another version.
         """
-        path = f"{folder}/{MANIFEST_NAME}"
+        path = storage.join(folder, MANIFEST_NAME)
         try:
-            content = json.loads(
-                storage.read_remote(path) if storage.is_remote(folder) else Path(path).read_bytes()
-            )
+            content = json.loads(read_limited(path), parse_constant=refuse_constant)
         except (FileNotFoundError, NotADirectoryError):
             hint = (
                 " (an unfinished write is in the folder with .partial behind its name)"
@@ -95,7 +94,9 @@ class Manifest:
                 f"no data set in {folder}: {MANIFEST_NAME} is missing{hint}; "
                 "make one with data_prep"
             ) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read: {error}; make the data set again") from error
         if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:
             found = content.get("version") if isinstance(content, dict) else None
@@ -104,13 +105,20 @@ class Manifest:
                 "make the data set again"
             )
         try:
+            check_manifest(content)
             splits = {
                 name: [ShardEntry(**entry) for entry in entries]
                 for name, entries in content.pop("splits").items()
             }
-            return cls(**content, splits=splits)
-        except (TypeError, KeyError, AttributeError) as error:
+            manifest = cls(**content, splits=splits)
+        except KeyError as error:
+            raise UserError(
+                f"{path} is damaged: it lacks {error}; make the data set again"
+            ) from error
+        except (ValueError, TypeError, UserError) as error:
             raise UserError(f"{path} is damaged: {error}; make the data set again") from error
+        storage.distrust(manifest.source.get("data"), path)
+        return manifest
 
     def save(self, folder: str | Path) -> None:
         """Write `folder/manifest.json` completely or not at all, and flush it to the disk."""
@@ -153,6 +161,23 @@ class Manifest:
     def count(self, split: str) -> int:
         """Number of videos of a split."""
         return sum(entry.samples for entry in self.shards(split))
+
+
+def read_limited(path: str) -> bytes:
+    """A manifest's bytes. Raises ValueError for more than a manifest has, or for no plain file."""
+    if storage.is_remote(path):
+        return storage.read_remote(path, most=MOST_MANIFEST_BYTES)
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError("it is no plain file")
+    with open(path, "rb") as file:
+        content = file.read(MOST_MANIFEST_BYTES + 1)
+    if len(content) > MOST_MANIFEST_BYTES:
+        raise ValueError(f"it has more than {MOST_MANIFEST_BYTES >> 20} MiB")
+    return content
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}")
 
 
 def question_type_letters(questions: dict[str, Any] | None) -> str:

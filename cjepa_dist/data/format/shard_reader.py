@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cjepa_dist.data.format.archive import open_zip, read_members
 from cjepa_dist.data.format.dtypes import all_finite, storage_dtype
 from cjepa_dist.data.format.manifest import Manifest, ShardEntry
 from cjepa_dist.data.format.sample import SLOTS
@@ -25,6 +25,7 @@ from cjepa_dist.data.format.storage import (
     RetryPolicy,
     download_to_memory,
     is_remote,
+    join,
     local_copy,
 )
 from cjepa_dist.data.format.tar import (
@@ -56,7 +57,8 @@ class ShardReader:
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
         """`check_bytes`: compare its xxh3 with the manifest's, as always for a remote shard."""
-        self.path = f"{folder if is_remote(folder) else local_copy(folder)}/{split}/{entry.name}"
+        place = folder if is_remote(folder) else local_copy(folder)
+        self.path = join(place, split, entry.name)
         if is_remote(folder):
             self.descriptor = download_to_memory(self.path, entry.bytes, entry.xxh3, retry)
         else:
@@ -192,14 +194,21 @@ class ShardReader:
             self.read_slots(key, manifest, into=video, frame_order=frame_order)
         return array
 
-    def read_json(self, key: str, member: str) -> dict[str, Any] | None:
-        """A JSON member; None if the sample has none. UserError if it is damaged."""
+    def read_bytes(self, key: str, member: str) -> bytes | None:
+        """A member as it is stored; None if the sample has none."""
         extent = self.members[key].get(member)
         if extent is None:
             return None
+        return os.pread(self.descriptor, extent.length, extent.offset)
+
+    def read_json(self, key: str, member: str) -> dict[str, Any] | None:
+        """A JSON member; None if the sample has none. UserError if it is damaged."""
+        content = self.read_bytes(key, member)
+        if content is None:
+            return None
         try:
-            return json.loads(os.pread(self.descriptor, extent.length, extent.offset))
-        except ValueError as error:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"shard {self.path}, key {key}: {member} is not JSON ({error})"
             ) from None
@@ -209,16 +218,11 @@ class ShardReader:
 
         Most of an annotation is the motion.
         """
-        extent = self.members[key].get(member)
-        text = (
-            ""
-            if extent is None
-            else os.pread(self.descriptor, extent.length, extent.offset).decode(errors="replace")
-        )
+        text = (self.read_bytes(key, member) or b"").decode(errors="replace")
         found = re.search(rf'"{name}":\s*', text)
         try:
             return None if found is None else json.JSONDecoder().raw_decode(text, found.end())[0]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"shard {self.path}, key {key}: {name} in {member} is not JSON ({error})"
             ) from None
@@ -234,15 +238,16 @@ class ShardReader:
         if extent is None:
             return None
         try:
-            with zipfile.ZipFile(MemberFile(self.descriptor, extent)) as archive:
+            with open_zip(MemberFile(self.descriptor, extent)) as archive:
                 found = archive.namelist()
                 wanted = (
                     found
                     if names is None
                     else [f"{name}.npy" for name in names if f"{name}.npy" in found]
                 )
-                return {name.removesuffix(".npy"): parse_npy(archive.read(name)) for name in wanted}
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError) as error:
+                content = read_members(archive, wanted)
+                return {name.removesuffix(".npy"): parse_npy(content[name]) for name in wanted}
+        except (ValueError, KeyError) as error:
             raise UserError(
                 f"shard {self.path}, key {key}: {member} is damaged ({error})"
             ) from None

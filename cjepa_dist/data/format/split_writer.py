@@ -22,6 +22,7 @@ import xxhash
 from cjepa_dist.data.format.dtypes import all_finite, storage_dtype, to_storage_dtype
 from cjepa_dist.data.format.journal import CompletedShards
 from cjepa_dist.data.format.manifest import ShardEntry, question_type_letters
+from cjepa_dist.data.format.manifest_checks import KEY
 from cjepa_dist.data.format.sample import (
     ANNOTATION,
     MATCH,
@@ -84,7 +85,9 @@ class SplitWriter:
             raise UserError(f"split {self.split!r} has key {sample.key} twice")
         slots = self.convert_slots(sample)
         annotation = sample.annotation or {"scene_index": scene_index(sample.key)}
-        members = {ANNOTATION: [json_bytes(annotation)], SLOTS: npy_buffers(slots)}
+        members = {SLOTS: npy_buffers(slots)}
+        if ANNOTATION not in sample.stored:
+            members[ANNOTATION] = [json_bytes(annotation)]
         if sample.questions is not None:
             members[QUESTIONS] = [json_bytes(sample.questions)]
         for member, content in (
@@ -97,6 +100,7 @@ class SplitWriter:
                 for name in arrays.keys() & set(SLOT_ARRAYS):
                     arrays[name] = self.convert(sample.key, arrays[name])
                 members[member] = [npz_bytes(arrays)]
+        members |= {member: [content] for member, content in sample.stored.items()}
         buffers = [
             buffer
             for name in sorted(members)
@@ -118,8 +122,8 @@ class SplitWriter:
         key, slots = sample.key, sample.slots
         where = f"split {self.split!r}, key {key}"
         # A '.' ends the key in webdataset.
-        if not key or "." in key or "/" in key or len(key.encode()) > 80:
-            raise UserError(f"{where}: a key must be 1 to 80 bytes without '.' and '/'")
+        if not KEY.fullmatch(key):
+            raise UserError(f"{where}: a key must be 1 to 80 letters, digits, '_' and '-'")
         if slots is None or slots.ndim != 3 or slots.size == 0:
             found = None if slots is None else slots.shape
             raise UserError(f"{where}: slots must be (frames, slots, slot_dim), got {found}")

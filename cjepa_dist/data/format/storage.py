@@ -7,17 +7,23 @@
 
     shard ──> file in memory ──xxh3 = the manifest's──> descriptor        a manifest ──> bytes
 
+The names that are added come from a manifest: they are those that we write, and nothing else, so
+that none of them is more than a name to a shell, a server or a file system. A read ends at the size
+that was promised. `user:password@` of a URL goes to its server, and into no message.
+
 Every read has a timeout. What fails for a moment is tried again after a delay that doubles; what
 the server refuses is an error.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
 import os
 import random
+import re
 import select
 import subprocess
 import time
@@ -31,9 +37,11 @@ from typing import Any
 
 import xxhash
 
+from cjepa_dist.config.command_line import given_commands
 from cjepa_dist.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", re.ASCII)
 RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)  # HTTP: ask again later
 
 
@@ -57,9 +65,48 @@ def is_remote(folder: str | Path) -> bool:
     return isinstance(folder, str) and ("://" in folder or folder.startswith("pipe:"))
 
 
-def read_remote(url: str, retry: RetryPolicy = DEFAULT_RETRY) -> bytes:
-    """All of a small remote file. UserError naming it if it cannot be read."""
-    return b"".join(stream_remote(url, None, retry))
+def join(folder: str | Path, *names: str) -> str:
+    """A file in a folder or URL. UserError for a name that is not one that we write."""
+    for name in names:
+        if not FILE_NAME.fullmatch(name):
+            raise UserError(
+                f"{folder}: its manifest names a file {name!r:.80}; names have at most 80 letters,"
+                " digits, '_', '-' and '.', and begin with none of '-' and '.'"
+            )
+    return "/".join((str(folder), *names))
+
+
+distrusted: dict[str, str] = {}  # shell commands that a file names as a place of data: which file
+
+
+def distrust(folder: object, whose: str) -> None:
+    """Never run `folder` if it is a shell command that the user of this process has not given.
+
+    For what was read from a file, such as a run's config or a manifest: `whose`.
+    """
+    if isinstance(folder, str) and folder.startswith("pipe:"):
+        distrusted[folder] = whose
+
+
+def check_command(url: str) -> None:
+    """Raises UserError for a shell command that nobody but a file has given."""
+    for folder, whose in distrusted.items():
+        ours = url == folder or url.startswith(f"{folder}/")
+        if ours and folder not in given_commands:
+            raise UserError(
+                f"{whose} names a shell command as the place of its data ({folder:.80}), which is"
+                " not run: if you trust it, give it yourself, as data= (or probe_data=)"
+            )
+
+
+def read_remote(url: str, retry: RetryPolicy = DEFAULT_RETRY, most: int = 1 << 30) -> bytes:
+    """All of a small remote file, of at most `most` bytes. UserError if it cannot be read."""
+    content = bytearray()
+    for chunk in stream_remote(url, None, retry):
+        content += chunk
+        if len(content) > most:
+            raise UserError(f"{url} has more than {most} bytes: it is not what it should be")
+    return bytes(content)
 
 
 def download_to_memory(url: str, size: int, xxh3: str, retry: RetryPolicy = DEFAULT_RETRY) -> int:
@@ -77,16 +124,19 @@ def download_to_memory(url: str, size: int, xxh3: str, retry: RetryPolicy = DEFA
             for chunk in stream_remote(url, size, retry):
                 digest.update(chunk)
                 length += len(chunk)
+                if length > size:
+                    break
                 view = memoryview(chunk)
                 while view:
                     view = view[os.write(descriptor, view) :]
             if (length, digest.hexdigest()) == (size, xxh3):
                 return descriptor
             if attempt == 2:
+                found = f"more than {size}" if length > size else f"{length}"
                 what = (
                     "its xxh3 is not the manifest's"
                     if length == size
-                    else f"it has {length} bytes, the manifest says {size}"
+                    else f"it has {found} bytes, the manifest says {size}"
                 )
                 raise UserError(
                     f"shard {url} is damaged: {what}; restore it, or make the data set again"
@@ -135,15 +185,15 @@ def stream_remote(url: str, size: int | None, retry: RetryPolicy) -> Iterator[by
 def open_remote(url: str, offset: int, retry: RetryPolicy) -> Iterator[Any]:
     """A stream from byte `offset` on. OSError or HTTPException for what may pass."""
     if url.startswith(("http://", "https://")):
-        url = urllib.parse.quote(url, safe=":/?&=%+@,~#[]!$'()*;")
-        request = urllib.request.Request(
-            url, headers={"Range": f"bytes={offset}-"} if offset else {}
-        )
+        request = http_request(url)
+        if offset:
+            request.add_header("Range", f"bytes={offset}-")
         with urllib.request.urlopen(request, timeout=retry.timeout) as response:
             if offset and response.status != 206:
                 skip_bytes(response, offset)  # a server without ranges sends all of it again
             yield response
     elif url.startswith("pipe:"):
+        check_command(url)
         with PipeReader(url.removeprefix("pipe:"), retry.timeout) as stream:
             skip_bytes(stream, offset)
             yield stream
@@ -162,6 +212,28 @@ def open_remote(url: str, offset: int, retry: RetryPolicy) -> Iterator[Any]:
         except Exception as error:
             # Of the scheme's own package: botocore's EndpointConnectionError is no OSError.
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
+
+
+def http_request(url: str) -> urllib.request.Request:
+    """A request for a URL; `user:password@` becomes a header, which no redirect passes on.
+
+    UserError for what is no URL.
+    """
+    try:
+        parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=":/?&=%+@,~#[]!$'()*;"))
+        login, _, place = parts.netloc.rpartition("@")
+        _ = parts.port
+        request = urllib.request.Request(parts._replace(netloc=place).geturl())
+    except ValueError as error:
+        raise UserError(f"{url} is no URL: {error}") from None
+    if not place:
+        raise UserError(f"{url} is no URL: it names no server")
+    if login:
+        user, _, password = login.partition(":")
+        words = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password)}"
+        token = base64.b64encode(words.encode(errors="surrogateescape")).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
 
 
 def skip_bytes(stream: Any, count: int) -> None:
@@ -212,5 +284,8 @@ class PipeReader:
 
 def local_copy(folder: str | Path) -> Path:
     """The folder to read the shards of `folder` from: its copy on this node, if a job made one."""
-    copies = json.loads(os.environ.get("CJEPA_STAGED") or "{}")
+    try:
+        copies = json.loads(os.environ.get("CJEPA_STAGED") or "{}")
+    except ValueError as error:
+        raise UserError(f"environment variable CJEPA_STAGED is not JSON: {error}") from None
     return Path(copies.get(str(Path(folder).resolve()), folder))

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import tarfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from typing import Any
@@ -67,13 +68,20 @@ def parse_header(header: bytes) -> tuple[str, int]:
     """(name, length) of a ustar header of a plain file. ValueError if it is anything else."""
     if len(header) < BLOCK_BYTES:
         raise ValueError("the file ends without the tar's end mark")
-    stored = header[148:156].rstrip(b"\0 ") or b"x"
-    if int(stored, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+    if parse_octal(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise ValueError("the header's checksum is wrong")
     if header[156:157] not in (b"0", b"\0"):
         raise ValueError(f"an entry of type {header[156:157]!r}, only plain files belong here")
     name, prefix = header[:100].rstrip(b"\0").decode(), header[345:500].rstrip(b"\0").decode()
-    return f"{prefix}/{name}" if prefix else name, int(header[124:136].rstrip(b"\0 "), 8)
+    return f"{prefix}/{name}" if prefix else name, parse_octal(header[124:136])
+
+
+def parse_octal(field: bytes) -> int:
+    """A number of a tar header. ValueError for a sign or anything else that int() would take."""
+    digits = field.strip(b"\0 ")
+    if not digits or digits.strip(b"01234567"):
+        raise ValueError(f"{field!r} is no number of a header")
+    return int(digits, 8)
 
 
 def parse_npy_header(start: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -91,15 +99,26 @@ def parse_npy_header(start: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
 @functools.lru_cache(maxsize=1024)
 def parse_npy_layout(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
     # Parsing a header costs more than reading a video, and all videos share a few headers.
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's: what Python 2 wrote
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    except Exception as error:  # of numpy, tokenize and ast, many of which are no ValueError
+        raise ValueError(f"no header of an array: {type(error).__name__}") from error
+    if any(size < 0 for size in shape):
+        raise ValueError(f"array of shape {shape}")
     if fortran or dtype.hasobject:
         raise ValueError("array in Fortran order or of objects")
     return shape, dtype
 
 
 def parse_npy(content: bytes) -> np.ndarray:
+    """An array from its bytes. ValueError if they are damaged."""
     shape, dtype, start = parse_npy_header(content)
-    return np.frombuffer(content, dtype, offset=start).reshape(shape)
+    try:
+        return np.frombuffer(content, dtype, offset=start).reshape(shape)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
 
 
 def tar_buffers(name: str, content: list[Any]) -> list[Any]:

@@ -23,6 +23,7 @@ from cjepa_dist.data.format import journal
 from cjepa_dist.data.format.dtypes import storage_dtype
 from cjepa_dist.data.format.journal import Journal, lock_folder
 from cjepa_dist.data.format.manifest import Manifest, partial_folder
+from cjepa_dist.data.format.manifest_checks import ManifestError, check_split_name
 from cjepa_dist.data.format.split_writer import SplitWriter
 from cjepa_dist.data.format.statistics import set_statistics
 from cjepa_dist.errors import UserError
@@ -95,8 +96,10 @@ class DatasetWriter:
     def split(self, name: str) -> SplitWriter:
         """The writer of a split, the same one at every call."""
         if name not in self.writers:
-            if not name.isidentifier():
-                raise UserError(f"split name {name!r}: must be letters, digits and underscores")
+            try:
+                check_split_name(name)
+            except ManifestError as error:
+                raise UserError(str(error)) from None
             self.writers[name] = SplitWriter(
                 self.partial,
                 name,
