@@ -87,7 +87,7 @@ class Rollout:
     precision: str = option(
         "auto", "of counterfactual predictions", choices=("auto", "bf16", "float32")
     )
-    batch_size: int = option(16, "videos per batch", unit="videos", least=1)
+    batch_size: int = option(64, "videos per batch", unit="videos", least=1)
     workers: int = option(
         1,
         "processes that predict, which share the cores; more than 1 only without a GPU",
