@@ -117,6 +117,53 @@ def test_without_memory_each_process_has_its_own(tmp_path, monkeypatch, capsys):
     assert "no room for one copy a node" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
+def planted(path, mode=0o600, size=40):
+    path.write_bytes(b"\xff" * size)
+    path.chmod(mode)
+
+
+def linked(path):
+    planted(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("suffix", ["", ".lock", ".partial"])
+@pytest.mark.parametrize("plant", [linked, lambda path: planted(path, 0o644), "of another user"])
+def test_a_file_laid_under_its_name_is_not_used(tmp_path, monkeypatch, capsys, suffix, plant):
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    made = shared_memory.shared_array("x", (10,), "float32", lambda array: array.fill(1))
+    assert not made.flags.writeable
+    (path,) = [path for path in tmp_path.iterdir() if not path.suffix]
+    assert path.stat().st_mode & 0o777 == 0o600
+    for file in tmp_path.iterdir():
+        file.unlink()
+    place = path.with_suffix(suffix) if suffix else path
+    if callable(plant):
+        plant(place)
+    else:
+        if os.getuid():
+            pytest.skip("only root can make a file of another user")
+        planted(place)
+        os.chown(place, 12345, 12345)
+    array = shared_memory.shared_array("x", (10,), "float32", lambda array: array.fill(2))
+    assert (array == 2).all()
+    if suffix != ".partial":
+        assert "each process has its own copy" in capsys.readouterr().out
+    elsewhere = tmp_path / "elsewhere"
+    assert not elsewhere.exists() or elsewhere.read_bytes() == b"\xff" * 40
+
+
+def test_a_file_of_another_size_is_not_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    shared_memory.shared_array("x", (10,), "float32", lambda array: array.fill(1))
+    (path,) = [path for path in tmp_path.iterdir() if not path.suffix]
+    os.truncate(path, 8)  # reading past the end of a map is a SIGBUS
+    array = shared_memory.shared_array("x", (10,), "float32", lambda array: array.fill(2))
+    assert (array == 2).all() and "has 8 bytes, not 40" in capsys.readouterr().out
+
+
 def test_an_error_while_it_fills_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
