@@ -4,6 +4,7 @@
                                 {"split", "shape", "entry"} of each complete shard, flushed to disk
 
 A shard without a line is not complete. Only the same job resumes; any other removes what is there.
+The journal also marks a folder as ours: one that has none, and holds something, is never emptied.
 """
 
 from __future__ import annotations
@@ -81,6 +82,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if line.endswith("\n"):
                 lines.append(json.loads(line))
     return lines
+
+
+def claim_folder(folder: Path) -> int:
+    """Make a folder to write a data set in, lock it, and return the descriptor of the lock.
+
+    Raises UserError if another process is writing it, and if it holds anything but an unfinished
+    write: then it is not ours.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(folder)
+    journal = folder / JOURNAL_NAME
+    if not journal.is_file():
+        names = sorted(path.name for path in folder.iterdir())
+        if names and names != [f"{JOURNAL_NAME}.partial"]:
+            os.close(lock)
+            raise UserError(
+                f"{folder} holds {names[0]!r} and is no unfinished write; it is needed for writing"
+                " and would be emptied: rename it, or choose another out="
+            )
+        write_text_atomic(journal, "")
+    return lock
 
 
 def remove_files_except(folder: Path, keep: set[Path]) -> None:

@@ -23,6 +23,7 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import fsync_path
 
 MANIFEST_NAME = "manifest.json"
+SKIPPED_NAME = "skipped.jsonl"  # what an import left out, a line each
 
 FORMAT_VERSION = 1
 

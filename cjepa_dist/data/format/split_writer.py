@@ -132,8 +132,9 @@ class SplitWriter:
                 f"{where}: slots are {slots.shape}, those before were {self.shape}; "
                 "all videos must agree"
             )
+        converted = self.convert(key, slots)
         self.shape = slots.shape
-        return self.convert(key, slots)
+        return converted
 
     def convert(self, key: str, array: np.ndarray) -> np.ndarray:
         converted = to_storage_dtype(array, self.dtype)
@@ -141,9 +142,7 @@ class SplitWriter:
             cause = "a value that is not finite (NaN or infinity)"
             if array.dtype.kind == "f" and np.isfinite(array).all():
                 cause = f"a value too large for {self.dtype}"
-            raise UserError(
-                f"split {self.split!r}, key {key}: a slot holds {cause}; nothing was written"
-            )
+            raise UserError(f"split {self.split!r}, key {key}: a slot holds {cause}")
         return converted
 
     def submit(self, work: Callable[..., None], *arguments: Any) -> None:

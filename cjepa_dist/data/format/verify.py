@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cjepa_dist.data.format.journal import JOURNAL_NAME
 from cjepa_dist.data.format.manifest import (
     MANIFEST_NAME,
+    SKIPPED_NAME,
     Manifest,
     ShardEntry,
     question_type_letters,
@@ -71,7 +73,8 @@ def verify_dataset(folder: str | Path, processes: int = 1) -> list[Fault]:
 
 def extra_files(folder: Path, manifest: Manifest) -> list[Fault]:
     """Files and folders that the manifest does not list."""
-    known = {folder / MANIFEST_NAME, *(folder / split for split in manifest.splits)}
+    known = {folder / name for name in (MANIFEST_NAME, SKIPPED_NAME, JOURNAL_NAME)}
+    known |= {folder / split for split in manifest.splits}
     known |= {
         folder / split / entry.name
         for split, entries in manifest.splits.items()
@@ -95,8 +98,12 @@ def shard_faults(
             faults.append(str(error))
 
     path = Path(folder) / split / entry.name
-    if path.is_file() and path.stat().st_size == entry.bytes and file_checksum(path) != entry.xxh3:
-        faults.append(f"{path}: its bytes have changed (xxh3 is not the manifest's)")
+    try:
+        whole = path.is_file() and path.stat().st_size == entry.bytes
+        if whole and file_checksum(path) != entry.xxh3:
+            faults.append(f"{path}: its bytes have changed (xxh3 is not the manifest's)")
+    except OSError as error:
+        return [f"{path} cannot be read: {error.strerror}"]
     if entry.samples != len(entry.keys):
         faults.append(
             f"{path}: the manifest counts {entry.samples} samples and names {len(entry.keys)} keys"

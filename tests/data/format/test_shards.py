@@ -207,6 +207,7 @@ def test_a_full_disk_is_an_error_of_the_user(tmp_path):
 def test_what_a_killed_run_left_is_removed_but_not_what_a_live_one_writes(tmp_path):
     (tmp_path / "data.partial" / "train").mkdir(parents=True)
     (tmp_path / "data.partial" / "train" / "000000.tar").write_bytes(b"half")
+    (tmp_path / "data.partial" / "journal.jsonl").write_text("")
     with DatasetWriter(tmp_path / "data", encoder="", source={}) as writer:
         writer.split("train").add(sample(0))
         with pytest.raises(UserError, match="another process"):
