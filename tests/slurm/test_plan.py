@@ -392,7 +392,8 @@ def test_a_job_whose_processes_have_ended_while_slurm_has_it_run(tmp_path, monke
         (("PENDING", "", "BeginTime"), "failed", "BeginTime"),
     ):
         said.write_text(f'{{"event": "start"}}\n{{"event": "{last}"}}\n')
-        monkeypatch.setattr(job_state, "slurm_states", lambda _, found=found: {name: found})
+        answer = {name: found}
+        monkeypatch.setattr(job_state, "slurm_states", lambda _, answer=answer, **__: answer)
         assert job_state.job_states(record)[name].reason == reason
 
 

@@ -210,12 +210,12 @@ def test_options_that_the_released_layout_lacks(run, tmp_path):
     for number, config in enumerate(
         (
             TrainWorldModel(
-                data="",
-                run="",
+                data="d",
+                run="r",
                 predictor=PredictorConfig(slot_dim=8, width=16, heads=2, depth=1, norm_first=True),
             ),
             TrainAloe(
-                data="", run="", aloe=AloeConfig(width=16, heads=2, depth=1, shared_vision=True)
+                data="d", run="r", aloe=AloeConfig(width=16, heads=2, depth=1, shared_vision=True)
             ),
         )
     ):
