@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from cjepa_dist.errors import UserError
 from data_prep.pickle.lazy_arrays import FileSpan, LazyArray
+from data_prep.pickle.limits import check_key, shown
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,13 @@ class AllowedGlobal:
 
     name: str
     make: Callable[..., Any]
+    reads_pickles: bool = False  # `make` takes the budget, for a pickle within this one
 
 
 def new_array(kind: Any, *_: Any) -> LazyArray:
     if not isinstance(kind, AllowedGlobal) or kind.name != "numpy.ndarray":
         raise UserError(
-            f"the pickle makes an array of class {getattr(kind, 'name', kind)!r};"
+            f"the pickle makes an array of class {shown(getattr(kind, 'name', kind))};"
             " only numpy.ndarray is supported"
         )
     return LazyArray()
@@ -36,7 +39,8 @@ def encode_latin1(text: Any, encoding: Any = "utf-8") -> bytes | FileSpan:
     long = isinstance(text, FileSpan) and text.kind == "text"
     if not (long or isinstance(text, str)) or encoding != "latin1":
         raise UserError(
-            f"the pickle calls _codecs.encode with encoding {encoding!r}; only latin1 is supported"
+            f"the pickle calls _codecs.encode with encoding {shown(encoding)};"
+            " only latin1 is supported"
         )
     return (
         FileSpan(text.descriptor, text.offset, text.length, "latin1")
@@ -61,7 +65,11 @@ def checked_container(kind: type) -> Callable[..., Any]:
         if len(arguments) > 1 or any(
             not isinstance(a, (list, tuple, bytes, bytearray)) for a in arguments
         ):
-            raise pickle.UnpicklingError(f"{kind.__name__} of {arguments!r:.80}")
+            raise pickle.UnpicklingError(f"{kind.__name__} of {shown(arguments)}")
+        if kind in (set, frozenset):
+            arguments = tuple([check_key(item) for item in items] for items in arguments)
+        if kind is OrderedDict:
+            arguments = tuple([(check_key(k), v) for k, v in items] for items in arguments)
         return kind(*arguments)
 
     return make

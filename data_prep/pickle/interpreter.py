@@ -21,11 +21,13 @@ from typing import Any, BinaryIO
 from cjepa_dist.data.format.tar import Extent, MemberFile
 from data_prep.pickle.allowed_globals import AllowedGlobal
 from data_prep.pickle.lazy_arrays import DtypeStub, FileSpan, LazyArray
+from data_prep.pickle.limits import MOST_LINE, Budget, check_key, check_structure
 
 LAZY_BYTES = 4096  # content of this length or more stays in the file
 MARK = object()
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+# Not LONG4, an int of up to 4 GB.
+NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT")
 TEXTS = ("UNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "SHORT_BINBYTES")
 SIZED = {  # bytes of the length field, kind of the content
     "BINBYTES": (4, "bytes"),
@@ -35,6 +37,16 @@ SIZED = {  # bytes of the length field, kind of the content
     "BINUNICODE8": (8, "text"),
     "BINSTRING": (4, "string"),
 }
+
+
+class LimitedFile(BufferedReader):
+    """A file whose lines have a limit: pickletools reads them whole."""
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = super().readline(MOST_LINE + 1)
+        if len(line) > MOST_LINE:
+            raise pickle.UnpicklingError(f"a line of more than {MOST_LINE} bytes")
+        return line
 
 
 class PickleSource:
@@ -50,9 +62,9 @@ class PickleSource:
         )
         part = Extent(offset, length)
         self.file: BinaryIO = (
-            BytesIO(memory)
+            BytesIO(memory)  # at most MOST_BYTES
             if descriptor is None
-            else BufferedReader(MemberFile(descriptor, part), LAZY_BYTES)
+            else LimitedFile(MemberFile(descriptor, part), LAZY_BYTES)
         )
 
     def read_span(self, length: int, kind: str) -> FileSpan:
@@ -70,6 +82,7 @@ class Interpreter:
     """Reads one pickle from `source`.
 
     `find(module, name)` gives what a global stands for, `persistent(id)` what a persistent id does.
+    `budget` is what it may still ask for.
     """
 
     def __init__(
@@ -77,27 +90,38 @@ class Interpreter:
         source: PickleSource,
         find: Callable[[str, str], Any],
         persistent: Callable[[Any], Any],
+        budget: Budget,
     ) -> None:
         self.source, self.find, self.persistent = source, find, persistent
+        self.budget = budget
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def load(self) -> Any:
         """The content of the pickle. Any exception means that it is damaged or not supported."""
-        read = self.source.file.read
+        read, budget = self.source.file.read, self.budget
         while (code := read(1)) != pickle.STOP:
             if not code:
                 raise EOFError("it ends without its end mark")
             if (action := ACTIONS.get(code)) is None:
                 raise pickle.UnpicklingError(f"opcode {code!r} is not supported")
+            budget.steps -= 1  # without a call: there are some dozens of opcodes a video
+            if budget.steps < 0:
+                budget.spend_steps(0)
             action(self)
-        return self.stack.pop()
+        content = self.stack.pop()
+        check_structure(content)
+        return content
 
     def push_sized(self, width: int, kind: str) -> None:
         content = self.source.read_span(
             int.from_bytes(self.source.file.read(width), "little"), kind
         )
-        self.push(content if content.memory is None else content.materialize())
+        if content.memory is None:
+            self.push(content)
+            return
+        self.budget.spend_bytes(content.length)
+        self.push(content.materialize())
 
     def pop_to_mark(self) -> list[Any]:
         """Pop everything above the last mark, and the mark."""
@@ -124,12 +148,19 @@ class Interpreter:
         expect_type(self.stack[-1], list).extend(items)
 
     def update(self, items: list[Any]) -> None:
-        expect_type(self.stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+        expect_type(self.stack[-1], dict).update(pairs_to_dict(items))
+
+    def add_items(self, items: list[Any]) -> None:
+        expect_type(self.stack[-1], set).update(items)
 
     def call(self, name: Any, arguments: Any) -> None:
         if not isinstance(name, AllowedGlobal) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("it calls something that cannot be called")
-        self.push(name.make(*arguments))
+        self.budget.spend_arguments(arguments)
+        if name.reads_pickles:
+            self.push(name.make(*arguments, budget=self.budget))
+        else:
+            self.push(name.make(*arguments))
 
     def build(self, value: Any, state: Any) -> None:
         """Set the state of an array or a dtype; nothing else has one."""
@@ -165,7 +196,11 @@ def unquote(line: bytes) -> str:
 
 
 def pairs_to_dict(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
+    return {check_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def checked_keys(items: list[Any]) -> list[Any]:
+    return [check_key(item) for item in items]
 
 
 Handler = Callable[[Interpreter, Any], Any]
@@ -186,14 +221,12 @@ HANDLERS: dict[str, Handler] = {
     "TUPLE2": lambda m, _: m.push(tuple(m.pop(2))),
     "TUPLE3": lambda m, _: m.push(tuple(m.pop(3))),
     "DICT": lambda m, _: m.push(pairs_to_dict(m.pop_to_mark())),
-    "FROZENSET": lambda m, _: m.push(frozenset(m.pop_to_mark())),
+    "FROZENSET": lambda m, _: m.push(frozenset(checked_keys(m.pop_to_mark()))),
     "APPEND": lambda m, _: m.extend(m.pop(1)),
     "APPENDS": lambda m, _: m.extend(m.pop_to_mark()),
     "SETITEM": lambda m, _: m.update(m.pop(2)),
     "SETITEMS": lambda m, _: m.update(m.pop_to_mark()),
-    "ADDITEMS": lambda m, _: (lambda items: expect_type(m.top(), set).update(items))(
-        m.pop_to_mark()
-    ),
+    "ADDITEMS": lambda m, _: m.add_items(checked_keys(m.pop_to_mark())),
     "PUT": lambda m, place: m.remember(place),
     "BINPUT": lambda m, place: m.remember(place),
     "LONG_BINPUT": lambda m, place: m.remember(place),

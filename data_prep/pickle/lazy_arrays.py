@@ -19,6 +19,7 @@ import numpy as np
 
 from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.errors import UserError
+from data_prep.pickle.limits import Budget, check_array_size, check_shape, shown
 
 STORAGE_DTYPES = {
     "DoubleStorage": "f8",
@@ -79,9 +80,10 @@ class DtypeStub:
     __slots__ = ("value",)
 
     def __init__(self, name: Any, *_: Any) -> None:
-        if not isinstance(name, str) or not re.fullmatch(r"[biufcSU]\d+|\?", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[biufcSU]\d{1,4}|\?", name, re.ASCII):
             raise UserError(
-                f"the pickle holds an array of dtype {name!r}; only numbers and text are supported"
+                f"the pickle holds an array of dtype {shown(name)}; only numbers and text are"
+                " supported"
             )
         self.value = np.dtype(name)
 
@@ -93,7 +95,7 @@ class DtypeStub:
                 " only numbers and text are supported"
             )
         if order not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"byte order {order!r}")
+            raise pickle.UnpicklingError(f"byte order {shown(order)}")
         self.value = self.value.newbyteorder(order)
 
 
@@ -125,9 +127,7 @@ class LazyArray:
             or not isinstance(dtype, DtypeStub)
         ):
             raise pickle.UnpicklingError("an array that is not made of bytes and a dtype")
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        if not all(isinstance(n, int) and n >= 0 for n in self.shape):
-            raise pickle.UnpicklingError(f"an array of shape {self.shape}")
+        self.shape = check_shape(shape)
         self.content, self.dtype, self.order = content, dtype.value, "F" if order == "F" else "C"
         if content.kind != "latin1":
             self.check(content.length)
@@ -142,6 +142,7 @@ class LazyArray:
     def materialize(self) -> np.ndarray:
         if self.content is None:
             raise pickle.UnpicklingError("an array without content")
+        check_array_size(self.shape, self.dtype.itemsize)
         content = (
             self.content.materialize() if self.content.kind == "latin1" else self.content.read()
         )
@@ -178,6 +179,7 @@ class LazyStorage:
             raise pickle.UnpicklingError(
                 f"a tensor that reaches element {stop - 1} of {self.content.length // size}"
             )
+        check_array_size((stop - start,), size)
         flat = np.frombuffer(self.content.read(start * size, (stop - start) * size), self.element)
         return to_float32(flat) if self.dtype == "bfloat16" else flat
 
@@ -193,14 +195,18 @@ class NestedStorage(LazyStorage):
 
     __slots__ = ("parse", "text")
 
-    def __init__(self, text: FileSpan, parse: Callable[[Any], LazyStorage]) -> None:
+    def __init__(self, text: FileSpan, parse: Callable[..., LazyStorage]) -> None:
         self.text, self.parse = text, parse
 
+    def storage(self) -> LazyStorage:
+        check_array_size((self.text.length,), 1)
+        return self.parse(self.text.materialize(), budget=Budget())
+
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self.parse(self.text.materialize()).read(start, stop)
+        return self.storage().read(start, stop)
 
     def materialize(self) -> np.ndarray:
-        return self.parse(self.text.materialize()).materialize()
+        return self.storage().materialize()
 
 
 class LazyTensor:
@@ -209,23 +215,19 @@ class LazyTensor:
     __slots__ = ("offset", "shape", "storage", "strides")
 
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> None:
-        numbers = (offset, *shape, *strides)
+        shape, strides = check_shape(shape), check_shape(strides)
         if (
             not isinstance(storage, LazyStorage)
             or len(shape) != len(strides)
-            or not all(isinstance(n, int) and n >= 0 for n in numbers)
+            or check_shape(offset) != (offset,)
         ):
             raise pickle.UnpicklingError(
                 "a tensor that is not made of a storage, an offset, sizes and strides"
             )
-        self.storage, self.offset, self.shape, self.strides = (
-            storage,
-            offset,
-            tuple(shape),
-            tuple(strides),
-        )
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def materialize(self) -> np.ndarray:
+        check_array_size(self.shape, 1)
         if 0 in self.shape:
             return np.empty(self.shape, self.storage.read(0, 0).dtype)
         stop = (
@@ -236,5 +238,6 @@ class LazyTensor:
         flat = self.storage.read(
             self.offset, stop
         )  # which refuses a reach past the end: as_strided itself would read there
+        check_array_size(self.shape, flat.itemsize)
         steps = [step * flat.itemsize for step in self.strides]
         return np.lib.stride_tricks.as_strided(flat, self.shape, steps)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from cjepa_dist.data.format.archive import check_member, open_zip
 from cjepa_dist.errors import UserError
 from data_prep.pickle.allowed_globals import (
     AllowedGlobal,
@@ -44,8 +45,16 @@ from data_prep.pickle.lazy_arrays import (
     NestedStorage,
     StorageTypeStub,
 )
+from data_prep.pickle.limits import Budget, check_key, shown
 
 ZIP_MAGIC = b"PK\x03\x04"
+COMPRESSED = {  # by the first bytes
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a torch.save file of the layout before 1.6
 
 
@@ -59,12 +68,14 @@ def open_pickle(path: str | Path) -> Iterator[Any]:
         descriptor = os.open(path, os.O_RDONLY)
     try:
         with as_user_error(path):
-            if os.pread(descriptor, len(ZIP_MAGIC), 0) == ZIP_MAGIC:
+            start = os.pread(descriptor, 8, 0)
+            if kind := next((COMPRESSED[b] for b in COMPRESSED if start.startswith(b)), ""):
+                raise UserError(f"{path} is compressed by {kind}; unpack it first")
+            if start.startswith(ZIP_MAGIC):
                 content = read_archive(descriptor, str(path))
             else:
-                content = read_pickle(
-                    PickleSource(descriptor, 0, os.fstat(descriptor).st_size), str(path)
-                )
+                source = PickleSource(descriptor, 0, os.fstat(descriptor).st_size)
+                content = read_pickle(source, str(path), Budget())
         yield content
     finally:
         os.close(descriptor)
@@ -115,7 +126,7 @@ def allowed_table() -> dict[tuple[str, str], Any]:
             "torch._utils._rebuild_parameter", lambda data, *_: data
         ),
         ("torch.storage", "_load_from_bytes"): AllowedGlobal(
-            "torch.storage._load_from_bytes", storage_from_bytes
+            "torch.storage._load_from_bytes", storage_from_bytes, reads_pickles=True
         ),
     }
     for package in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
@@ -137,6 +148,7 @@ def allowed_table() -> dict[tuple[str, str], Any]:
 def run_pickle(
     source: PickleSource,
     origin: str,
+    budget: Budget,
     storage: Callable[[StorageTypeStub, str], LazyStorage] | None = None,
 ) -> Any:
     """Interpret one pickle. `storage` gives the memory for the key of a tensor."""
@@ -155,9 +167,10 @@ def run_pickle(
             or not isinstance(identifier, tuple)
             or len(identifier) < 5
             or not isinstance(identifier[1], StorageTypeStub)
+            or not isinstance(identifier[2], (str, int))
         ):
             raise UserError(
-                f"{origin} refers to something outside of it ({identifier!r:.80});"
+                f"{origin} refers to something outside of it ({shown(identifier)});"
                 " only torch.save files may do that, for tensors"
             )
         if len(identifier) > 5 and identifier[5] is not None:
@@ -167,38 +180,38 @@ def run_pickle(
             )
         return storage(identifier[1], str(identifier[2]))
 
-    return Interpreter(source, find, persistent).load()
+    return Interpreter(source, find, persistent, budget).load()
 
 
-def read_pickle(source: PickleSource, origin: str) -> Any:
-    content = run_pickle(source, origin)
+def read_pickle(source: PickleSource, origin: str, budget: Budget) -> Any:
+    content = run_pickle(source, origin, budget)
     return (
-        read_legacy(source, origin)
+        read_legacy(source, origin, budget)
         if isinstance(content, int) and content == TORCH_MAGIC
         else content
     )
 
 
-def read_legacy(source: PickleSource, origin: str) -> Any:
+def read_legacy(source: PickleSource, origin: str, budget: Budget) -> Any:
     """torch.save before 1.6, and torch storages in plain pickles.
 
     Layout: version, system, content, keys, then for each storage its length and its memory.
     """
     storages: dict[str, LazyStorage] = {}
-    run_pickle(source, origin)
-    system = run_pickle(source, origin)
+    run_pickle(source, origin, budget)
+    system = run_pickle(source, origin, budget)
     if not system["little_endian"]:
         raise UserError(f"{origin} was written on a big-endian machine; save it again on another")
     content = run_pickle(
-        source, origin, lambda kind, key: storages.setdefault(key, LazyStorage(kind.dtype))
+        source, origin, budget, lambda kind, key: storages.setdefault(key, LazyStorage(kind.dtype))
     )
-    for key in run_pickle(source, origin):
+    for key in map(check_key, run_pickle(source, origin, budget)):
         count = int.from_bytes(source.file.read(8), "little")
         storages[key].content = source.read_span(count * storages[key].element.itemsize, "bytes")
     return content
 
 
-def storage_from_bytes(content: Any) -> LazyStorage:
+def storage_from_bytes(content: Any, *, budget: Budget) -> LazyStorage:
     """torch.storage._load_from_bytes: a torch.save file of the old layout inside the pickle."""
     if isinstance(content, FileSpan) and content.kind == "latin1":
         return NestedStorage(content, storage_from_bytes)
@@ -206,7 +219,7 @@ def storage_from_bytes(content: Any) -> LazyStorage:
         source = PickleSource(content.descriptor, content.offset, content.length)
     else:
         source = PickleSource(None, memory=content)
-    storage = read_pickle(source, "the pickle")
+    storage = read_pickle(source, "the pickle", budget)
     if not isinstance(storage, LazyStorage):
         raise pickle.UnpicklingError(
             "torch.storage._load_from_bytes of something that is no storage"
@@ -216,7 +229,7 @@ def storage_from_bytes(content: Any) -> LazyStorage:
 
 def read_archive(descriptor: int, origin: str) -> Any:
     """torch.save since 1.6: a zip of NAME/data.pkl, NAME/data/<key> per storage, NAME/byteorder."""
-    with os.fdopen(os.dup(descriptor), "rb") as file, zipfile.ZipFile(file) as archive:
+    with os.fdopen(os.dup(descriptor), "rb") as file, open_zip(file) as archive:
         names = archive.namelist()
         root = next(
             (name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None
@@ -241,11 +254,13 @@ def read_archive(descriptor: int, origin: str) -> Any:
             return storages[key]
 
         place = zip_member(archive.getinfo(f"{root}data.pkl"), descriptor)
-        return run_pickle(PickleSource(descriptor, place.offset, place.length), origin, storage)
+        source = PickleSource(descriptor, place.offset, place.length)
+        return run_pickle(source, origin, Budget(), storage)
 
 
 def zip_member(info: zipfile.ZipInfo, descriptor: int) -> FileSpan:
     """Where the bytes of a zip member are. UserError if compressed; torch never compresses."""
+    check_member(info)
     if info.compress_type != zipfile.ZIP_STORED:
         raise UserError(
             f"{info.filename} within the zip is compressed; save it again with torch.save"
@@ -271,6 +286,10 @@ def materialize(content: Any, seen: dict[int, Any]) -> Any:
             # The lazy array is kept too, so that no other object gets its id.
             seen[id(content)] = (content.materialize(), content)
         return seen[id(content)][0]
+    if isinstance(content, (dict, list)):
+        if id(content) in seen:
+            return content
+        seen[id(content)] = (content, content)
     if isinstance(content, dict):
         for key in content:
             content[key] = materialize(content[key], seen)
