@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,6 +49,18 @@ def test_signals_and_clock_are_noted_and_handlers_restored(tmp_path):
             signal.signal(number, handler)
 
 
+@pytest.fixture
+def not_ignored():
+    """Processes that the test starts do not ignore Ctrl-C and SIGHUP, as pytest's workers may do.
+
+    What is caught here is set to its default in them; what is ignored stays ignored.
+    """
+    before = {number: signal.signal(number, lambda *_: None) for number in MAY_BE_IGNORED}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", MAY_BE_IGNORED)
 def test_what_the_starter_ignores_stays_ignored(tmp_path, number):
     """nohup ignores SIGHUP; a shell ignores SIGINT for what it starts in the background."""
@@ -61,7 +74,9 @@ def test_what_the_starter_ignores_stays_ignored(tmp_path, number):
         signal.signal(number, before)
 
 
-def test_ctrl_c_and_a_closed_terminal_leave_a_checkpoint_and_a_line(small_data, tmp_path, command):
+def test_ctrl_c_and_a_closed_terminal_leave_a_checkpoint_and_a_line(
+    small_data, tmp_path, command, not_ignored
+):
     """Each stops a run that is held at a step; the same command goes on to the end."""
     run = tmp_path / "run"
     arguments = (f"data={small_data}", f"run={run}", *TINY_WORLD, "loop.steps=8")
@@ -77,7 +92,7 @@ def test_ctrl_c_and_a_closed_terminal_leave_a_checkpoint_and_a_line(small_data, 
         )
         wait_until(lambda hold=hold: hold.with_name(f"{hold.name}.waiting").exists(), process)
         process.send_signal(number)
-        out, errors = process.communicate()
+        out, errors = process.communicate(timeout=300)
         name = signal.Signals(number).name
         assert process.returncode == EXIT_PREEMPTED, errors
         assert "Traceback" not in errors and f"stopped by {name} after step " in out
@@ -88,19 +103,20 @@ def test_ctrl_c_and_a_closed_terminal_leave_a_checkpoint_and_a_line(small_data, 
     assert done.returncode == 0 and "resumed from" in done.stdout, done.stderr
 
 
-def test_ctrl_c_before_the_loop_is_one_line(tmp_path):
-    """A command that reads its data, here from a pipe that nobody writes to."""
-    (tmp_path / "data").mkdir()
-    os.mkfifo(tmp_path / "data" / "manifest.json")
-    process = subprocess.Popen(
-        [sys.executable, "-m", TRAIN, f"data={tmp_path / 'data'}", f"run={tmp_path / 'run'}"],
-        cwd=PROJECT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with open(tmp_path / "data" / "manifest.json", "w"):  # opens when the command reads it
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate()
+def test_ctrl_c_before_the_loop_is_one_line(tmp_path, not_ignored):
+    """A command that reads its data, here from a server that does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(300)
+        data = f"data=http://127.0.0.1:{server.getsockname()[1]}/data"
+        process = subprocess.Popen(
+            [sys.executable, "-m", TRAIN, data, f"run={tmp_path / 'run'}"],
+            cwd=PROJECT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with server.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=300)
     assert process.returncode == 130 and errors == "stopped by Ctrl-C\n"
 
 

@@ -149,6 +149,18 @@ def test_code_diffs_are_kept(tmp_path, monkeypatch):
     assert file.read_text() == "three\n\n" and len(list(run.iterdir())) == 2
 
 
+@pytest.mark.parametrize("git", ["missing", "not executable"])
+def test_a_machine_without_git_trains(git, command, small_data, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    if git == "not executable":
+        (tmp_path / "bin" / "git").write_text("")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    run = tmp_path / "run"
+    done = command(WORLD, f"data={small_data}", f"run={run}", *TINY_WORLD, *OFF, "loop.steps=1")
+    assert done.returncode == 0, done.stderr
+    assert " commit unknown" in (run / "command.txt").read_text()
+
+
 def test_a_terminal_gets_a_bar(small_data, tmp_path):
     mine, theirs = pty.openpty()
     arguments = (

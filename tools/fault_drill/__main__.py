@@ -25,7 +25,7 @@ import torch
 from cjepa_dist.config import command_line
 from cjepa_dist.errors import UserError
 from tools.fault_drill.faults import FAULTS
-from tools.fault_drill.runs import DrillError, DrillRun, require
+from tools.fault_drill.runs import DrillError, DrillRun, end_ignoring_signals, require
 from tools.fault_drill.schema import FaultDrill
 
 HEAD = (
@@ -53,6 +53,7 @@ def main(config: FaultDrill) -> int:
         raise UserError(f"only: unknown {', '.join(unknown)}; there are {', '.join(known)}")
     if config.only:
         faults = [(name, n) for name, n in faults if f"{name}@{n}" in config.only]
+    end_ignoring_signals()
     undisturbed = UndisturbedRuns(config)
     results: dict[tuple[str, int], FaultResult] = {}
     with ThreadPoolExecutor(config.at_once) as pool:

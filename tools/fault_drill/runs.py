@@ -16,6 +16,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from cjepa_dist.resilience.preemption import MAY_BE_IGNORED
 from tools.fault_drill.schema import FaultDrill
 
 TRAIN = "cjepa_dist.train_world_model"
@@ -142,6 +143,16 @@ class DrillRun:
     def skipped_steps(self) -> int:
         """How many steps were skipped, as the last checkpoint says."""
         return json.loads((self.checkpoint() / "meta.json").read_text())["skipped"]
+
+
+def end_ignoring_signals() -> None:
+    """Let the runs have Ctrl-C and SIGHUP, also where nohup or a shell ignores them for us.
+
+    What is ignored stays ignored in processes that are started; what is caught does not.
+    """
+    for number in MAY_BE_IGNORED:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def launcher_command(launcher: str, processes: int) -> list[str]:
