@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from omegaconf import MISSING
@@ -20,7 +19,13 @@ from omegaconf import MISSING
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.data.format.dtypes import to_float32
-from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest
+from cjepa_dist.data.format.fingerprint import (
+    check_not_input,
+    dataset_fingerprint,
+    holds_already,
+    redo_option,
+)
+from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.sample import ANNOTATION, SLOTS, Sample
 from cjepa_dist.data.format.writer import DatasetWriter
@@ -45,18 +50,22 @@ class Match:
     splits: list[str] = option([], "splits to write; empty = all")
     videos: int = option(0, "only the first N videos of a split; 0 = all", unit="videos", least=0)
     shard_mb: int = option(256, "size of a shard", unit="MiB", least=1, most=1 << 20)
+    redo: bool = redo_option()
 
 
 def main(config: Match) -> None:
     """Fit, write, print a summary. UserError for annotations that are not of the slots' scenes."""
+    check_not_input(config.out, config.data)
     manifest = Manifest.load(config.data)
     settings = {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        if name not in ("data", "out", "shard_mb")
+        if name not in ("data", "out", "shard_mb", "redo")
     }
-    source = {"made_by": "data_prep.match", **settings, "of": manifest.source}
-    if (Path(config.out) / MANIFEST_NAME).exists() and Manifest.load(config.out).source == source:
+    fingerprint = {**settings, "data": dataset_fingerprint(manifest)}
+    source = {"made_by": "data_prep.match", **settings, "fingerprint": fingerprint}
+    source["of"] = manifest.source
+    if holds_already(config.out, source, redo=config.redo):
         print(f"{config.out} already holds these matches")
         return
     presence, probe = fit_on_videos(config, manifest)
@@ -68,7 +77,8 @@ def main(config: Match) -> None:
         dtype=manifest.dtype,
         shard_mb=config.shard_mb,
         empty_slot=manifest.empty_slot,
-        resume={"data": str(Path(config.data).resolve())},
+        resume=fingerprint,
+        redo=config.redo,
     ) as writer:
         for split in config.splits or manifest.splits:
             count = min(config.videos or manifest.count(split), manifest.count(split))

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,15 @@ from omegaconf import MISSING
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.data.format import journal
-from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest, partial_folder
+from cjepa_dist.data.format.fingerprint import dataset_fingerprint, differences, redo_option
+from cjepa_dist.data.format.manifest import MANIFEST_NAME, SKIPPED_NAME, Manifest, partial_folder
 from cjepa_dist.data.format.statistics import set_statistics
-from cjepa_dist.data.format.writer import publish
+from cjepa_dist.data.format.target import check_target
+from cjepa_dist.data.format.writer import check_only_dataset, publish
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import file_checksum, fsync_path
+
+LOST_NAME = "lost.json"  # in PART.bad, which `verify repair=true` puts beside the part
 
 
 @dataclass
@@ -34,6 +40,7 @@ class Merge:
 
     out: str = option(MISSING, "folder of slot shards to make", path=True)
     parts: Any = option(MISSING, "folder of parts, or a list of parts: [A,B,...]", path=True)
+    redo: bool = redo_option()
 
 
 def main(config: Merge) -> int:
@@ -44,18 +51,22 @@ def main(config: Merge) -> int:
     parts = sort_parts(find_parts(config.parts))
     merged = merge_manifests(parts)
     out = Path(config.out).absolute()
-    if (out / MANIFEST_NAME).exists() and dataclasses.asdict(
-        Manifest.load(out)
-    ) == dataclasses.asdict(merged):
+    if config.redo and (out / MANIFEST_NAME).is_file():
+        check_only_dataset(out)
+    elif (out / MANIFEST_NAME).exists():
+        if found := differences(described(Manifest.load(out)), described(merged)):
+            raise UserError(
+                f"{out} already holds something else: it differs in {', '.join(found)}; choose"
+                " another out=, or set redo=true to replace it"
+            )
         print(f"{out} already holds these parts")
         return 0
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} already holds something; choose another folder, or remove it first")
+    else:
+        out = check_target(out)
     folder = partial_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = journal.lock_folder(folder)
+    lock = journal.claim_folder(folder)
     try:
-        journal.remove_files_except(folder, set())
+        journal.remove_files_except(folder, {folder / journal.JOURNAL_NAME})
         for split, entries in merged.splits.items():
             (folder / split).mkdir()
             sources = [
@@ -66,15 +77,25 @@ def main(config: Merge) -> int:
             for entry, source in zip(entries, sources, strict=True):
                 link_shard(source, folder / split / entry.name, entry.bytes, entry.xxh3)
             fsync_path(folder / split)
-        publish(merged, folder, out)
+        left_out = [part / SKIPPED_NAME for part, _ in parts if (part / SKIPPED_NAME).exists()]
+        if left_out:
+            (folder / SKIPPED_NAME).write_text("".join(path.read_text() for path in left_out))
+        publish(merged, folder, out, redo=config.redo)
     finally:
         os.close(lock)
+    if lost := merged.source.get("lost"):
+        print(f"warning: {sum(lost.values())} videos were lost in repairs of the parts")
     print(
         f"{out}: {len(parts)} parts; "
         + ", ".join(f"{split} {merged.count(split)}" for split in merged.splits)
         + " videos"
     )
     return 0
+
+
+def described(manifest: Manifest) -> dict[str, Any]:
+    """What tells a merged data set from others."""
+    return {"settings": manifest.source, **dataset_fingerprint(manifest)}
 
 
 def find_parts(parts: Any) -> list[Path]:
@@ -86,6 +107,7 @@ def find_parts(parts: Any) -> list[Path]:
         return [Path(str(part)) for part in parts]
     folder = Path(str(parts))
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    found = [path for path in found if not (path / LOST_NAME).exists()]  # PART.bad of a repair
     if not found:
         raise UserError(
             f"parts={folder}: there is no part in it; make some with part=i/n out={folder}/i"
@@ -102,43 +124,64 @@ def sort_parts(folders: list[Path]) -> list[tuple[Path, Manifest]]:
     Raises UserError unless each part is there once, with the same settings and the same shape.
     """
     found: dict[int, tuple[Path, Manifest]] = {}
-    expected: Any = None
+    expected: dict[str, Any] | None = None
+    n = 0
     for folder in folders:
         manifest = Manifest.load(folder)
         which = manifest.source.get("part")
         if not which:
             raise UserError(f"{folder} is no part of a data set: it was not made with part=i/n")
-        i, n = map(int, which.split("/"))
+        i, n = parse_part(which, folder)
         if i in found:
             raise UserError(
                 f"{folder} and {found[i][0]} overlap: both are part {i}; remove one of them"
             )
-        about = (
-            n,
-            shared_source(manifest),
-            manifest.encoder,
-            manifest.shape,
-            manifest.dtype,
-            manifest.empty_slot,
-        )
-        if expected is not None and about != expected:
-            names = ("number of parts", "settings", "encoder", "shape", "dtype", "empty slot")
-            differ = next(name for name, a, b in zip(names, about, expected, strict=True) if a != b)
+        about = {
+            "number of parts": n,
+            "settings": shared_source(manifest),
+            "encoder": manifest.encoder,
+            "shape": list(manifest.shape),
+            "dtype": manifest.dtype,
+            "empty slot": manifest.empty_slot,
+        }
+        if expected is not None and (differ := differences(expected, about)):
             raise UserError(
                 f"{folder} does not belong to {next(iter(found.values()))[0]}:"
-                f" they differ in {differ}"
+                f" they differ in {', '.join(differ)}"
             )
         expected, found[i] = about, (folder, manifest)
-    if missing := [i for i in range(expected[0]) if i not in found]:
+    if missing := [i for i in range(n) if i not in found]:
         raise UserError(
-            f"{len(missing)} of {expected[0]} parts are missing: {', '.join(map(str, missing))};"
-            f" make them with part=i/{expected[0]}"
+            f"{len(missing)} of {n} parts are missing: {', '.join(map(str, missing))};"
+            f" make them with part=i/{n}"
         )
-    return [found[i] for i in range(expected[0])]
+    return [found[i] for i in range(n)]
+
+
+def parse_part(which: Any, folder: Path) -> tuple[int, int]:
+    """(i, n) of part "i/n". UserError for anything else, also for more parts than anybody makes."""
+    found = (
+        re.fullmatch(r"(\d{1,6})/(\d{1,6})", which, re.ASCII) if isinstance(which, str) else None
+    )
+    if found is None or int(found[1]) >= int(found[2]):
+        raise UserError(
+            f"{folder}/{MANIFEST_NAME} is damaged: source.part is {which!r:.40}, not i/n; make this"
+            " part again"
+        )
+    return int(found[1]), int(found[2])
 
 
 def shared_source(manifest: Manifest) -> dict[str, Any]:
-    return {name: value for name, value in manifest.source.items() if name != "part"}
+    """What all parts have in common; "lost" is what a repair took from one of them."""
+    return {name: v for name, v in manifest.source.items() if name not in ("part", "lost")}
+
+
+def sum_lost(parts: list[tuple[Path, Manifest]]) -> dict[str, int]:
+    """Videos that repairs took from the parts, by split."""
+    lost: Counter[str] = Counter()
+    for _, manifest in parts:
+        lost.update(manifest.source.get("lost", {}))
+    return dict(lost)
 
 
 def merge_manifests(parts: list[tuple[Path, Manifest]]) -> Manifest:
@@ -147,7 +190,9 @@ def merge_manifests(parts: list[tuple[Path, Manifest]]) -> Manifest:
     Raises UserError for a key in two parts.
     """
     first = parts[0][1]
-    merged = dataclasses.replace(first, source=shared_source(first), splits={})
+    source, lost = shared_source(first), sum_lost(parts)
+    source |= {"lost": lost} if lost else {}
+    merged = dataclasses.replace(first, source=source, splits={})
     where: dict[str, Path] = {}
     for folder, manifest in parts:
         for split, entries in manifest.splits.items():
@@ -175,7 +220,7 @@ def link_shard(source: Path, target: Path, size: int, xxh3: str) -> None:
             f"shard {source} cannot be read: {error.strerror}; make this part again"
         ) from error
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # not a link to a link, which can change
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
         with open(target, "rb") as file:

@@ -16,12 +16,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import numpy as np
 
 from cjepa_dist.config.command_line import launch
-from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.fingerprint import holds_already
 from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
@@ -53,14 +52,9 @@ def main(config: Simulate) -> int:
     """
     check_settings(config)
     source = manifest_source(config)
-    if (Path(config.out) / "manifest.json").exists():
-        if Manifest.load(config.out).source == source:
-            print(f"{config.out} already holds this data set")
-            return 0
-        raise UserError(
-            f"{config.out} holds a data set made with other settings;"
-            " choose another out=, or remove it first"
-        )
+    if holds_already(config.out, source, redo=config.redo):
+        print(f"{config.out} already holds this data set")
+        return 0
     collect_garbage_rarely()
     began, totals = time.monotonic(), np.zeros(3, np.int64)
     videos = select_part(
@@ -74,6 +68,7 @@ def main(config: Simulate) -> int:
         shard_mb=config.shard_mb,
         empty_slot=empty_slot(config.encoder, config.slot_dim),
         resume=source,
+        redo=config.redo,
     ) as writer:
         todo = [
             (split, index)

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from cjepa_dist.clevrer.scene import GROUND_TRUTH_FRAMES, VIDEO_FRAMES
 from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.plugins import import_plugins
+from cjepa_dist.data.format.fingerprint import redo_option
 from cjepa_dist.errors import UserError
 from data_prep.partition import part_option, record_part
 from data_prep.simulate.encoders import ENCODERS, empty_slot, find_encoder
@@ -81,6 +82,7 @@ class Simulate:
         256, "size at which a new shard begins", unit="MiB", least=1, most=1 << 20
     )
     part: str = part_option()
+    redo: bool = redo_option()
     workers: int = option(
         0, "processes; 0 = one per core that this process may use", least=0, most=4096
     )
@@ -109,7 +111,7 @@ def check_settings(config: Simulate) -> None:
 def manifest_source(config: Simulate) -> dict[str, Any]:
     """The `source` of the manifest: everything that the videos depend on."""
     settings = dataclasses.asdict(config)
-    for name in ("out", "workers", "part"):
+    for name in ("out", "workers", "part", "redo"):
         del settings[name]
     for name in ("questions", "counterfactual_splits", "influence"):
         settings[name] = parse_list(settings[name])

@@ -80,7 +80,7 @@ def test_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert entry.main(config) == 0
     assert capsys.readouterr().out.strip() == f"{config.out} already holds this data set"
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"another data set: it differs in seed \(3, not 4\)"):
         entry.main(dataclasses.replace(config, seed=4))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "thesis.txt").write_text("mine")

@@ -171,7 +171,8 @@ def read_limited(path: str) -> bytes:
     if Path(path).exists() and not Path(path).is_file():
         raise ValueError("it is no plain file")
     with open(path, "rb") as file:
-        content = file.read(MOST_MANIFEST_BYTES + 1)
+        size = os.fstat(file.fileno()).st_size  # read() makes room for all that it may read
+        content = file.read(min(size, MOST_MANIFEST_BYTES) + 1)
     if len(content) > MOST_MANIFEST_BYTES:
         raise ValueError(f"it has more than {MOST_MANIFEST_BYTES >> 20} MiB")
     return content
