@@ -5,12 +5,16 @@
     FOLDER/<split>.npy (V, T, S, D)        one array per split; <split>.txt has a key on each line
     FOLDER/any.h5 {<split>/0_pixels.mp4: } the groups of an HDF5 file are splits
 
+Where folders, file and groups have several names, such as train/slots/0_pixels.npy, the split is
+the one of them that names a split: train, val, validation, valid or test.
+
 One video is read at a time. Questions, annotations, dtypes, parts and continuing as in
 import_pickle.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +25,15 @@ from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
 from data_prep.array_files import FORMATS, StoredArray, open_arrays
-from data_prep.importer import KEY_PATTERN, ImportOptions, VideoCatalogue, import_videos
+from data_prep.importer import (
+    KEY_PATTERN,
+    SPLIT_NAMES,
+    ImportOptions,
+    VideoCatalogue,
+    import_videos,
+)
+
+KNOWN_SPLITS = ("train", "val", "test", *SPLIT_NAMES)
 
 
 @dataclass
@@ -41,14 +53,16 @@ def main(config: ImportArrays) -> None:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
     if not files:
         raise UserError(f"source={folder}: there is no {', '.join(FORMATS)} in it")
-    import_videos(config, build_catalogue(folder, files), files, "data_prep.import_arrays")
+    keys = [file for path in files if (file := path.with_suffix(".txt")).is_file()]
+    catalogue = build_catalogue(folder, files)
+    import_videos(config, catalogue, [*files, *keys], "data_prep.import_arrays")
 
 
 def build_catalogue(folder: Path, files: list[Path]) -> VideoCatalogue:
     """The videos of all files."""
     found = VideoCatalogue(str(folder))
     for path in files:
-        arrays = open_arrays(path)
+        arrays, folders = open_arrays(path), path.relative_to(folder).parts[:-1]
         if KEY_PATTERN.fullmatch(path.stem):
             if path.parent == folder:
                 raise UserError(
@@ -62,20 +76,41 @@ def build_catalogue(folder: Path, files: list[Path]) -> VideoCatalogue:
                 )
             add_video(
                 found,
-                path.parent.name,
+                find_split(path, folders),
                 path.stem,
                 arrays["slots"] if "slots" in arrays else next(iter(arrays.values())),
             )
         elif len(arrays) == 1 and len(next(iter(arrays.values())).shape) == 4:
             rows = next(iter(arrays.values()))
             keys = read_keys(path.with_suffix(".txt"), rows.shape[0])
+            split = find_split(path, (*folders, path.stem))
             for row, key in enumerate(keys):
-                found.add(path.stem, key, rows.shape[1:], rows.dtype, partial(rows.read, row))
+                found.add(split, key, rows.shape[1:], rows.dtype, partial(rows.read, row))
         else:
             for name, array in arrays.items():
-                group, _, key = name.rpartition("/")
-                add_video(found, group.rpartition("/")[2] or path.stem, key, array)
+                *groups, key = name.split("/")
+                split = find_split(path, (*folders, path.stem), groups)
+                add_video(found, split, key, array)
     return found
+
+
+def find_split(path: Path, names: Sequence[str], groups: Sequence[str] = ()) -> str:
+    """The split of arrays in folders and a file of these names, and in groups of the file.
+
+    Raises UserError, naming `path`, where it cannot be told.
+    """
+    if named := {name for name in (*names, *groups) if name in KNOWN_SPLITS}:
+        if len(named) == 1:
+            return named.pop()
+    elif len(groups) == 1 and len(names) == 1:
+        return groups[0]
+    elif len(names) + len(groups) == 1:
+        return (*names, *groups)[0]
+    where = "/".join((*names, *groups))
+    raise UserError(
+        f"{path}: which split are the videos of {where}? One of its names must be that of a split"
+        f" ({', '.join(KNOWN_SPLITS)}), or all but one must go"
+    )
 
 
 def add_video(found: VideoCatalogue, split: str, key: str, array: StoredArray) -> None:

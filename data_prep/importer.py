@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,14 @@ from omegaconf import MISSING
 
 from cjepa_dist.config.fields import option
 from cjepa_dist.data.format.dtypes import DTYPES
-from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest
+from cjepa_dist.data.format.fingerprint import (
+    Fingerprint,
+    check_not_input,
+    files_fingerprint,
+    holds_already,
+    redo_option,
+)
+from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.statistics import merge_shard_statistics
 from cjepa_dist.data.format.writer import DatasetWriter
@@ -43,6 +50,7 @@ from data_prep.annotations import SceneMetadata
 from data_prep.partition import part_option, record_part, select_part
 
 SPLIT_NAMES = {"validation": "val", "valid": "val"}  # other names of a split
+SAID_FROM_BYTES = 1 << 30  # of larger sources the user is told that they are read twice
 KEY_PATTERN = re.compile(r"(?:.*/)?(?:video_)?(\d+)(?:_pixels)?(?:\.mp4)?")
 
 
@@ -66,6 +74,7 @@ class ImportOptions:
     encoder: str = option("imported", "name of the model that made the slots, for the manifest")
     shard_mb: int = option(256, "size of a shard", unit="MiB", least=1, most=1 << 20)
     part: str = part_option()
+    redo: bool = redo_option()
 
 
 @dataclass
@@ -129,35 +138,33 @@ def import_videos(
 ) -> None:
     """Import the videos, or this part of them, and print a summary.
 
-    `files` are the files of the source: an interrupted import continues only if they are unchanged.
+    `files` are the files of the source: an import that is there, or was interrupted, counts only if
+    their bytes are the same. Raises UserError where `out` holds another import.
     """
     began, videos = time.monotonic(), catalogue.videos()
+    check_not_input(config.out, config.source, config.questions, config.annotations)
+    metadata = SceneMetadata(config.questions, config.annotations)
+    fingerprint = import_fingerprint(config, files, metadata)
     source = {
         "made_by": made_by,
         "file": Path(config.source).name,
         "questions": Path(config.questions).name,
+        "annotations": Path(config.annotations).name,
+        "fingerprint": fingerprint,
     }
-    source = record_part(
-        {
-            **source,
-            "annotations": Path(config.annotations).name,
-            "bytes": fingerprint(files)["bytes"],
-        },
-        config.part,
-    )
-    if (Path(config.out) / MANIFEST_NAME).exists() and Manifest.load(config.out).source == source:
+    source = record_part(source, config.part)
+    if holds_already(config.out, source, redo=config.redo):
         print(f"{config.out} already holds this import")
         return
-    metadata = SceneMetadata(config.questions, config.annotations)
     chosen = select_part(videos, config.part)
-    resume = fingerprint([*files, *metadata.files])
     with DatasetWriter(
         config.out,
         encoder=config.encoder,
         source=source,
         dtype=config.dtype,
         shard_mb=config.shard_mb,
-        resume=resume,
+        resume=fingerprint,
+        redo=config.redo,
     ) as writer:
         todo = [
             video for video in chosen if video.key not in writer.split(video.split).written_keys
@@ -194,17 +201,22 @@ def import_videos(
     print(f"{len(todo)} videos in {time.monotonic() - began:.1f} s")
 
 
-def fingerprint(files: Iterable[Path]) -> dict[str, int]:
-    """Tells whether files have changed: their number, bytes and time of the last change.
+def import_fingerprint(
+    config: ImportOptions, files: list[Path], metadata: SceneMetadata
+) -> Fingerprint:
+    """What the data set depends on: the bytes of all files, and the settings of the import.
 
-    Raises UserError if one cannot be read.
+    All files are read once for this. Raises UserError if one cannot be read.
     """
-    try:
-        found = [file.stat() for file in files]
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    source = Path(config.source)
+    annotations = Path(config.annotations) if config.annotations else None
+    size = sum(file.stat().st_size for file in files)
+    if size > SAID_FROM_BYTES:
+        print(f"reads {config.source}, {size / 1e9:.1f} GB, for its checksum", flush=True)
     return {
-        "files": len(found),
-        "bytes": sum(s.st_size for s in found),
-        "changed": max((s.st_mtime_ns for s in found), default=0),
+        "source": files_fingerprint(files, source if source.is_dir() else None),
+        "questions": files_fingerprint(metadata.question_files),
+        "annotations": files_fingerprint(metadata.annotation_files.values(), annotations),
+        "encoder": config.encoder,
+        "dtype": config.dtype,
     }
