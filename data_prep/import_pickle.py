@@ -63,7 +63,7 @@ def build_catalogue(path: str, content: Any) -> VideoCatalogue:
                     f"{path}: {split}/{key} must be a float array (frames, slots, slot_dim);"
                     f" it is {describe_type(slots)}"
                 )
-            dtype = str(slots.dtype) if isinstance(slots, LazyArray) else ""
+            dtype = slots.dtype.name if isinstance(slots, LazyArray) else ""
             found.add(str(split), key, slots.shape, dtype, partial(reader.read_array, path, slots))
     return found
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.data.format.archive import check_member, open_zip
+from cjepa_dist.data.format.dtypes import to_native
 from cjepa_dist.errors import UserError
 from data_prep.pickle.allowed_globals import (
     AllowedGlobal,
@@ -82,9 +83,9 @@ def open_pickle(path: str | Path) -> Iterator[Any]:
 
 
 def read_array(path: str | Path, lazy: LazyArray | LazyTensor) -> np.ndarray:
-    """Read a lazy array of `open_pickle(path)`. Raises UserError as that does."""
+    """Read a lazy array of `open_pickle(path)`, in native types. Raises UserError as that does."""
     with as_user_error(path):
-        return lazy.materialize()
+        return to_native(lazy.materialize())
 
 
 def load(path: str | Path) -> Any:

@@ -1,7 +1,10 @@
 """Imports of arrays: every format and layout gives the same data set as a pickle."""
 
 import json
+import os
+import resource
 import sys
+import zipfile
 
 import h5py
 import numpy as np
@@ -179,9 +182,113 @@ def lying(folder):
     )
 
 
+def bomb(folder):
+    """0.3 MB that unpack to 342 MiB."""
+    (folder / "train").mkdir(parents=True)
+    path = folder / "train" / "0_pixels.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("x.npy", "w") as x,
+    ):
+        shape = (128, 7, 100_000)
+        layout = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(x, layout)
+        for _ in range(shape[0]):
+            x.write(bytes(4 * 7 * 100_000))
+
+
+def encrypted(folder):
+    LAYOUTS["npz each"](folder)
+    path = folder / "train" / "video_00002.mp4.npz"
+    content = bytearray(path.read_bytes())
+    for sign, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        at = -1
+        while (at := content.find(sign, at + 1)) >= 0:
+            content[at + place] |= 1
+    path.write_bytes(content)
+
+
+def long_header(folder):
+    (folder / "train").mkdir(parents=True)
+    content = b"\x93NUMPY\x02\x00" + (1 << 31).to_bytes(4, "little")
+    (folder / "train" / "0_pixels.npy").write_bytes(content)
+
+
+def untokenizable(folder):
+    LAYOUTS["npy each"](folder)
+    path = folder / "train" / "2_pixels.npy"
+    path.write_bytes(path.read_bytes().replace(b"{'descr'", b"{'''scr'"))
+
+
+def structured(folder):
+    each(folder, lambda p, a: np.save(p, np.zeros(a.shape, [("float", "f4")])), ".npy")
+
+
+def negative(folder):
+    each(folder, np.save, ".npy")
+    path = folder / "train" / "2_pixels.npy"
+    path.write_bytes(path.read_bytes().replace(b"(6, 3, 8)", b"(6,-3,-8)"))
+
+
+def elsewhere(folder):
+    """HDF5 can say that an array is in another file, of any kind."""
+    folder.mkdir()
+    (folder / "secret").write_bytes(bytes(4 * 6 * 3 * 8))
+    with h5py.File(folder / "train.h5", "w") as file:
+        outside = [(str(folder / "secret"), 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset("0_pixels", (6, 3, 8), "f4", external=outside)
+
+
+def unallocated(folder):
+    """An array of 100 GB that nobody has written takes no room in HDF5."""
+    folder.mkdir()
+    with h5py.File(folder / "train.h5", "w") as file:
+        file.create_dataset("0_pixels", (10**4, 10**4, 250), "f4", chunks=(1, 1, 250))
+
+
+def test_bytes_in_another_order_and_long_doubles_are_read(tmp_path):
+    (tmp_path / "in" / "train").mkdir(parents=True)
+    for scene, dtype in enumerate((">f4", ">f8", ">f2", np.longdouble)):
+        np.save(tmp_path / "in" / "train" / f"{scene}_pixels.npy", video(scene).astype(dtype))
+    with h5py.File(tmp_path / "in" / "val.h5", "w") as file:
+        file.create_dataset("4_pixels", data=video(4), dtype=">f4")
+    out = run(tmp_path, dtype="float32")
+    expected = np.stack([video(0), video(1), video(2).astype(np.float16), video(3)])
+    assert np.array_equal(load_slots(out, "train"), expected)
+    assert np.array_equal(load_slots(out, "val"), video(4)[None])
+
+
+def test_more_files_than_may_be_open(tmp_path):
+    """Archives and HDF5 files are closed again."""
+    for suffix, write in ((".npz", lambda p, a: np.savez_compressed(p, a)), (".h5", h5)):
+        for scene in range(60):
+            path = tmp_path / "in" / "train" / f"{scene + 100 * (suffix == '.h5')}_pixels{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, video(scene))
+    used = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
+    try:
+        out = run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert Manifest.load(out).count("train") == 120
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            bomb,
+            r"0_pixels\.npz cannot be read: .*342 MiB where a video must be, of at most 256 MiB",
+        ),
+        (encrypted, r"video_00002\.mp4\.npz cannot be read: .*is encrypted"),
+        (long_header, r"0_pixels\.npy cannot be read: .*a header of 2147483648 bytes"),
+        (untokenizable, r"2_pixels\.npy cannot be read"),
+        (structured, "must be a float array"),
+        (negative, r"2_pixels\.npy cannot be read: .*shape"),
+        (elsewhere, r"train\.h5 cannot be read: .*is in other files"),
+        (unallocated, r"train\.h5 cannot be read: .*of at most 256 MiB"),
         (damaged, r"train/2_pixels\.npy cannot be read: .* ends early"),
         (objects, r"0_pixels\.npy cannot be read: .*objects"),
         (no_split, r"0_pixels\.npy is of no split"),

@@ -62,6 +62,13 @@ def to_float32(array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
+def to_native(array: np.ndarray) -> np.ndarray:
+    """The same values in this machine's byte order; long doubles, which few have, as float64."""
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def all_finite(array: np.ndarray) -> bool:
     """Whether no value is NaN or infinite: then no exponent is all ones.
 
