@@ -128,7 +128,7 @@ def test_requeued_on_two_nodes(requeued, small_data, uninterrupted):
     assert json.loads((requeued / RUN / "environment.json").read_text())["processes"] == 2
     assert "resumed from" in log(requeued)
     assert same(weights(requeued / RUN, 8), uninterrupted(8, 2))
-    assert len(list(requeued.parent.glob("node*/world-*/manifest.json"))) >= 2, (
+    assert len(list(requeued.parent.glob(f"node*/{small_data.name}-*/manifest.json"))) >= 2, (
         "each node has its own copy of the data"
     )
     assert f"data={small_data}" in (requeued / RUN / "command.txt").read_text()
