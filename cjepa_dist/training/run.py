@@ -41,6 +41,7 @@ from cjepa_dist.training.data_loader import PrefetchingLoader, check_batch_divid
 from cjepa_dist.training.logger import RunLogger
 from cjepa_dist.training.profiler import Profiler
 from cjepa_dist.training.provenance import describe_environment
+from cjepa_dist.training.run_data import RunData
 from cjepa_dist.training.run_dir import check_run_dir, lock_run_dir, open_run_dir
 from cjepa_dist.training.throughput import ThroughputMeter
 from cjepa_dist.training.train_step import StepResult
@@ -88,7 +89,8 @@ def every(steps: int, done: int) -> bool:
 def open_run(config: TrainConfig) -> Iterator[Run]:
     """A run in its directory, which this process group owns inside the block. All ranks enter.
 
-    Raises UserError when the run directory belongs to another config or is in use, when the batch
+    Raises UserError when the run directory belongs to another config or to other data or is in
+    use, when the batch
     does not divide, when the engine or the number of processes is not what was asked for, when
     the checkpoints that were written cannot be read or are not whole, and, also from inside the
     block, when the disk is full or refuses to be written.
@@ -99,7 +101,9 @@ def open_run(config: TrainConfig) -> Iterator[Run]:
     engine = build_engine(config)
     check_batch_divides(config, engine.accelerator.num_processes)
     groups = CpuGroups()
+    data = RunData(run_dir, config)
     on_main_process(run_dir, lambda: check_run_dir(run_dir, config), groups.control)
+    on_main_process(run_dir, data.check, groups.control)
     with lock_run_dir(run_dir, groups.control), disk_full_as_user_error(run_dir):
         resume_point = choose_resume_point(run_dir, groups.control)
         with (
@@ -108,6 +112,7 @@ def open_run(config: TrainConfig) -> Iterator[Run]:
         ):
             about = describe_environment(engine.accelerator, engine.name, loop.precision)
             open_run_dir(run_dir, config, about, groups.control)
+            on_main_process(run_dir, data.record, groups.control)
             with CheckpointWriter(
                 run_dir / "checkpoints",
                 keep=loop.keep_checkpoints,

@@ -2,6 +2,7 @@
 
 config.yaml           the resolved config                            here
 environment.json ...  how the run was made                           provenance.py
+data.json             the fingerprint of the data                    run_data.py
 checkpoints/          all that the next step reads                   checkpoint/writer.py
 last_checkpoint.json  the step of the newest one that was written    checkpoint/writer.py
 metrics.jsonl         metrics, with TensorBoard's event files        logger.py
