@@ -46,6 +46,10 @@ class UserError(Exception):
         super().__init__(without_secrets(message))
 
 
+class ContentError(UserError):
+    """Whole bytes that hold something else than they should: to read them again does not help."""
+
+
 def without_secrets(text: str, shown: str = "***@") -> str:
     """A text with `shown` in the place of user:password@ in its URLs."""
     return URL_SECRET.sub(lambda found: found[1] + shown, text)

@@ -16,7 +16,7 @@ from cjepa_dist.config import command_line, schema
 from cjepa_dist.data.counterfactual_worlds import describe_missing_worlds
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.frame_sampling import FrameSampling
-from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions
+from cjepa_dist.data.questions import InMemoryQuestions, VideoQuestions, no_answers
 from cjepa_dist.data.streaming import prefetcher
 from cjepa_dist.data.streaming.questions import StreamingQuestions
 from cjepa_dist.errors import UserError
@@ -80,7 +80,10 @@ def open_train_split(
 
 
 def in_memory_questions(config: schema.TrainAloe, split: str, **sampling: Any) -> InMemoryQuestions:
-    """The questions of a split, in memory; prints how many have no world."""
+    """The questions of a split, in memory; prints how many have no world.
+
+    Raises UserError if they have no answers, which training and validation need.
+    """
     questions = InMemoryQuestions(
         config.data,
         split,
@@ -91,6 +94,8 @@ def in_memory_questions(config: schema.TrainAloe, split: str, **sampling: Any) -
         blind=config.blind,
         **sampling,
     )
+    if not questions.labelled:
+        raise UserError(no_answers(config.data, split))
     if questions.lacks_world.any() and os.environ.get("RANK", "0") == "0":
         missing = int(questions.lacks_world.sum())
         total = int((questions.type == "counterfactual").sum())

@@ -20,7 +20,7 @@ from cjepa_dist.clevrer.vocabulary import (
     WORD_IDS,
     encode_text,
 )
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import ContentError, UserError
 
 CHOICE_LABELS = {"correct": 1, "wrong": 0}
 
@@ -51,7 +51,7 @@ class EncodedQuestions:
             except (UserError, KeyError, TypeError, AttributeError) as error:
                 known = isinstance(error, UserError)
                 reason = str(error) if known else f"lacks {error} or is not as CLEVRER's"
-                raise UserError(f"{name}: {reason}") from error
+                raise ContentError(f"{name}: {reason}") from error
 
     def _add(self, video: int, scene: int, question: dict[str, Any]) -> None:
         kind = question["question_type"]
@@ -89,7 +89,7 @@ class EncodedQuestions:
         unknown = [i for i, label in enumerate(self.label) if label < 0]
         if unknown and len(unknown) < len(self.label):
             question = int(np.searchsorted(self.first_row, unknown[0], side="right")) - 1
-            raise UserError(
+            raise ContentError(
                 f"question {self.question_id[question]} of scene {self.scene[question]} "
                 f"({self.place}) has no answer, others have; give all answers or none"
             )

@@ -214,6 +214,14 @@ class InMemoryQuestions(QuestionDataset):
         super().__init__(questions.rows, slots, frame_sampling, questions.worlds, blind)
 
 
+def no_answers(folder: str | Path, split: str) -> str:
+    """The message that a split has no answers to train on."""
+    return (
+        f"split {split} of {folder} has questions without answers, from which nothing can be"
+        " learned: take another split, or import it with questions that have answers"
+    )
+
+
 class VideoQuestions(InMemoryDataset):
     """The same questions, a sample being a video with all of its questions; `len()` counts videos.
 

@@ -27,7 +27,7 @@ from cjepa_dist.data.format.shard_reader import ShardReader
 from cjepa_dist.data.format.storage import DEFAULT_RETRY, RetryPolicy
 from cjepa_dist.data.streaming.missing_shards import MissingShards
 from cjepa_dist.data.streaming.shard_sampler import ShardBlock, ShardSampler
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import ContentError, UserError
 
 Loaded = TypeVar("Loaded")
 
@@ -125,6 +125,8 @@ class ShardPrefetcher(Generic[Loaded]):
             return False
         try:
             self.loaded[shard].result()
+        except ContentError:
+            raise  # no shard is lost: others must not replace what is wrong in this one
         except UserError as error:
             samples = len(self.entries[shard][1])
             self.missing.add(self.shard_name(shard), samples, position, error)

@@ -21,11 +21,17 @@ from cjepa_dist.clevrer.vocabulary import QUESTION_TYPES
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import select_shards
 from cjepa_dist.data.format.shard_reader import ShardReader
+from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.data.frame_sampling import FrameSampling
-from cjepa_dist.data.questions import QuestionDataset, QuestionReader, VideoQuestions
+from cjepa_dist.data.questions import (
+    QuestionDataset,
+    QuestionReader,
+    VideoQuestions,
+    no_answers,
+)
 from cjepa_dist.data.streaming.prefetcher import ShardPrefetcher
 from cjepa_dist.data.streaming.shard_sampler import equal_ranges
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import ContentError, UserError
 
 
 class StreamingQuestions(ShardPrefetcher[QuestionDataset | VideoQuestions]):
@@ -75,6 +81,27 @@ class StreamingQuestions(ShardPrefetcher[QuestionDataset | VideoQuestions]):
             **reading,
         )
         self.lacking_world: dict[int, int] = {}  # shard -> its questions without a world
+        if not is_remote(folder):
+            for number, shard in enumerate(used):
+                self.check_first_video(number, samples[shard][0][0])
+
+    def check_first_video(self, number: int, video: int) -> None:
+        """Raises UserError where the first questions of a shard have no answers.
+
+        The others are checked when the shard is loaded; this one costs a small read a shard, and
+        finds a split without answers before the first step.
+        """
+        entry, keys = self.entries[number]
+        reader = QuestionReader(self.folder, self.split, self.manifest, "published")
+        try:
+            with ShardReader(self.folder, self.split, entry, retry=self.retry) as shard:
+                reader.add(shard, keys[video])
+        except ContentError:
+            raise
+        except UserError:
+            return  # it is lost: others may replace it when it is needed
+        if not reader.rows.labelled():
+            raise ContentError(no_answers(self.folder, f"{self.split} (shard {shard.path})"))
 
     def samples_of(self, types_of_videos: list[str]) -> list[tuple[int, int]]:
         """(video, question of it) of each sample of a shard; question -1: all of them."""
@@ -97,6 +124,8 @@ class StreamingQuestions(ShardPrefetcher[QuestionDataset | VideoQuestions]):
             reader.add(shard, key)
         slots = shard.read_videos(keys, self.manifest)
         questions = QuestionDataset(reader.rows, slots, self.sampling, reader.worlds)
+        if not questions.labelled:
+            raise ContentError(no_answers(self.folder, f"{self.split} (shard {shard.path})"))
         self.lacking_world[number] = int(questions.lacks_world.sum())
         loaded = (
             VideoQuestions(questions, self.question_types) if self.group_by_video else questions
