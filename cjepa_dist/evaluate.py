@@ -8,8 +8,8 @@ An ALOE trained on one rollout can answer from any other: `data=ROLLOUT out=DIR`
 once on the simulator's own worlds (`cjepa_dist.rollout mode=truth`), therefore compares world
 models without the noise between trainings of ALOE.
 
-Results are computed anew and replace older files. They record the step of the checkpoint, the data
-and the settings.
+Results are computed anew and replace older files. They record the step of the checkpoint, the data,
+the settings, and the fingerprints of model and data, by which the report knows stale results.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cjepa_dist.checkpoint.run import load_task
+from cjepa_dist.checkpoint.run import LoadedRun, load_run
 from cjepa_dist.config import command_line
 from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
+from cjepa_dist.data.format.fingerprint import dataset_fingerprint
+from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.questions import InMemoryQuestions
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.vqa.baselines import baseline_accuracy, read_answered_questions
@@ -33,6 +35,7 @@ from cjepa_dist.evaluation.world_model import evaluate_world_model
 from cjepa_dist.reporting.terminal import print_table, vqa_table, world_model_table
 from cjepa_dist.runtime.device import default_device
 from cjepa_dist.runtime.files import write_json
+from cjepa_dist.training.run_data import check_evaluated_split
 
 
 @dataclass
@@ -66,7 +69,10 @@ class Evaluate:
 
 def main(config: Evaluate) -> int:
     began = time.time()
-    task, trained, step = load_task(config.run)
+    task, trained, step, model = load_run(config.run)
+    if not config.data:
+        check_evaluated_split(Path(config.run), trained, config.split)
+    data = dataset_fingerprint(Manifest.load(config.data or trained.data), [config.split])
     task.to(default_device())
     settings = {
         "run": config.run,
@@ -76,6 +82,7 @@ def main(config: Evaluate) -> int:
         "split": config.split,
         "seed": config.seed,
         "bootstrap_draws": config.bootstrap_draws,
+        "fingerprint": {"model": model, "data": data},
     }
     if isinstance(trained, TrainWorldModel):
         result = {"kind": "world_model", **settings, **measure_world_model(config, task, trained)}
@@ -100,7 +107,8 @@ def main(config: Evaluate) -> int:
 
 def measure_world_model(config: Evaluate, task: Any, trained: TrainWorldModel) -> dict[str, Any]:
     """Errors of one step and of rollouts."""
-    own_slot, own_slot_step = load_own_slot(config.own_slot) if config.own_slot else (None, None)
+    control = load_own_slot(config.own_slot) if config.own_slot else None
+    own_slot: Any = control and control.task.to(default_device())
     errors = evaluate_world_model(
         task.predictor,
         trained,
@@ -108,21 +116,27 @@ def measure_world_model(config: Evaluate, task: Any, trained: TrainWorldModel) -
         config.split,
         windows=config.windows,
         videos=config.videos,
-        own_slot=own_slot,
+        own_slot=own_slot and own_slot.predictor,
         draws=config.bootstrap_draws,
         seed=config.seed,
     )
-    return {"own_slot": config.own_slot or None, "own_slot_step": own_slot_step, **errors}
+    about = {
+        "own_slot": config.own_slot or None,
+        "own_slot_step": control and control.step,
+        "own_slot_fingerprint": control and control.fingerprint,
+    }
+    return {**about, **errors}
 
 
-def load_own_slot(run: str) -> tuple[Any, int]:
-    """The control's predictor and its step. UserError if its predictor sees more than one slot."""
-    task, trained, step = load_task(run)
+def load_own_slot(run: str) -> LoadedRun:
+    """The control. UserError if its predictor sees more than one slot."""
+    loaded = load_run(run)
+    trained = loaded.config
     if not isinstance(trained, TrainWorldModel) or not trained.predictor.own_slot_only:
         raise UserError(
             f"own_slot={run} is not a world model trained with predictor.own_slot_only=true"
         )
-    return task.predictor.to(default_device()), step  # type: ignore[union-attr]
+    return loaded
 
 
 def measure_aloe(

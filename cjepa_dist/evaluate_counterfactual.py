@@ -11,10 +11,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cjepa_dist.checkpoint.run import load_task
+from cjepa_dist.checkpoint.run import load_run
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.schema import GRAPH_ESTIMATORS, INTERVENTIONS, MISSING, GraphConfig
+from cjepa_dist.data.format.fingerprint import dataset_fingerprint
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation import counterfactual
@@ -60,7 +61,7 @@ class EvaluateCounterfactual:
 
 def main(config: EvaluateCounterfactual) -> int:
     began = time.time()
-    task, trained, step = load_task(config.run)  # it also imports the plugins of the run
+    task, trained, step, model = load_run(config.run)  # it also imports the plugins of the run
     check_names(config.rules)
     if not isinstance(task, WorldModelTask):
         raise UserError(
@@ -68,9 +69,8 @@ def main(config: EvaluateCounterfactual) -> int:
             "train_world_model"
         )
     size = task.config.predictor
-    Manifest.load(config.data).check_slots(
-        size.slots, size.slot_dim, config.data, f"run {config.run}"
-    )
+    manifest = Manifest.load(config.data)
+    manifest.check_slots(size.slots, size.slot_dim, config.data, f"run {config.run}")
     decoder = fit_event_decoder(
         config.data, trained.train_split, videos=config.probe_videos, seed=config.seed
     )
@@ -84,6 +84,10 @@ def main(config: EvaluateCounterfactual) -> int:
         "data": config.data,
         "split": config.split,
         "seed": config.seed,
+        "fingerprint": {
+            "model": model,
+            "data": dataset_fingerprint(manifest, [config.split]),
+        },
     }
     result |= counterfactual.evaluate_counterfactual(
         evaluator,

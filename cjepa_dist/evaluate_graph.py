@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from omegaconf import MISSING
 
-from cjepa_dist.checkpoint.run import load_task
+from cjepa_dist.checkpoint.run import load_run
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.plugins import PLUGINS_MEANING
 from cjepa_dist.config.schema import GRAPH_ESTIMATORS, GraphConfig
+from cjepa_dist.data.format.fingerprint import dataset_fingerprint
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
@@ -61,16 +62,15 @@ class EvaluateGraph:
 
 
 def main(config: EvaluateGraph) -> None:
-    task, _, step = load_task(config.run)  # it also imports the plugins of the run
+    task, _, step, model = load_run(config.run)  # it also imports the plugins of the run
     check_names(config.estimators)
     if not isinstance(task, WorldModelTask):
         raise UserError(
             f"run {config.run} holds no world model; evaluate_graph takes runs of train_world_model"
         )
     size = task.config.predictor
-    Manifest.load(config.data).check_slots(
-        size.slots, size.slot_dim, config.data, f"run {config.run}"
-    )
+    manifest = Manifest.load(config.data)
+    manifest.check_slots(size.slots, size.slot_dim, config.data, f"run {config.run}")
     if not task.updates:
         print(
             f"warning: run {config.run} has no residual statistics: `gradient` and "
@@ -107,7 +107,9 @@ def main(config: EvaluateGraph) -> None:
     )
     folder = Path(config.out) if config.out else Path(config.run) / "eval"
     path = folder / f"graphs_{config.split}.json"
+    data = dataset_fingerprint(manifest, [config.split])
     result |= {"run": config.run, "data": config.data, "split": config.split, "step": step}
+    result["fingerprint"] = {"model": model, "data": data}
     write_json(path, result)
     examples = graphs.example_graphs(
         task.predictor, dataset, context, samples=config.figure_windows, config=config.graph

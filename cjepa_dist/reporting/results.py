@@ -45,9 +45,9 @@ def collect_results(paths: list[Path], split: str, graphs: bool = True) -> Repor
         for kind in ("world_model", "graphs")
     )
     for run in found.world_models:
-        for result in optional_results(run, f"counterfactual_{split}"):
+        for result in optional_results(run, f"counterfactual_{split}", found.warnings):
             found.counterfactual[run.name] = result
-        answers = optional_results(run, f"symbolic_*_{split}")
+        answers = optional_results(run, f"symbolic_*_{split}", found.warnings)
         found.symbolic |= {f"{run.name}: {result['rollout']}": result for result in answers}
         if answers:
             found.symbolic_runs.append(replace(run, results={"vqa": answers[0]}))

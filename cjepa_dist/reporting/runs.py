@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cjepa_dist.checkpoint.run import read_config
+from cjepa_dist.checkpoint.run import newest_fingerprint, read_config
 from cjepa_dist.config.schema import TrainAloe, TrainWorldModel
+from cjepa_dist.data.format.fingerprint import dataset_fingerprint, differences
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
+from cjepa_dist.training.run_data import read_run_data, run_data_fingerprint
 
 
 @dataclass
@@ -53,6 +55,7 @@ def collect_runs(
         kinds = ("world_model", "graphs") if graphs or has_graphs else ("world_model",)
         read_results(run, kinds, split, warnings)
     for run in [*aloes, *world_models.values()]:
+        warnings += replaced_data(run)
         run.data_size = describe_data(run.config.data)
         if not (run.path / "done.json").exists():
             warnings.append(
@@ -81,6 +84,11 @@ def find_world_model(config: TrainAloe, name: str, warnings: list[str]) -> Path 
     if not (model / "config.yaml").is_file():
         warnings.append(f"{name}: its world model {model} does not exist any more")
         return None
+    if model_differs(source.get("fingerprint", {}).get("world_model"), model):
+        warnings.append(
+            f"{name}: its data {config.data} were rolled out by another model than {model} holds"
+            " now; roll out again with redo=true, then train it anew"
+        )
     return model
 
 
@@ -92,6 +100,7 @@ def read_results(
         path = run.path / "eval" / f"{kind}_{split}.json"
         try:
             run.results[kind] = json.loads(path.read_text(encoding="utf-8"))
+            warnings += stale_results(run, path, run.results[kind])
         except FileNotFoundError:
             command = f"evaluate run={run.path}"
             if kind == "graphs":
@@ -103,12 +112,52 @@ def read_results(
             warnings.append(f"{path} cannot be read ({error}); evaluate again")
 
 
-def optional_results(run: EvaluatedRun, pattern: str) -> list[dict[str, Any]]:
+def optional_results(run: EvaluatedRun, pattern: str, warnings: list[str]) -> list[dict[str, Any]]:
     """Results that not every run has, in the order of their file names."""
+    found = []
+    for path in sorted((run.path / "eval").glob(f"{pattern}.json")):
+        found.append(json.loads(path.read_text(encoding="utf-8")))
+        warnings += stale_results(run, path, found[-1])
+    return found
+
+
+def stale_results(run: EvaluatedRun, path: Path, result: dict[str, Any]) -> list[str]:
+    """A warning if a result is of another model than the run holds now, or of other data."""
+    recorded, stale = result.get("fingerprint"), []
+    if not recorded:
+        return []  # it does not say
+    if model_differs(recorded.get("model"), run.path):
+        stale.append(f"another model than {run.path} holds now")
+    try:
+        data = dataset_fingerprint(Manifest.load(result["data"]), [result["split"]])
+    except UserError:
+        data = recorded["data"]  # they are not there any more
+    if differences(recorded["data"], data):
+        stale.append(f"other data than {result['data']} holds now")
+    return [f"{path} is of {' and of '.join(stale)}; evaluate again"] if stale else []
+
+
+def replaced_data(run: EvaluatedRun) -> list[str]:
+    """A warning if a run was trained on other data than there are now at its path."""
+    before = read_run_data(run.path)
+    try:
+        now = run_data_fingerprint(run.config)
+    except UserError:
+        return []  # they are not there any more
+    if before is None or not (found := differences(before, now)):
+        return []
     return [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((run.path / "eval").glob(f"{pattern}.json"))
+        f"run {run.path} was trained on other data than {run.config.data} holds now: they differ"
+        f" in {', '.join(found)}"
     ]
+
+
+def model_differs(recorded: dict[str, Any] | None, run_dir: Path) -> bool:
+    """Whether a run holds another model now than the one that a result records."""
+    now = newest_fingerprint(run_dir)
+    if not (now and recorded):
+        return False
+    return bool(differences({name: recorded.get(name) for name in now}, now))
 
 
 def describe_data(folder: str) -> str:

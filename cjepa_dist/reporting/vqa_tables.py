@@ -68,7 +68,7 @@ def difference_table(results: Results, *, draws: int, seed: int) -> list[str]:
     lines = [
         f"## Differences against {first}\n",
         "Points [95 % interval, bootstrap over the same videos for both runs]. The interval does "
-        "not include the variation between seeds.\n",
+        "not include the variation between seeds, so no difference of two single runs is marked.\n",
         *header("", *(name for name, _ in others)),
     ]
     for group in QUESTION_GROUPS:
@@ -85,7 +85,10 @@ def difference_table(results: Results, *, draws: int, seed: int) -> list[str]:
 def accuracy_difference(
     base: dict[str, Any], other: dict[str, Any], group: str, draws: int, seed: int
 ) -> str:
-    """Points by which `other` is above `base`, with an interval; * where that excludes 0."""
+    """Points by which `other` is above `base`, with an interval.
+
+    Never marked as significant: two single runs differ by their seeds too.
+    """
     if base["videos"]["scenes"] != other["videos"]["scenes"]:
         return "other videos"
     sides = [side["videos"]["counts"][group] for side in (base, other)]
@@ -100,8 +103,7 @@ def accuracy_difference(
         return float(100 * (other_correct / other_count - base_correct / base_count))
 
     low, high = bootstrap(values, points, draws, seed)
-    mark = "" if low <= 0 <= high else " *"
-    return f"{points(values):+.1f} [{float(low):+.1f}, {float(high):+.1f}]{mark}"
+    return f"{points(values):+.1f} [{float(low):+.1f}, {float(high):+.1f}]"
 
 
 def published_table(results: Results) -> list[str]:
