@@ -21,6 +21,8 @@ from slurm.experiment.plan import check_commands, jobs_of_stages, plan
 from slurm.experiment.schema import Cluster, Experiment, read_cluster
 from slurm.record import Record, active_jobs, read_record
 
+OTHER_SETTINGS = "with other settings than today's"
+
 
 def execute(experiment: Experiment) -> int:
     """Plan the jobs, check them, and run those that are not finished; returns an exit code.
@@ -87,16 +89,17 @@ def unfinished_jobs(jobs: list[Job], stage: str, record: Record, active: set[str
 
 
 def check_same_settings(job: Job, record: Record, active: bool) -> None:
-    """Raises UserError if the job was started before, with other commands or configs."""
+    """Raises UserError if the job was started before, with other commands, configs or data."""
     before = record.jobs.get(job.name)
-    if before is None or before.checksum == job.checksum:
+    if before is None:
+        return
+    other_data = bool(before.data and job.data and before.data != job.data)
+    if before.checksum == job.checksum and not other_data:
         return
     if active or job.done() or (job.is_training and job.run_dir.exists()):
         folder = Path(job.outputs[0]).parent
-        raise UserError(
-            f"{job.name} was made with other settings than today's:"
-            f" take another runs=, or remove {folder}"
-        )
+        how = "from other data than there are now" if other_data else OTHER_SETTINGS
+        raise UserError(f"{job.name} was made {how}: take another runs=, or remove {folder}")
 
 
 def make_state_dir(record: Record) -> None:

@@ -27,6 +27,7 @@ class Job:
     after: list[str]
     checksum: str = ""  # see `with_checksum`
     array: str = ""
+    data: str = ""  # fingerprint of the experiment's data, where it does not make them itself
 
     @property
     def is_training(self) -> bool:

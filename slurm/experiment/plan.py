@@ -53,7 +53,8 @@ def plan(experiment: Experiment) -> list[Job]:
     if experiment.preflight:
         first = preflight_job(read_cluster(experiment.cluster), planner.runs)
         jobs = [first, *(after_preflight(job, first) for job in jobs)]
-    return [with_checksum(job) for job in jobs]
+    data = planner.data_fingerprint()
+    return [replace(with_checksum(job), data=data) for job in jobs]
 
 
 def preflight_job(cluster: Cluster, runs: Path) -> Job:

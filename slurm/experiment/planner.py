@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from cjepa_dist.config.locate import find_config
 from cjepa_dist.config.merge import flatten
 from cjepa_dist.config.schema import TrainAloe, TrainWorldModel
+from cjepa_dist.data.format.fingerprint import dataset_fingerprint, fingerprint_of
+from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import UserError
 from slurm.experiment.job import Job
@@ -42,6 +44,15 @@ class Planner:
         else:
             self.data_jobs = self.prepare_data()
         self.needs_data = [job.name for job in self.data_jobs[-1:]]
+
+    def data_fingerprint(self) -> str:
+        """That of a data set which is there already; "" for one of this experiment, and for a URL.
+
+        Data at a URL are compared by each training when it starts.
+        """
+        if self.data_jobs or is_remote(str(self.data)):
+            return ""
+        return fingerprint_of(dataset_fingerprint(Manifest.load(self.data)))
 
     def jobs(self) -> list[Job]:
         experiment, jobs = self.experiment, list(self.data_jobs)

@@ -21,6 +21,7 @@ from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.jobs.torchrun import build_argv
 from slurm.record import Record
 from slurm.status import format_duration
+from tests.evaluation.world import make_world
 from tests.fork_server import PROJECT
 from tests.slurm.conftest import run_command
 
@@ -428,3 +429,22 @@ def test_remote_data_are_taken_as_they_are(tmp_path):
         "world_model/ctt/seed_0"
     ]
     assert "data=https://host/world" in job.commands[0] and not job.needs
+
+
+def test_a_job_from_other_data_of_the_same_path_is_refused(tmp_path):
+    data = make_world(tmp_path / "data", train=2, val=2)
+    arguments = (f"data={data}", "seed=[0]", "aloe_config=")
+
+    def wanted(jobs, record):
+        return [job.name for job in unfinished_jobs(list(jobs.values()), "all", record, set())]
+
+    jobs = jobs_of(tmp_path, *arguments)
+    record = Record(tmp_path, {}, jobs)
+    name = "world_model/ctt/seed_0"
+    Path(jobs[name].outputs[0]).parent.mkdir(parents=True)
+    Path(jobs[name].outputs[0]).write_text("{}")
+    assert name not in wanted(jobs_of(tmp_path, *arguments), record)
+    shutil.rmtree(data)
+    make_world(data, train=2, val=1)
+    with pytest.raises(UserError, match=f"{name} was made from other data than there are now"):
+        wanted(jobs_of(tmp_path, *arguments), record)
