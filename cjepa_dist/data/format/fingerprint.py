@@ -59,8 +59,8 @@ def dataset_fingerprint(
 def files_fingerprint(files: Iterable[Path], folder: Path | None = None) -> str:
     """xxh3 of the bytes of files, and of their names below `folder` if there is one; "" for none.
 
-    Every byte is read: 1 to 3 GB/s from memory or a fast disk. Raises UserError if a file cannot
-    be read.
+    Every byte is read: 0.27 s of CPU a GiB, beside the time of the disk. Raises UserError if a file
+    cannot be read.
     """
     found = []
     for file in files:
