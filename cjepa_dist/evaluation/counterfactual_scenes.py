@@ -82,7 +82,8 @@ def scene_batches(
     """The videos that have simulated worlds. Raises UserError where the split has no such truth."""
     samples: list[Sample] = []
     count = min(videos, Manifest.load(data).count(split))
-    for sample in read_split(data, split, videos=count):
+    fields = ("scene_index", "object_property")
+    for sample in read_split(data, split, videos=count, annotation_fields=fields):
         truth = sample.truth or {}
         if "counterfactual_slots" not in truth:
             raise UserError(

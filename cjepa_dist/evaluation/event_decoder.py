@@ -139,7 +139,13 @@ def fit_event_decoder(
         )
     decoder = EventDecoder(probe, torch.tensor(manifest.empty_slot))
     members = ("slots.npy", "json", "truth.npz", "match.npz")
-    samples = read_split(data, split, members, videos=min(videos, manifest.count(split)))
+    samples = read_split(
+        data,
+        split,
+        members,
+        videos=min(videos, manifest.count(split)),
+        annotation_fields=("scene_index", "object_property", "collision"),
+    )
     return tune_thresholds(decoder, list(samples))
 
 
@@ -157,7 +163,7 @@ def tune_thresholds(decoder: EventDecoder, samples: list[Sample]) -> EventDecode
         )
         annotated = [
             (collision["frame_id"], *sorted(collision["object_ids"]))
-            for collision in sample.annotation["collision"]
+            for collision in sample.annotation["collision"] or ()
         ]
         annotated = [(f, a, b) for f, a, b in annotated if present[f, a] and present[f, b]]
         videos.append((position, present, annotated))
@@ -205,64 +211,63 @@ def find_approaches(
 
     `position` (T, n, 2), `present` (T, n).
     """
+    pairs = list(combinations(np.flatnonzero(present.any(0)).tolist(), 2))
+    if not pairs:
+        return []
+    first, second = np.array(pairs).T
+    both = present[:, first] & present[:, second]  # (T, P)
+    offset = position[:, first] - position[:, second]
+    distances = np.where(both, np.hypot(offset[..., 0], offset[..., 1]), np.inf)
+    changes = outward_velocity_changes(offset, both)
     found = []
-    for a, b in combinations(np.flatnonzero(present.any(0)).tolist(), 2):
-        both = present[:, a] & present[:, b]
-        offset = position[:, a] - position[:, b]
-        distance = np.where(both, np.hypot(*offset.T), np.inf)
+    for (a, b), distance, change in zip(pairs, distances.T, changes.T):
         close = np.flatnonzero(distance < max_distance)
         if not len(close):
             continue
         for frames in np.split(close, np.flatnonzero(np.diff(close) > EPISODE_GAP) + 1):
-            changes = [outward_velocity_change(offset, both, frame) for frame in frames.tolist()]
-            frame = int(frames[np.argmax(changes)])
-            found.append(Approach(frame, a, b, float(distance[frames].min()), max(changes)))
+            frame = int(frames[np.argmax(change[frames])])
+            found.append(Approach(frame, a, b, float(distance[frames].min()), float(change[frame])))
     return found
 
 
-def outward_velocity_change(offset: np.ndarray, both: np.ndarray, frame: int) -> float:
-    """Change of the relative velocity at `frame`, along the line between two objects.
+def outward_velocity_changes(offset: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """Changes of the relative velocity at each frame, along the line between two objects, (T, P).
 
-    Positive if they are pushed apart. `offset` (T, 2) from one to the other, `both` (T,) in view.
+    Positive if they are pushed apart. `offset` (T, P, 2) from one to the other, `both` (T, P) in
+    view. 0 where fewer than 3 of the SLOPE_FRAMES before or after are in view.
     """
-    before = least_squares_slope(offset, both, frame - SLOPE_FRAMES, frame)
-    after = least_squares_slope(offset, both, frame, frame + SLOPE_FRAMES)
-    if before is None or after is None:
-        return 0.0
-    return float((after - before) @ offset[frame] / max(np.hypot(*offset[frame]), 1e-6))
-
-
-def least_squares_slope(
-    values: np.ndarray, known: np.ndarray, first: int, last: int
-) -> np.ndarray | None:
-    """Slope per frame of values (T, 2), from the known frames in [first, last].
-
-    None if there are fewer than 3.
-    """
-    at = np.arange(max(0, first), min(len(values), last + 1))
-    at = at[known[at]]
-    if len(at) < 3:
-        return None
-    time = at - at.mean()
-    return time @ values[at] / (time @ time)
+    before, count_before = fit_slopes(offset, both, SLOPE_FRAMES, 0)
+    after, count_after = fit_slopes(offset, both, 0, SLOPE_FRAMES)
+    distance = np.maximum(np.hypot(offset[..., 0], offset[..., 1]), 1e-6)
+    change = ((after - before) * offset).sum(-1) / distance
+    return np.where((count_before >= 3) & (count_after >= 3), change, 0.0)
 
 
 def fit_velocities(position: np.ndarray, present: np.ndarray) -> np.ndarray:
     """(T, n, 2): slopes over the VELOCITY_FRAMES to each side that are in view; else 0."""
-    weight = present.astype(np.float64)
-    time = np.arange(len(position), dtype=np.float64)[:, None]
+    return fit_slopes(position, present, VELOCITY_FRAMES, VELOCITY_FRAMES)[0]
+
+
+def fit_slopes(
+    values: np.ndarray, known: np.ndarray, back: int, ahead: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least-squares slopes per frame (T, n, 2), and the number of frames of each (T, n).
+
+    Of `values` (T, n, 2) where `known` (T, n), from `back` frames before each frame to `ahead`
+    after it. 0 where there are fewer than two.
+    """
+
+    def windowed_sum(part: np.ndarray) -> np.ndarray:
+        padded = np.concatenate([np.zeros_like(part[:1]), part.cumsum(0)])
+        at = np.arange(len(part))
+        return padded[np.minimum(at + ahead + 1, len(part))] - padded[np.maximum(at - back, 0)]
+
+    weight = known.astype(np.float64)
+    time = np.arange(len(values), dtype=np.float64)[:, None]
     moments: Any = [windowed_sum(part) for part in (weight, weight * time, weight * time**2)]
     count, first, second = (part[..., None] for part in moments)
-    weighted = weight[..., None] * position
+    weighted = weight[..., None] * values
     total, product = windowed_sum(weighted), windowed_sum(weighted * time[..., None])
     determinant = second * count - first**2
     slope = (product * count - first * total) / np.maximum(determinant, 1e-12)
-    return np.where(determinant > 0, slope, 0.0)
-
-
-def windowed_sum(values: np.ndarray) -> np.ndarray:
-    """Sums over VELOCITY_FRAMES to each side, along the first axis."""
-    padded = np.concatenate([np.zeros_like(values[:1]), values.cumsum(0)])
-    at = np.arange(len(values))
-    last = np.minimum(at + VELOCITY_FRAMES + 1, len(values))
-    return padded[last] - padded[np.maximum(at - VELOCITY_FRAMES, 0)]
+    return np.where(determinant > 0, slope, 0.0), moments[0]

@@ -38,16 +38,22 @@ from cjepa_dist.errors import UserError
 
 
 def read_split(
-    folder: str | Path, split: str, members: Sequence[str] = MEMBERS, *, videos: int = 0
+    folder: str | Path,
+    split: str,
+    members: Sequence[str] = MEMBERS,
+    *,
+    videos: int = 0,
+    annotation_fields: Sequence[str] = (),
 ) -> Iterator[Sample]:
     """The samples of a split in order, or its first `videos`.
 
-    Only `members` are read; the fields of the others are None. Counts and keys are checked against
-    the manifest; slots must be finite and of its shape and type. UserError naming shard and key.
+    Only `members` and `annotation_fields` are read, see `read_sample`. Counts and keys are checked
+    against the manifest; slots must be finite and of its shape and type. UserError naming shard
+    and key.
     """
     manifest = Manifest.load(folder)
     for shard, key in open_videos(folder, split, videos):
-        yield read_sample(shard, key, manifest, members)
+        yield read_sample(shard, key, manifest, members, annotation_fields)
 
 
 def read_video(
@@ -70,13 +76,24 @@ def read_video(
 
 
 def read_sample(
-    shard: ShardReader, key: str, manifest: Manifest, members: Sequence[str] = MEMBERS
+    shard: ShardReader,
+    key: str,
+    manifest: Manifest,
+    members: Sequence[str] = MEMBERS,
+    annotation_fields: Sequence[str] = (),
 ) -> Sample:
-    """The `members` of one video of an open shard; the fields of the others are None."""
+    """The `members` of one video of an open shard; the fields of the others are None.
+
+    `annotation_fields`: only these of the annotation, None where it lacks one; empty = all. Most of
+    an annotation is motion, which takes longer to parse than all else takes to read.
+    """
+    annotation = None
+    if ANNOTATION in members:
+        annotation = shard.read_json(key, ANNOTATION, annotation_fields)
     return Sample(
         key=key,
         slots=shard.read_slots(key, manifest) if SLOTS in members else None,
-        annotation=shard.read_json(key, ANNOTATION) if ANNOTATION in members else None,
+        annotation=annotation,
         questions=shard.read_json(key, QUESTIONS) if QUESTIONS in members else None,
         truth=shard.read_arrays(key, TRUTH) if TRUTH in members else None,
         worlds=shard.read_arrays(key, WORLDS) if WORLDS in members else None,

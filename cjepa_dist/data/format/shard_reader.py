@@ -201,11 +201,16 @@ class ShardReader:
             return None
         return os.pread(self.descriptor, extent.length, extent.offset)
 
-    def read_json(self, key: str, member: str) -> dict[str, Any] | None:
-        """A JSON member; None if the sample has none. UserError if it is damaged."""
+    def read_json(self, key: str, member: str, fields: Sequence[str] = ()) -> dict[str, Any] | None:
+        """A JSON member; None if the sample has none. UserError if it is damaged.
+
+        `fields`: only these, by `read_json_field`; empty = all.
+        """
         content = self.read_bytes(key, member)
         if content is None:
             return None
+        if fields:
+            return {name: self.read_json_field(key, member, name) for name in fields}
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
