@@ -17,9 +17,15 @@ from typing import Any
 
 import torch
 
+from cjepa_dist.checkpoint.run import newest_fingerprint
 from cjepa_dist.config import command_line
 from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.schema import MISSING
+from cjepa_dist.data.format.fingerprint import (
+    Fingerprint,
+    dataset_fingerprint,
+    differences,
+)
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.errors import UserError
@@ -29,6 +35,7 @@ from cjepa_dist.evaluation.vqa.baselines import baseline_accuracy, read_answered
 from cjepa_dist.evaluation.vqa.metrics import compute_accuracy
 from cjepa_dist.evaluation.vqa.submission import build_submission
 from cjepa_dist.reporting.terminal import print_table, vqa_table
+from cjepa_dist.runtime.device import keep_freed_memory
 from cjepa_dist.runtime.files import write_json
 
 
@@ -59,16 +66,24 @@ class EvaluateSymbolic:
 
 def main(config: EvaluateSymbolic) -> int:
     began = time.time()
+    keep_freed_memory()  # every video has megabytes of worlds
     torch.set_num_threads(1)  # slots of one video at a time are too few for several threads
     manifest = Manifest.load(config.data)
     source = manifest.source
     observed = config.probe_data or source.get("data", config.data)
-    folder = Path(config.out) if config.out else world_model_run(source, config.data) / "eval"
+    model = source.get("fingerprint", {}).get("world_model")
+    if config.out:
+        folder = Path(config.out)
+    else:
+        run = world_model_run(source, config.data)
+        check_model_is_there(run, model, config.data)
+        folder = run / "eval"
     decoder = fit_event_decoder(
         observed, config.probe_split, videos=config.probe_videos, seed=config.seed
     )
     count = min(config.videos, manifest.count(config.split))
-    samples = read_split(config.data, config.split, videos=count)
+    fields = ("scene_index", "object_property")
+    samples = read_split(config.data, config.split, videos=count, annotation_fields=fields)
     predictions, programs = answer_questions(decoder, samples)
     accuracy = compute_accuracy({0: predictions}, 0, draws=config.bootstrap_draws, seed=config.seed)
     accuracy["starts"]["groups"] = {}  # no frames are sampled, so there is nothing to average over
@@ -83,6 +98,10 @@ def main(config: EvaluateSymbolic) -> int:
         "rollout": rollout_name(source),
         "seed": config.seed,
         "bootstrap_draws": config.bootstrap_draws,
+        "fingerprint": {
+            "model": model,
+            "data": dataset_fingerprint(manifest, [config.split]),
+        },
         "programs": programs,
         "event_decoder": {
             "data": observed,
@@ -116,6 +135,17 @@ def world_model_run(source: dict[str, Any], data: str) -> Path:
     if not source.get("world_model"):
         raise UserError(f"{data} was not made by a world model: set out= to a folder for results")
     return Path(source["world_model"])
+
+
+def check_model_is_there(run: Path, model: Fingerprint | None, data: str) -> None:
+    """Raises UserError where a run has another model now than the one that made a rollout."""
+    now = newest_fingerprint(run)
+    before = model and {name: model[name] for name in ("weights", "config")}
+    if now and before and (found := differences(before, now)):
+        raise UserError(
+            f"{data} was rolled out by another model than {run} holds now: they differ in"
+            f" {', '.join(found)}; roll out again with redo=true, or set out= for the results"
+        )
 
 
 def rollout_name(source: dict[str, Any]) -> str:

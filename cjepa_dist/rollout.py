@@ -28,15 +28,22 @@ import numpy as np
 import torch
 
 from cjepa_dist.causal.video_rollout import RolloutInput, RolloutOutput, RolloutPredictor
-from cjepa_dist.checkpoint.run import load_task
+from cjepa_dist.checkpoint.run import load_run
 from cjepa_dist.config import command_line, schema
 from cjepa_dist.config.fields import option
 from cjepa_dist.config.schema import GRAPH_ESTIMATORS, GraphConfig
 from cjepa_dist.data.counterfactual_worlds import describe_missing_worlds, simulated_worlds
 from cjepa_dist.data.format.dtypes import to_float32
+from cjepa_dist.data.format.fingerprint import (
+    Fingerprint,
+    check_not_input,
+    dataset_fingerprint,
+    holds_already,
+    redo_option,
+)
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import batched, open_videos, read_sample
-from cjepa_dist.data.format.sample import ANNOTATION, MEMBERS, Sample
+from cjepa_dist.data.format.sample import ANNOTATION, Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.removed_slots import removed_slots, slots_removed_by_questions
 from cjepa_dist.errors import UserError
@@ -61,7 +68,7 @@ class Rollout:
 
     data: str = option(schema.MISSING, "folder of slot shards", path=True)
     out: str = option(
-        schema.MISSING, "folder to write; must not exist, or hold the same rollout", path=True
+        schema.MISSING, "folder to write: missing, empty, or with the same rollout", path=True
     )
     world_model: str = option(
         "", "run directory of a world model; not needed for mode=truth", path=True
@@ -95,6 +102,7 @@ class Rollout:
         most=4096,
     )
     shard_mb: int = option(256, "size of a shard", unit="MB", least=1, most=1 << 20)
+    redo: bool = redo_option()
 
 
 Group = tuple[str, list[Sample]]  # name of a split, and consecutive videos of it
@@ -104,8 +112,9 @@ def main(config: Rollout) -> int:
     if config.precision == "auto":
         config.precision = {"bf16": "bf16", "fp32": "float32"}[native_precision()]
     manifest = Manifest.load(config.data)
+    check_not_input(config.out, config.data, config.world_model)
     source = rollout_source(config, manifest)
-    if (Path(config.out) / "manifest.json").exists() and Manifest.load(config.out).source == source:
+    if holds_already(config.out, source, redo=config.redo):
         print(f"{config.out} already holds this rollout: nothing to do")
         return 0
     videos, worlds, began = 0, 0, time.perf_counter()
@@ -119,9 +128,10 @@ def main(config: Rollout) -> int:
         dtype=manifest.dtype,
         shard_mb=config.shard_mb,
         empty_slot=manifest.empty_slot,
+        redo=config.redo,
     ) as writer:
         for (name, samples), outputs in predict_groups(
-            config, manifest, read_groups(config, manifest)
+            config, manifest, read_groups(config, manifest), source["fingerprint"]
         ):
             split = writer.split(name)
             for sample, (slots, arrays) in zip(samples, outputs):
@@ -153,15 +163,12 @@ def read_videos(data: str, manifest: Manifest, split: str, count: int) -> Iterat
     Annotations are copied as they are: most of one is motion, and to parse and write it takes as
     long as to predict the video. Of its fields only those that name the objects are read.
     """
-    members = [member for member in MEMBERS if member != ANNOTATION]
     for shard, key in open_videos(data, split, count):
-        sample = read_sample(shard, key, manifest, members)
+        sample = read_sample(
+            shard, key, manifest, annotation_fields=("scene_index", "object_property")
+        )
         if (stored := shard.read_bytes(key, ANNOTATION)) is not None:
             sample.stored[ANNOTATION] = stored
-            sample.annotation = {
-                field: shard.read_json_field(key, ANNOTATION, field)
-                for field in ("scene_index", "object_property")
-            }
         yield sample
 
 
@@ -189,9 +196,16 @@ def rollout_source(config: Rollout, manifest: Manifest) -> dict[str, Any]:
             f"{config.data} does not say what its empty slot is, which mode={config.mode} puts in "
             "the place of an object"
         )
+    if is_rollout(manifest.source):
+        raise UserError(
+            f"{config.data} is a rollout: its last frames are predictions already; give data="
+            f"{manifest.source.get('data', '...')}, which it was made from"
+        )
     source: dict[str, Any] = {"kind": "rollout"}
+    data = dataset_fingerprint(manifest, config.splits, config.videos)
+    fingerprint: Fingerprint = {"data": data, "splits": list(config.splits or manifest.splits)}
     if config.mode != "truth":
-        task, trained, step = load_world_model(config)
+        task, trained, step, model = load_world_model(config)
         if config.mode == "counterfactual" and not task.updates:
             print(
                 f"warning: run {config.world_model} has no residual statistics: tau is 1; import "
@@ -204,42 +218,52 @@ def rollout_source(config: Rollout, manifest: Manifest) -> dict[str, Any]:
         if needed > manifest.frames:
             raise UserError(f"{config.data} has {manifest.frames} frames, a rollout needs {needed}")
         source |= {"world_model": str(Path(config.world_model).resolve()), "step": step}
+        # The path too: results on this rollout are written into the run that it names.
+        fingerprint["world_model"] = {"run": source["world_model"], "step": step, **model}
     source["data"] = str(Path(config.data).resolve())
-    source |= {"future_frames": config.future_frames, "of": manifest.source}
+    settings: dict[str, Any] = {"future_frames": config.future_frames}
     if config.videos:
-        source["videos"] = config.videos
+        settings["videos"] = config.videos
     if config.mode != "future":
-        source |= {"mode": config.mode, "all_objects": config.all_objects}
+        settings |= {"mode": config.mode, "all_objects": config.all_objects}
     if config.mode == "counterfactual":
-        source |= {
+        settings |= {
             "divergence": config.divergence,
             "graph": dataclasses.asdict(config.graph),
             "precision": config.precision,
         }
+    source |= {**settings, "of": manifest.source}
+    source["fingerprint"] = {"mode": config.mode, **settings, **fingerprint}
     return source
 
 
-def load_world_model(config: Rollout) -> tuple[WorldModelTask, Any, int]:
+def is_rollout(source: dict[str, Any]) -> bool:
+    """Whether a data set of this `source` holds predictions, or was made of one that does."""
+    of = source.get("of")
+    return source.get("kind") == "rollout" or (isinstance(of, dict) and is_rollout(of))
+
+
+def load_world_model(config: Rollout) -> tuple[WorldModelTask, Any, int, Fingerprint]:
     if not config.world_model:
         raise UserError(
             "missing: world_model=..., the run directory of a world model, which "
             f"mode={config.mode} needs"
         )
-    task, trained, step = load_task(config.world_model)
+    task, trained, step, fingerprint = load_run(config.world_model)
     if not isinstance(task, WorldModelTask):
         raise UserError(f"{config.world_model} is not a world model run")
-    return task, trained, step
+    return task, trained, step, fingerprint
 
 
 def predict_groups(
-    config: Rollout, manifest: Manifest, groups: Iterable[Group]
+    config: Rollout, manifest: Manifest, groups: Iterable[Group], made_from: Fingerprint
 ) -> Iterator[tuple[Group, list[RolloutOutput]]]:
     """Each group with its predictions, in order; at most two groups per worker wait."""
     if config.mode == "truth":
         for group in groups:
             yield group, [simulated_rollout(config, sample) for sample in group[1]]
     elif config.workers == 1:
-        predictor = make_predictor(config, manifest)
+        predictor = make_predictor(config, manifest, made_from)
         for group in groups:
             yield group, predictor([rollout_input(config, sample) for sample in group[1]])
     else:
@@ -248,7 +272,10 @@ def predict_groups(
         context = multiprocessing.get_context("spawn")
         waiting: deque[tuple[Group, Future[list[RolloutOutput]]]] = deque()
         with ProcessPoolExecutor(
-            config.workers, context, initializer=start_worker, initargs=(config, manifest, threads)
+            config.workers,
+            context,
+            initializer=start_worker,
+            initargs=(config, manifest, made_from, threads),
         ) as pool:
             try:
                 for group in groups:
@@ -266,19 +293,25 @@ def predict_groups(
 WORKER_PREDICTOR: list[RolloutPredictor] = []  # of a worker process
 
 
-def start_worker(config: Rollout, manifest: Manifest, threads: int) -> None:
+def start_worker(config: Rollout, manifest: Manifest, made_from: Fingerprint, threads: int) -> None:
     start_pool_worker()
     torch.set_num_threads(threads)
-    WORKER_PREDICTOR.append(make_predictor(config, manifest))
+    WORKER_PREDICTOR.append(make_predictor(config, manifest, made_from))
 
 
 def predict_in_worker(videos: list[RolloutInput]) -> list[RolloutOutput]:
     return WORKER_PREDICTOR[0](videos)
 
 
-def make_predictor(config: Rollout, manifest: Manifest) -> RolloutPredictor:
+def make_predictor(config: Rollout, manifest: Manifest, made_from: Fingerprint) -> RolloutPredictor:
+    """Raises UserError where the run has another checkpoint than `made_from` says by now."""
     device = default_device()
-    task, trained, _ = load_world_model(config)
+    task, trained, step, model = load_world_model(config)
+    if (model | {"step": step}).items() - made_from["world_model"].items():
+        raise UserError(
+            f"run {config.world_model} has written another checkpoint meanwhile: roll out again,"
+            " best when it has ended"
+        )
     task.to(device).eval()
     empty = manifest.empty_slot
     return RolloutPredictor(

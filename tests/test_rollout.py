@@ -8,8 +8,8 @@ import pytest
 
 from cjepa_dist.config.merge import build
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.data.format.reader import read_split
-from cjepa_dist.data.format.sample import Sample
+from cjepa_dist.data.format.reader import open_videos, read_split
+from cjepa_dist.data.format.sample import ANNOTATION, QUESTIONS, Sample
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from cjepa_dist.rollout import Rollout, main
@@ -93,9 +93,16 @@ def test_worlds_are_those_that_questions_remove(rolled, small_data):
     assert count > 2
 
 
-def test_futures_agree(rolled, roll):
-    for one, other in zip(read_split(roll("future"), "val"), rolled["counterfactual"], strict=True):
+def test_futures_agree(rolled, roll, small_data):
+    folder = roll("future")
+    for one, other in zip(read_split(folder, "val"), rolled["counterfactual"], strict=True):
         assert np.array_equal(one.slots, other.slots) and one.worlds is None
+    for (old, key), (new, same_key) in zip(
+        open_videos(small_data, "val", 4), open_videos(folder, "val"), strict=True
+    ):
+        assert key == same_key
+        for member in (ANNOTATION, QUESTIONS):
+            assert new.read_bytes(key, member) == old.read_bytes(key, member)
 
 
 def test_processes_and_groups_change_nothing(rolled, roll):
@@ -204,7 +211,7 @@ def test_again_is_nothing_to_do_and_other_settings_are_refused(roll, capsys):
     roll("again", mode="factual")
     roll("again", mode="factual", batch_size=5, workers=2)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(UserError, match="already holds something"):
+    with pytest.raises(UserError, match=r"another data set: it differs in mode \(factual, not free"):
         roll("again", mode="free")
 
 
