@@ -35,6 +35,7 @@ from cjepa_dist.evaluation.world_model import evaluate_world_model
 from cjepa_dist.reporting.terminal import print_table, vqa_table, world_model_table
 from cjepa_dist.runtime.device import default_device
 from cjepa_dist.runtime.files import write_json
+from cjepa_dist.runtime.progress import Progress
 from cjepa_dist.training.run_data import check_evaluated_split
 
 
@@ -159,10 +160,15 @@ def measure_aloe(
         blind=trained.blind,
         seed=trained.seed,
     )
-    predictions = {}
+    predictions, progress = {}, Progress(len(dataset) * len(starts), "questions")
     for start in starts:
         dataset.sampling.eval_start = start
-        predictions[start] = predict_answers(task.aloe, dataset, batch_size=config.batch_size)
+        predictions[start] = predict_answers(
+            task.aloe,
+            dataset,
+            batch_size=config.batch_size,
+            progress=lambda count: progress.add(count=count),
+        )
     result = compute_accuracy(
         predictions, trained.eval_start, draws=config.bootstrap_draws, seed=config.seed
     )

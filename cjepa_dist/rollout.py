@@ -48,6 +48,7 @@ from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.removed_slots import removed_slots, slots_removed_by_questions
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.device import default_device, native_precision
+from cjepa_dist.runtime.progress import Progress
 from cjepa_dist.runtime.processes import start_pool_worker
 from cjepa_dist.tasks.world_model import WorldModelTask
 
@@ -118,9 +119,9 @@ def main(config: Rollout) -> int:
         print(f"{config.out} already holds this rollout: nothing to do")
         return 0
     videos, worlds, began = 0, 0, time.perf_counter()
-    asked: list[
-        int | None
-    ] = []  # the slots that questions remove, None if no slot holds the object
+    # The slots that questions remove, None if no slot holds the object.
+    asked: list[int | None] = []
+    progress = Progress(count_videos(config, manifest))
     with DatasetWriter(
         config.out,
         encoder=manifest.encoder,
@@ -141,6 +142,7 @@ def main(config: Rollout) -> int:
                     worlds += len(arrays["removed"])
                     asked += [] if config.all_objects else slots_removed_by_questions(sample)
             videos += len(samples)
+            progress.add(count=len(samples))
     rate = videos / (time.perf_counter() - began)
     also = f", {worlds} worlds without an object" if config.mode != "future" else ""
     frames = manifest.frames + config.future_frames
@@ -148,6 +150,11 @@ def main(config: Rollout) -> int:
     if None in asked:
         print(describe_missing_worlds(asked.count(None), len(asked)))
     return 0
+
+
+def count_videos(config: Rollout, manifest: Manifest) -> int:
+    counts = [manifest.count(name) for name in config.splits or manifest.splits]
+    return sum(min(config.videos or count, count) for count in counts)
 
 
 def read_groups(config: Rollout, manifest: Manifest) -> Iterator[Group]:

@@ -40,6 +40,7 @@ from cjepa_dist.evaluation.graph_metrics import (
     edge_metrics,
 )
 from cjepa_dist.models.predictor import SlotPredictor
+from cjepa_dist.runtime.progress import report_progress
 
 INTERVENTIONAL = tuple(f"interventional:{how}" for how in INTERVENTIONS)
 
@@ -118,6 +119,7 @@ def evaluate_graphs(
                 graph = estimate_batch(name, predictor, batch, present, context, config)
             adjacencies.append(graph[0])
             scores.append(graph[1])
+        report_progress(int(index[-1]) + 1, len(ids), "windows")
     labels = {name: np.concatenate(parts) for name, parts in label_parts.items()}
     graphs = {name: (np.concatenate(a), np.concatenate(s)) for name, (a, s) in graph_parts.items()}
     return {

@@ -35,6 +35,7 @@ from cjepa_dist.evaluation.bootstrap import bootstrap
 from cjepa_dist.evaluation.graphs import distinct_windows, window_videos
 from cjepa_dist.evaluation.position_probe import PositionProbe, fit_position_probe
 from cjepa_dist.models.predictor import SlotPredictor
+from cjepa_dist.runtime.progress import report_progress
 
 FUTURE_FRAMES = GROUND_TRUTH_FRAMES - VIDEO_FRAMES
 HORIZONS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)  # frames after the video: a curve
@@ -196,6 +197,7 @@ def one_step_errors(
             predicted = predict(slots[:, :history])
             errors = squared_errors(predicted, slots[:, history:], position, probe)
             table.add(window_videos(dataset, part), name, "mean", errors, masks)
+        report_progress(begin + len(part), len(ids), "windows")
     return {
         "windows": len(ids),
         "videos": len(table.sums),
