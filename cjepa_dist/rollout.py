@@ -48,8 +48,8 @@ from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.removed_slots import removed_slots, slots_removed_by_questions
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.device import default_device, native_precision
-from cjepa_dist.runtime.progress import Progress
 from cjepa_dist.runtime.processes import start_pool_worker
+from cjepa_dist.runtime.progress import Progress
 from cjepa_dist.tasks.world_model import WorldModelTask
 
 MODES = ("future", "counterfactual", "free", "factual", "truth")
