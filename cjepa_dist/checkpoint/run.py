@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from cjepa_dist.checkpoint.integrity import (
     checkpoint_path,
@@ -66,7 +66,8 @@ def load_run(run_dir: str | Path) -> LoadedRun:
     path = newest_checkpoint(Path(run_dir) / "checkpoints")
     if path is None:
         raise UserError(f"run {run_dir} has no checkpoint: train it first")
-    weights = load_file(path / "model.safetensors")
+    # Not load_file: it takes no path that is not Unicode.
+    weights = load((path / "model.safetensors").read_bytes())
     task = build_task(config)
     try:
         task.load_state_dict(weights)

@@ -36,7 +36,7 @@ def write_text_atomic(path: Path, text: str, tag: str = "") -> None:
     `tag` keeps the temporary files of several processes apart, where these write the same file.
     """
     temporary = path.with_name(".".join(filter(None, (path.name, tag, "partial"))))
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files
     os.replace(temporary, path)
 
 

@@ -22,6 +22,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import hparams, image, scalar
 
 from cjepa_dist.config.merge import flatten
+from cjepa_dist.errors import without_secrets
 from cjepa_dist.resilience.disk_full import on_main_process
 from cjepa_dist.runtime.collectives import is_main
 from cjepa_dist.runtime.files import drop_lines_after
@@ -116,6 +117,9 @@ def hyperparameters(config: Any) -> dict[str, int | float | str | bool]:
         # Numbers become doubles: a larger integer would be shown as another one.
         exact = isinstance(value, float) or (isinstance(value, int) and abs(value) <= 2**53)
         found[key] = value if exact or isinstance(value, str) else json.dumps(value)
+        if isinstance(value, str):  # a protocol buffer takes no name that is not Unicode
+            shown = without_secrets(value, "")
+            found[key] = shown.encode("utf-8", "backslashreplace").decode()
     return found
 
 

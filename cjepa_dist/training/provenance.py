@@ -24,6 +24,8 @@ import torch
 from accelerate import Accelerator
 
 from cjepa_dist.config import locate
+from cjepa_dist.config.command_line import split_arguments
+from cjepa_dist.errors import without_secrets
 from cjepa_dist.runtime.clock import timestamp
 from cjepa_dist.runtime.files import write_json, write_text_atomic
 
@@ -48,8 +50,9 @@ def write_provenance(run_dir: Path, environment: dict[str, Any]) -> None:
     commit = git_output("rev-parse", "HEAD") or "unknown"
     diff = write_code_diff(run_dir)
     note = f"# {timestamp()} commit {commit}" + (f", {diff}" if diff else "")
-    with (run_dir / "command.txt").open("a") as stream:
-        stream.write(f"{note}\n{shell_command()}\n")
+    # A file name need not be text in any encoding.
+    with (run_dir / "command.txt").open("a", encoding="utf-8", errors="surrogateescape") as stream:
+        stream.write(f"{note}\n{without_secrets(shell_command())}\n")
 
 
 def describe_environment(accelerator: Accelerator, engine: str, precision: str) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def describe_environment(accelerator: Accelerator, engine: str, precision: str) 
     on_gpu = accelerator.device.type == "cuda"
     return {
         "time": timestamp(),
-        "command": [Path(sys.executable).name, *own_arguments()],
+        "command": [Path(sys.executable).name, *map(without_secrets, own_arguments())],
         "python": platform.python_version(),
         "versions": versions,
         "commit": git_output("rev-parse", "HEAD"),
@@ -79,11 +82,15 @@ def describe_environment(accelerator: Accelerator, engine: str, precision: str) 
 
 def given_config(arguments: list[str]) -> str:
     """The text of the YAML file among `arguments`, if any, then the key=value as comments."""
-    files = [
-        Path(each) for each in arguments if "=" not in each and each.endswith((".yaml", ".yml"))
-    ]
-    text = "".join(f"# {path}\n{path.read_text().rstrip()}\n" for path in files if path.is_file())
-    return text + "".join(f"# {each}\n" for each in arguments if "=" in each)
+    paths, pairs = split_arguments(arguments)
+    files = [Path(each) for each in paths if each.endswith((".yaml", ".yml"))]
+    text = "".join(
+        f"# {path}\n{path.read_text(encoding='utf-8-sig').rstrip()}\n"
+        for path in files
+        if path.is_file()
+    )
+    shown = "".join(f"# {each}\n" for pair in pairs for each in pair.splitlines())
+    return without_secrets(text + shown)
 
 
 def own_arguments() -> list[str]:

@@ -22,6 +22,10 @@ TEXTS = [
     *("a #b", '"a #b"', "'x'", "[x", "[x]", "{x", "@x", "${c}", "$(c)", "x=y", "- a", "a: b", "&a"),
     *("*a", "!t", "%d", "a\\b", "\\${c}", "a  b", " a ", "é", "a\nb", "\x1b[3m", "\udcff", "~"),
 ]
+TINY = [
+    *("predictor.depth=1", "predictor.mlp_dim=32", "predictor.heads=2", "loop.steps=2"),
+    *("loop.global_batch_size=4", "val_windows=4"),
+]
 
 
 def world_model(*arguments):
@@ -205,6 +209,18 @@ def test_what_the_file_system_refuses_is_one_line(command, tmp_path):
 def test_other_failures_of_the_file_system_keep_their_traceback():
     assert describe_refusal(OSError(5, "I/O error", "x")) == ""
     assert "ulimit -n" in describe_refusal(OSError(24, "Too many open files"))
+
+
+def test_a_run_may_have_any_name(command, small_data, tmp_path):
+    """Not Unicode, with what a shell, YAML or a terminal would take for something else."""
+    run = tmp_path / os.fsdecode(b"run \xff=[\x1b ${c}")
+    done = command("cjepa_dist.train_world_model", f"data={small_data}", f"run={run}", *TINY)
+    assert done.returncode == 0, done.stderr
+    done = command(
+        "cjepa_dist.evaluate", f"run={run}", "windows=8", "videos=1", "bootstrap_draws=2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
 
 def test_names_that_are_no_text_can_be_used(command, tmp_path):

@@ -132,6 +132,24 @@ def test_a_complete_data_set_is_no_part(made, tmp_path):
         merge(Merge(out=str(tmp_path / "out"), parts=[str(made / "complete")]))
 
 
+@pytest.mark.parametrize("part", ["1/999999999", "x/3", "3/3", "-1/3", "1", 7, ["1/3"], "1/3/3"])
+def test_a_part_is_a_number_of_few(parts, tmp_path, part):
+    manifest = Manifest.load(parts / "1")
+    manifest.source["part"] = part
+    manifest.save(parts / "1")
+    with pytest.raises(UserError, match=r"1/manifest\.json is damaged: source\.part"):
+        merge(Merge(out=str(tmp_path / "out"), parts=str(parts)))
+
+
+def test_a_shard_that_is_a_link_is_merged_as_a_file(made, parts, tmp_path):
+    shard = parts / "1" / "train" / "000000.tar"
+    shard.rename(tmp_path / "elsewhere.tar")
+    shard.symlink_to(tmp_path / "elsewhere.tar")
+    merge(Merge(out=str(tmp_path / "out"), parts=str(parts)))
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    assert contents(tmp_path / "out") == contents(made / "complete")
+
+
 def test_shares():
     for length in (8, 9, 17):
         assert [x for i in range(8) for x in select_part(list(range(length)), f"{i}/8")] == list(
