@@ -211,7 +211,9 @@ def test_again_is_nothing_to_do_and_other_settings_are_refused(roll, capsys):
     roll("again", mode="factual")
     roll("again", mode="factual", batch_size=5, workers=2)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"another data set: it differs in mode \(factual, not free"):
+    with pytest.raises(
+        UserError, match=r"another data set: it differs in mode \(factual, not free"
+    ):
         roll("again", mode="free")
 
 

@@ -57,7 +57,8 @@ def execute(experiment: Experiment) -> int:
 def unfinished_jobs(jobs: list[Job], stage: str, record: Record, active: set[str]) -> list[Job]:
     """The jobs of `stage` that are neither finished nor in the queue.
 
-    A finished job is run again if a job before it is. The preflight runs before any other job.
+    A finished job is run again if a job before it is; so is an import whose files have changed,
+    which then compares their bytes. The preflight runs before any other job.
     Raises UserError where existing outputs were made with other settings, or where a job needs
     something that is neither there nor will be.
     """
@@ -69,7 +70,8 @@ def unfinished_jobs(jobs: list[Job], stage: str, record: Record, active: set[str
             wanted += [job] if job.name not in active else []
             continue
         check_same_settings(job, record, job.name in active)
-        if job.name in active or (job.done() and not names & {*job.needs, *job.after}):
+        again = bool(names & {*job.needs, *job.after}) or inputs_changed(job, record)
+        if job.name in active or (job.done() and not again):
             continue
         missing = [
             name
@@ -100,6 +102,12 @@ def check_same_settings(job: Job, record: Record, active: bool) -> None:
         folder = Path(job.outputs[0]).parent
         how = "from other data than there are now" if other_data else OTHER_SETTINGS
         raise UserError(f"{job.name} was made {how}: take another runs=, or remove {folder}")
+
+
+def inputs_changed(job: Job, record: Record) -> bool:
+    """Whether the files that an import reads are others than when it was started."""
+    before = record.jobs.get(job.name)
+    return bool(before and before.inputs and before.inputs != job.inputs)
 
 
 def make_state_dir(record: Record) -> None:

@@ -28,6 +28,7 @@ class Job:
     checksum: str = ""  # see `with_checksum`
     array: str = ""
     data: str = ""  # fingerprint of the experiment's data, where it does not make them itself
+    inputs: str = ""  # of an import: names, sizes and times of the files that it reads
 
     @property
     def is_training(self) -> bool:

@@ -5,7 +5,7 @@ One method for each kind of job. The order in which jobs are listed is one in wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,16 +91,17 @@ class Planner:
             command.append(config_path(experiment.prepare, experiment.prepare_config))
         command += to_arguments(experiment.prepare_fields)
         manifest = str(out / "manifest.json")
+        inputs = describe_inputs(experiment.prepare_fields)
         if experiment.parts == 1:
-            return [Job("data", "data", [[*command, f"out={out}"]], [manifest], [], [])]
+            command = [*command, f"out={out}"]
+            return [Job("data", "data", [command], [manifest], [], [], inputs=inputs)]
         folder, jobs = self.runs / "data.parts", []
         for index in range(experiment.parts):
             part = folder / str(index)
             one = [*command, f"out={part}", f"part={index}/{experiment.parts}"]
             output = str(part / "manifest.json")
-            jobs.append(
-                Job(f"data/part_{index}", "data", [one], [output], [], [], array="data/part")
-            )
+            name, array = f"data/part_{index}", "data/part"
+            jobs.append(Job(name, "data", [one], [output], [], [], array=array, inputs=inputs))
         merge = ["data_prep.merge", f"out={out}", f"parts={folder}"]
         needs = [job.name for job in jobs]
         return [*jobs, Job("data", "data", [merge], [manifest], needs, [])]
@@ -325,6 +326,21 @@ class Planner:
 def config_path(kind: str, name: str) -> str:
     """A config by name or path, absolute: a job may run in another folder."""
     return str(find_config(kind, name).absolute())
+
+
+def describe_inputs(fields: Mapping[str, Any]) -> str:
+    """xxh3 of names, sizes and times of the files that an import reads; "" if it reads none.
+
+    Where they have changed, the import runs again, and compares the bytes.
+    """
+    given = [fields.get(name) for name in ("source", "questions", "annotations")]
+    found = []
+    for path in (Path(str(value)).expanduser() for value in given if value):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                stat = file.stat()
+                found.append([str(file), stat.st_size, stat.st_mtime_ns])
+    return fingerprint_of(found) if found else ""
 
 
 def existing_data(folder: str) -> Path:

@@ -21,6 +21,7 @@ from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.jobs.torchrun import build_argv
 from slurm.record import Record
 from slurm.status import format_duration
+from tests.data_prep.pickles import dump, public
 from tests.evaluation.world import make_world
 from tests.fork_server import PROJECT
 from tests.slurm.conftest import run_command
@@ -448,3 +449,23 @@ def test_a_job_from_other_data_of_the_same_path_is_refused(tmp_path):
     make_world(data, train=2, val=1)
     with pytest.raises(UserError, match=f"{name} was made from other data than there are now"):
         wanted(jobs_of(tmp_path, *arguments), record)
+
+
+def test_an_import_whose_files_have_changed_runs_again(tmp_path):
+    source = dump(tmp_path / "slots.pkl", public())
+    arguments = ("prepare=import_pickle", f"prepare_fields.source={source}", "seed=[0]")
+    arguments += ("prepare_config=", "aloe_config=")
+
+    def wanted(record):
+        jobs = list(jobs_of(tmp_path, *arguments).values())
+        return [job.name for job in unfinished_jobs(jobs, "data", record, set())]
+
+    jobs = jobs_of(tmp_path, *arguments)
+    record = Record(tmp_path, {}, jobs)
+    assert wanted(record) == ["data"]
+    output = Path(jobs["data"].outputs[0])
+    output.parent.mkdir()
+    output.write_text("{}")
+    assert wanted(record) == []
+    dump(source, {"train": public()["train"]})
+    assert wanted(record) == ["data"]
