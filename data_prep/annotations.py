@@ -13,11 +13,15 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cjepa_dist.clevrer.checks import annotation_faults, is_id, question_faults
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.tar import json_bytes
 from cjepa_dist.errors import UserError
+from data_prep.faults import Faults
 
 CHUNK_CHARACTERS = 1 << 22  # of JSON, per read
 WHITESPACE = re.compile(r"\s*")
@@ -28,32 +32,69 @@ class SceneMetadata:
     annotation_NNNNN.json at any depth); "" = none.
 
     `files` are all files that were found. Raises UserError, naming the file, for one that is not
-    CLEVRER's, and for a scene that occurs twice.
+    CLEVRER's. Faults of single questions and annotations are found by `add_to` and `check_answers`.
     """
 
     def __init__(self, questions: str, annotations: str) -> None:
         self.question_files = find_questions(questions) if questions else []
-        self.compressed = read_questions(self.question_files)
+        self.found = read_questions(self.question_files)
         self.annotation_files = find_annotations(annotations) if annotations else {}
         self.files = [*self.question_files, *self.annotation_files.values()]
 
     def questions(self, scene: int) -> dict[str, Any] | None:
         """{scene_index, video_filename, questions} of a scene, or None."""
-        return (
-            json.loads(zlib.decompress(self.compressed[scene]))
-            if scene in self.compressed
-            else None
-        )
+        return self.found[scene].content() if scene in self.found else None
 
     def annotation(self, scene: int) -> dict[str, Any] | None:
         """CLEVRER's annotation of a scene, or None."""
         return read_json(self.annotation_files[scene]) if scene in self.annotation_files else None
 
+    def check_answers(self, split: str, scenes: Iterable[int]) -> None:
+        """Questions without an answer are faults where others of the split have theirs."""
+        with_questions = [self.found[scene] for scene in scenes if scene in self.found]
+        if any(scene.answered for scene in with_questions):
+            for scene in with_questions:
+                text = f"has no answer, others of {split} have; give all answers or none"
+                scene.faults += [(n, f"question number {n}: {text}") for n in scene.unanswered]
+
+    def add_to(self, sample: Sample, scene: int, faults: Faults) -> None:
+        """Give a sample its annotation and its questions, without those that have a fault."""
+        if scene in self.annotation_files:
+            file = self.annotation_files[scene]
+            found: Any = None
+            try:
+                found = read_json(file)
+                wrong = annotation_faults(found, scene)
+            except UserError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise
+                wrong = [str(error)]
+            for reason in wrong:
+                faults.add(str(file), reason, scene=scene, part="annotation")
+            sample.annotation = None if wrong else found
+        if scene in self.found:
+            entry = self.found[scene]
+            sample.questions = content = entry.content()
+            wrong_questions = entry.faults or self.removals(content, sample.annotation)
+            for _, reason in wrong_questions:
+                faults.add(f"{entry.file}, scene {scene}", reason, scene=scene, part="question")
+            bad = {number for number, _ in wrong_questions}
+            rest = [q for n, q in enumerate(content["questions"]) if n not in bad]
+            sample.questions = {**content, "questions": rest}
+
+    def removals(
+        self, content: dict[str, Any], annotation: dict[str, Any] | None
+    ) -> list[tuple[int, str]]:
+        """Faults of questions that only an annotation shows: which object they remove."""
+        kinds = [question["question_type"] for question in content["questions"]]
+        known = annotation is not None and "counterfactual" in kinds
+        return question_faults(content, annotation) if known else []
+
     def report(self, scenes: Iterable[int]) -> str:
         """How many of the videos have questions and annotations, one line for each kind."""
         videos, lines = set(scenes), []
         for name, found in (
-            ("questions", set(self.compressed)),
+            ("questions", set(self.found)),
             ("annotations", set(self.annotation_files)),
         ):
             if found:
@@ -67,43 +108,71 @@ class SceneMetadata:
 
 
 def find_questions(path: str) -> list[Path]:
-    files = sorted(Path(path).glob("*.json")) if Path(path).is_dir() else [Path(path)]
+    files = sorted(Path(path).glob("[!.]*.json")) if Path(path).is_dir() else [Path(path)]
     if not files:
         raise UserError(f"questions={path}: there is no .json file in it")
     return files
 
 
 def find_annotations(path: str) -> dict[int, Path]:
-    found = {
-        int(match[1]): file
-        for file in sorted(Path(path).rglob("*.json"))
-        if (match := re.fullmatch(r"annotation_(\d+)", file.stem))
-    }
+    found: dict[int, Path] = {}
+    for file in sorted(Path(path).rglob("*.json")):
+        if match := re.fullmatch(r"annotation_(\d{1,9})", file.stem, re.ASCII):
+            if (scene := int(match[1])) in found:
+                raise UserError(f"annotations={path}: scene {scene} has {found[scene]} and {file}")
+            found[scene] = file
     if not found:
         raise UserError(f"annotations={path}: there is no annotation_NNNNN.json in it")
     return found
 
 
-def read_questions(files: list[Path]) -> dict[int, bytes]:
-    """{scene index: its entry, compressed}."""
-    scenes: dict[int, bytes] = {}
+@dataclass
+class SceneQuestions:
+    """The questions of a scene, compressed; `faults`: (number of the question, what is wrong).
+
+    `unanswered`: the numbers of questions without an answer.
+    """
+
+    file: Path
+    compressed: bytes
+    faults: list[tuple[int, str]]
+    answered: bool
+    unanswered: list[int]
+
+    def content(self) -> dict[str, Any]:
+        return json.loads(zlib.decompress(self.compressed))
+
+
+def read_questions(files: list[Path]) -> dict[int, SceneQuestions]:
+    """The questions of each scene, checked. Raises UserError for what is no entry of CLEVRER's."""
+    scenes: dict[int, SceneQuestions] = {}
+    wrong = Faults()
     for file in files:
-        for entry in iterate_entries(file):
-            if (
-                not isinstance(entry, dict)
-                or not isinstance(entry.get("scene_index"), int)
-                or not isinstance(entry.get("questions"), list)
-            ):
-                expected = "a list of {scene_index, video_filename, questions}, as CLEVRER's"
-                raise UserError(
-                    f"{file} must be {expected}; it has {type(entry).__name__} {str(entry)[:60]!r}"
-                )
-            if entry["scene_index"] in scenes:
-                raise UserError(
-                    f"{file}: the questions of scene {entry['scene_index']} occur twice"
-                )
-            scenes[entry["scene_index"]] = zlib.compress(json_bytes(entry), 1)
+        for number, entry in enumerate(iterate_entries(file)):
+            scene: Any = entry.get("scene_index") if isinstance(entry, dict) else None
+            if not is_id(scene) or not isinstance(entry.get("questions"), list):
+                expected = "must be {scene_index, video_filename, questions}, as CLEVRER's"
+                wrong.add(f"{file}, entry {number}", f"{expected}; it is {str(entry)[:60]!r}")
+            elif scene in scenes:
+                wrong.add(str(file), f"the questions of scene {scene} occur twice")
+            else:
+                scenes[scene] = make_scene(file, entry)
+    if wrong.entries:
+        raise wrong.error("questions")
     return scenes
+
+
+def make_scene(file: Path, entry: dict[str, Any]) -> SceneQuestions:
+    faults = question_faults(entry)
+    bad = {number for number, _ in faults}
+    sound = [(n, q) for n, q in enumerate(entry["questions"]) if n not in bad]
+    unanswered = [
+        number
+        for number, question in sound
+        if any(choice.get("answer") is None for choice in question.get("choices") or [question])
+    ]
+    compressed = zlib.compress(json_bytes(entry), 1)
+    return SceneQuestions(file, compressed, faults, len(unanswered) < len(sound), unanswered)
 
 
 def iterate_entries(path: Path) -> Iterator[Any]:
@@ -112,7 +181,7 @@ def iterate_entries(path: Path) -> Iterator[Any]:
     A file that holds no list gives its content. Raises UserError if it is not JSON.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text, at, comma = file.read(CHUNK_CHARACTERS), 0, False
             if not text.lstrip().startswith("["):
                 yield json.loads(text + file.read())
@@ -138,16 +207,16 @@ def iterate_entries(path: Path) -> Iterator[Any]:
                 yield entry
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 

@@ -25,13 +25,8 @@ from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
 from data_prep.array_files import FORMATS, StoredArray, open_arrays
-from data_prep.importer import (
-    KEY_PATTERN,
-    SPLIT_NAMES,
-    ImportOptions,
-    VideoCatalogue,
-    import_videos,
-)
+from data_prep.catalogue import KEY_PATTERN, SPLIT_NAMES, VideoCatalogue
+from data_prep.importer import ImportOptions, import_videos
 
 KNOWN_SPLITS = ("train", "val", "test", *SPLIT_NAMES)
 
@@ -50,7 +45,11 @@ class ImportArrays(ImportOptions):
 def main(config: ImportArrays) -> None:
     """Write the data set. UserError for a folder without arrays, or arrays that are no videos."""
     folder = Path(config.source)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in FORMATS and not path.name.startswith("._")  # of macOS
+    )
     if not files:
         raise UserError(f"source={folder}: there is no {', '.join(FORMATS)} in it")
     keys = [file for path in files if (file := path.with_suffix(".txt")).is_file()]

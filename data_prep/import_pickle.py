@@ -19,7 +19,8 @@ from omegaconf import MISSING
 from cjepa_dist.config.command_line import launch
 from cjepa_dist.config.fields import option
 from cjepa_dist.errors import UserError
-from data_prep.importer import ImportOptions, VideoCatalogue, import_videos
+from data_prep.catalogue import SPLIT_NAMES, VideoCatalogue
+from data_prep.importer import ImportOptions, import_videos
 from data_prep.pickle import reader
 from data_prep.pickle.lazy_arrays import LazyArray, LazyTensor
 
@@ -48,24 +49,44 @@ def main(config: ImportPickle) -> None:
 
 def build_catalogue(path: str, content: Any) -> VideoCatalogue:
     """The videos of {split: {key: array}}."""
-    if not isinstance(content, dict) or not all(
-        isinstance(videos, dict) for videos in content.values()
-    ):
+    splits = split_entries(content)
+    if splits is None:
         raise UserError(
             f'{path} must hold {{split: {{"0_pixels.mp4": array}}}};'
             f" its content is {describe_type(content)}"
         )
+    if aside := [str(name) for name in content if name not in splits]:
+        print(f"no splits, left aside: {', '.join(aside)[:200]}")
     found = VideoCatalogue(path)
-    for split, videos in content.items():
+    for split, videos in splits.items():
         for key, slots in videos.items():
-            if not isinstance(slots, (LazyArray, LazyTensor)):
-                raise UserError(
-                    f"{path}: {split}/{key} must be a float array (frames, slots, slot_dim);"
-                    f" it is {describe_type(slots)}"
-                )
-            dtype = slots.dtype.name if isinstance(slots, LazyArray) else ""
-            found.add(str(split), key, slots.shape, dtype, partial(reader.read_array, path, slots))
+            if isinstance(slots, (LazyArray, LazyTensor)):
+                dtype = slots.dtype.name if isinstance(slots, LazyArray) else ""
+                read = partial(reader.read_array, path, slots)
+                found.add(str(split), key, slots.shape, dtype, read)
+            else:
+                expected = "must be a float array (frames, slots, slot_dim)"
+                found.faults.add(f"{split}/{key}", f"{expected}; it is {describe_type(slots)}")
     return found
+
+
+def split_entries(content: Any) -> dict[Any, dict[Any, Any]] | None:
+    """The entries of a pickle that are splits; others are about the data. None if it has no splits.
+
+    An entry that is no dict of arrays is no split, unless it has the name of one, or holds arrays.
+    """
+    if not isinstance(content, dict):
+        return None
+    splits = {}
+    for name, videos in content.items():
+        named = name in ("train", "val", "test", *SPLIT_NAMES)
+        if not isinstance(videos, dict):
+            items = videos if isinstance(videos, (list, tuple)) else ()
+            if named or any(isinstance(item, (LazyArray, LazyTensor)) for item in items):
+                return None
+        elif named or any(isinstance(v, (LazyArray, LazyTensor)) for v in videos.values()):
+            splits[name] = videos
+    return splits
 
 
 def describe_type(value: Any) -> str:

@@ -21,14 +21,10 @@ A new importer is a schema, a catalogue and one call:
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from omegaconf import MISSING
 
 from cjepa_dist.config.fields import option
@@ -40,18 +36,18 @@ from cjepa_dist.data.format.fingerprint import (
     holds_already,
     redo_option,
 )
-from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.manifest import SKIPPED_NAME, Manifest
 from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.data.format.statistics import merge_shard_statistics
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.progress import Progress
 from data_prep.annotations import SceneMetadata
+from data_prep.catalogue import SourceVideo, VideoCatalogue
+from data_prep.faults import Faults
 from data_prep.partition import part_option, record_part, select_part
 
-SPLIT_NAMES = {"validation": "val", "valid": "val"}  # other names of a split
 SAID_FROM_BYTES = 1 << 30  # of larger sources the user is told that they are read twice
-KEY_PATTERN = re.compile(r"(?:.*/)?(?:video_)?(\d+)(?:_pixels)?(?:\.mp4)?")
 
 
 @dataclass
@@ -74,63 +70,12 @@ class ImportOptions:
     encoder: str = option("imported", "name of the model that made the slots, for the manifest")
     shard_mb: int = option(256, "size of a shard", unit="MiB", least=1, most=1 << 20)
     part: str = part_option()
+    skip_bad: bool = option(
+        False,
+        "leave out videos, questions and annotations that are not sound; OUT/skipped.jsonl"
+        " lists them",
+    )
     redo: bool = redo_option()
-
-
-@dataclass
-class SourceVideo:
-    """A video to import: `read()` gives its slots (T, S, D); `label` names it in messages."""
-
-    split: str
-    scene: int
-    label: str
-    read: Callable[[], np.ndarray]
-
-    @property
-    def key(self) -> str:
-        return f"video_{self.scene:05d}"
-
-
-class VideoCatalogue:
-    """All videos of a source, by split and scene."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.splits: dict[str, dict[int, SourceVideo]] = {}
-        self.labels: dict[int, str] = {}
-
-    def add(
-        self, split: str, key: Any, shape: Sequence[int], dtype: str, read: Callable[[], np.ndarray]
-    ) -> None:
-        """Add a video. `dtype` "" = not known before it is read.
-
-        Raises UserError for a key that names no scene, a scene that is there already, and an array
-        that is not (frames, slots, slot_dim) of floats.
-        """
-        match = KEY_PATTERN.fullmatch(key) if isinstance(key, str) else None
-        if match is None:
-            raise UserError(
-                f"{self.source}: key {key!r} of split {split!r} names no scene;"
-                " keys are like 0_pixels.mp4 or video_00000.mp4"
-            )
-        scene, label = int(match[1]), f"{split}/{key}"
-        if len(shape) != 3 or (dtype and "float" not in dtype):
-            it_is = f"it is {dtype or 'an array'} {tuple(shape)}"
-            raise UserError(
-                f"{self.source}: {label} must be a float array (frames, slots, slot_dim); {it_is}"
-            )
-        if scene in self.labels:
-            twice = f"scene {scene} is there twice, as {self.labels[scene]} and as {label}"
-            raise UserError(f"{self.source}: {twice}; a scene belongs to one split")
-        self.labels[scene] = label
-        name = SPLIT_NAMES.get(split, split)
-        self.splits.setdefault(name, {})[scene] = SourceVideo(name, scene, label, read)
-
-    def videos(self) -> list[SourceVideo]:
-        """The videos in order of split and scene. Raises UserError if there are none."""
-        if not self.labels:
-            raise UserError(f"{self.source} holds no videos")
-        return [video for videos in self.splits.values() for _, video in sorted(videos.items())]
 
 
 def import_videos(
@@ -140,6 +85,9 @@ def import_videos(
 
     `files` are the files of the source: an import that is there, or was interrupted, counts only if
     their bytes are the same. Raises UserError where `out` holds another import.
+
+    All of the input is checked in one pass. Its faults are one UserError at the end, which leaves
+    the whole shards to be taken up; with `skip_bad` they are left out and listed.
     """
     began, videos = time.monotonic(), catalogue.videos()
     check_not_input(config.out, config.source, config.questions, config.annotations)
@@ -156,7 +104,10 @@ def import_videos(
     if holds_already(config.out, source, redo=config.redo):
         print(f"{config.out} already holds this import")
         return
-    chosen = select_part(videos, config.part)
+    chosen, faults = select_part(videos, config.part), catalogue.faults
+    for split in catalogue.splits:
+        metadata.check_answers(split, (v.scene for v in chosen if v.split == split))
+    print(catalogue.describe())
     with DatasetWriter(
         config.out,
         encoder=config.encoder,
@@ -172,18 +123,16 @@ def import_videos(
         if len(todo) < len(chosen):
             print(f"resumes after {len(chosen) - len(todo)} videos in full shards")
         progress = Progress(len(todo))
-        for video in todo:
-            slots = video.read()
-            if slots.dtype.kind != "f":
-                raise UserError(
-                    f"{config.source}: {video.label} must be a float array"
-                    f" (frames, slots, slot_dim); it is {slots.dtype}"
-                )
-            sample = Sample(
-                video.key, slots, metadata.annotation(video.scene), metadata.questions(video.scene)
-            )
-            writer.split(video.split).add(sample)
-            progress.add(slots.nbytes)
+        waiting = {video.key for video in todo}
+        for video in chosen:
+            sample = Sample(video.key)
+            metadata.add_to(sample, video.scene, faults)
+            if video.key in waiting:
+                add_video(writer, sample, video, faults)
+                progress.add(sample.slots.nbytes if sample.slots is not None else 0)
+        if faults.entries and not config.skip_bad:
+            raise faults.error(config.source)
+        writer.skipped = faults.entries
     manifest = Manifest.load(config.out)
     print(
         f"{config.out}: "
@@ -198,7 +147,28 @@ def import_videos(
     )
     conversion = statistics.describe_conversion_error() if statistics else "unknown"
     print(f"conversion to {config.dtype}: {conversion}")
+    if faults.entries:
+        print(f"left out: {len(faults.entries)}, listed in {config.out}/{SKIPPED_NAME}")
     print(f"{len(todo)} videos in {time.monotonic() - began:.1f} s")
+
+
+def add_video(writer: DatasetWriter, sample: Sample, video: SourceVideo, faults: Faults) -> None:
+    """Read a video's slots and write its sample, or record why that cannot be.
+
+    Raises UserError for a file that cannot be read, which says nothing about what is in it.
+    """
+    try:
+        sample.slots = video.read()
+        if sample.slots.dtype.kind != "f":
+            raise UserError(
+                "must be a float array (frames, slots, slot_dim);"
+                f" it is {sample.slots.dtype} {sample.slots.shape}"
+            )
+        writer.split(video.split).add(sample)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        faults.add(f"{video.label}, {video.key}", str(error), scene=video.scene)
 
 
 def import_fingerprint(

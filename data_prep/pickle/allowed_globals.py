@@ -22,11 +22,14 @@ class AllowedGlobal:
     reads_pickles: bool = False  # `make` takes the budget, for a pickle within this one
 
 
+ARRAY_CLASSES = ("numpy.ndarray", "numpy.memmap")
+
+
 def new_array(kind: Any, *_: Any) -> LazyArray:
-    if not isinstance(kind, AllowedGlobal) or kind.name != "numpy.ndarray":
+    if not isinstance(kind, AllowedGlobal) or kind.name not in ARRAY_CLASSES:
         raise UserError(
             f"the pickle makes an array of class {shown(getattr(kind, 'name', kind))};"
-            " only numpy.ndarray is supported"
+            f" only {' and '.join(ARRAY_CLASSES)} are supported"
         )
     return LazyArray()
 
@@ -73,6 +76,13 @@ def checked_container(kind: type) -> Callable[..., Any]:
         return kind(*arguments)
 
     return make
+
+
+def make_defaultdict(factory: Any = None) -> dict[Any, Any]:
+    """A plain dict: what is missing in it stays missing."""
+    if factory is not None and not isinstance(factory, AllowedGlobal):
+        raise pickle.UnpicklingError(f"a defaultdict of {shown(factory)}")
+    return {}
 
 
 def refuse_call(*_: Any) -> Any:

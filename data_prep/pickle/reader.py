@@ -31,6 +31,7 @@ from data_prep.pickle.allowed_globals import (
     AllowedGlobal,
     checked_container,
     encode_latin1,
+    make_defaultdict,
     make_scalar,
     new_array,
     refuse_call,
@@ -115,11 +116,13 @@ def as_user_error(path: str | Path) -> Iterator[None]:
 def allowed_table() -> dict[tuple[str, str], Any]:
     table: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): AllowedGlobal("numpy.ndarray", refuse_call),
+        ("numpy", "memmap"): AllowedGlobal("numpy.memmap", refuse_call),
         ("numpy", "dtype"): AllowedGlobal("numpy.dtype", DtypeStub),
         ("_codecs", "encode"): AllowedGlobal("_codecs.encode", encode_latin1),
         ("collections", "OrderedDict"): AllowedGlobal(
             "collections.OrderedDict", checked_container(OrderedDict)
         ),
+        ("collections", "defaultdict"): AllowedGlobal("collections.defaultdict", make_defaultdict),
         ("torch._utils", "_rebuild_tensor_v2"): AllowedGlobal(
             "torch._utils._rebuild_tensor_v2", LazyTensor
         ),
@@ -141,6 +144,8 @@ def allowed_table() -> dict[tuple[str, str], Any]:
     for module in ("builtins", "__builtin__"):  # Python 3 and Python 2
         for kind in (set, frozenset, bytes, bytearray):
             table[module, kind.__name__] = AllowedGlobal(kind.__name__, checked_container(kind))
+        for kind in (dict, list):  # what a defaultdict makes
+            table[module, kind.__name__] = AllowedGlobal(kind.__name__, refuse_call)
     for name, dtype in STORAGE_DTYPES.items():
         table["torch", name] = StorageTypeStub(dtype)
     return table

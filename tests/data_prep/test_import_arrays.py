@@ -125,7 +125,8 @@ def test_bfloat16_and_float16_tensors_come_through_exactly(tmp_path):
 
 def test_joining_and_parts_are_those_of_pickles(tmp_path, capsys):
     LAYOUTS["npy each"](tmp_path / "in")
-    entries = [{"scene_index": scene, "questions": [{"question": "?"}]} for scene in (0, 11, 7)]
+    asked = {"question_id": 0, "question_type": "descriptive", "question": "how many cubes"}
+    entries = [{"scene_index": scene, "questions": [asked]} for scene in (0, 11, 7)]
     (tmp_path / "train.json").write_text(json.dumps(entries))
     run(tmp_path, questions=str(tmp_path / "train.json"), out=str(tmp_path / "complete"))
     printed = capsys.readouterr().out
@@ -288,7 +289,7 @@ def test_more_files_than_may_be_open(tmp_path):
         (structured, "must be a float array"),
         (negative, r"2_pixels\.npy cannot be read: .*shape"),
         (elsewhere, r"train\.h5 cannot be read: .*is in other files"),
-        (unallocated, r"train\.h5 cannot be read: .*of at most 256 MiB"),
+        (unallocated, r"train/0_pixels: an array .* is no video; at most 256 MiB"),
         (damaged, r"train/2_pixels\.npy cannot be read: .* ends early"),
         (objects, r"0_pixels\.npy cannot be read: .*objects"),
         (no_split, r"0_pixels\.npy is of no split"),

@@ -56,7 +56,9 @@ def test_questions_and_annotations_are_joined_by_scene(tmp_path, capsys):
         return {
             "scene_index": scene,
             "video_filename": f"video_{scene:05d}.mp4",
-            "questions": [{"question_id": 0, "question": "?"}],
+            "questions": [
+                {"question_id": 0, "question_type": "descriptive", "question": "how many cubes"}
+            ],
         }
 
     questions = tmp_path / "questions"
@@ -108,7 +110,7 @@ def damaged(change):
         (lambda c: c["train"].update({"2_pixels.mp4": video(2)[:, :2]}), "video_00002: slots are"),
         (
             lambda c: c["validation"].update({"10000_pixels.mp4": video(0)[:4]}),
-            "splits differ in the shape",
+            r"10000_pixels.mp4, video_10000: slots are \(4, 3, 8\), those of 4 others",
         ),
         (
             lambda c: c["train"].update({"video_00002.mp4": video(2)}),

@@ -4,7 +4,7 @@ import io
 import os
 import pickle
 import struct
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +192,6 @@ def test_misuse_of_allowed_names_is_refused(tmp_path):
         structured,
         np.array([np.datetime64("2020-01-01")]),
         np.zeros(2).view(np.recarray),
-        defaultdict(list),
         print,
         np.ndarray,
         torch.float32,

@@ -192,12 +192,16 @@ class SplitWriter:
     def close(self) -> list[ShardEntry]:
         """Complete the last shard and wait until everything is on the disk."""
         self.submit(self.finish_shard)
-        while self.pending:
-            self.pending.popleft().result()
+        self.drain()
         self.writer_thread.shutdown()
         self.statistics_thread.shutdown()
         fsync_path(self.folder)
         return self.entries
+
+    def drain(self) -> None:
+        """Wait until what was added is written, but for the shard that is still open."""
+        while self.pending:
+            self.pending.popleft().result()
 
     def abort(self) -> None:
         """Stop the threads; the open shard stays incomplete."""

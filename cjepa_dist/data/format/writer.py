@@ -9,6 +9,7 @@ The same samples give the same bytes, however often the writing was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -150,6 +151,9 @@ class DatasetWriter:
         A full disk becomes a UserError.
         """
         for writer in self.writers.values():
+            if self.resume is not None and isinstance(error, Exception):
+                with contextlib.suppress(Exception):  # what the threads still hold may fill a shard
+                    writer.drain()
             writer.abort()
         if isinstance(error, PublishError):
             return
