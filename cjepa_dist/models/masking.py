@@ -67,3 +67,8 @@ def released_order(slots: int) -> list[int]:
     """
     order: list[int] = np.random.RandomState(RELEASED_SEED).permutation(slots).tolist()
     return order
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo: numpy's
+# random numbers cannot be compiled.
+released_order._dynamo_marked_constant = True  # type: ignore[attr-defined]
