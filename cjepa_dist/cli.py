@@ -35,6 +35,7 @@ COMMANDS = {
     "import-arrays": Command("data_prep.import_arrays", "make slot shards from .npy, .npz or .h5"),
     "match": Command("data_prep.match", "match slots with annotated objects"),
     "merge": Command("data_prep.merge", "merge parts of a data set into one"),
+    "info": Command("data_prep.info", "say what a data set holds"),
     "verify": Command("data_prep.verify", "check every sample of a data set"),
     "train-world-model": Command("cjepa_dist.train_world_model", "train C-JEPA on slots"),
     "rollout": Command("cjepa_dist.rollout", "predict the future of every video, as slot shards"),

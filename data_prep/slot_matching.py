@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from cjepa_dist.clevrer.checks import annotation_faults
 from cjepa_dist.clevrer.scene import ATTRIBUTES
 from cjepa_dist.errors import UserError
 
@@ -40,7 +41,17 @@ class AnnotatedScene:
 
     @classmethod
     def from_annotation(cls, annotation: dict[str, Any]) -> AnnotatedScene | None:
-        """From CLEVRER's JSON; None if it has no objects or no trajectory."""
+        """From CLEVRER's JSON; None if it has no objects or no trajectory.
+
+        UserError, naming scene and field, for an annotation that is not as CLEVRER's.
+        """
+        if faults := annotation_faults(annotation):
+            scene = annotation.get("scene_index")
+            more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+            raise UserError(
+                f"the annotation of scene {scene} is not sound: {faults[0]}{more};"
+                " import it again, with skip_bad=true it is left out"
+            )
         objects, frames = (
             annotation.get("object_property") or [],
             annotation.get("motion_trajectory") or [],
@@ -97,6 +108,8 @@ class ObjectProbe:
             self.predict(slots)[:, :, None] - scene.targets[:, None]
         ) ** 2  # (F, S, K, TARGET_DIM)
         candidates = np.flatnonzero(scene.visible.any(0))
+        if not len(candidates):
+            return np.full(len(scene.object_ids), -1)
         cost, share = (
             np.stack(
                 [
@@ -147,6 +160,8 @@ def fit_probe(videos: list[tuple[np.ndarray, AnnotatedScene]]) -> tuple[ObjectPr
 
 def initial_probe(videos: list[tuple[np.ndarray, AnnotatedScene]]) -> ObjectProbe:
     """The probe for the mean of a scene's objects, scaled to the variance of single objects."""
+    if not any(scene.visible.any() for _, scene in videos):
+        raise UserError("no object of the annotations is in view in the frames that are used")
     inputs, means, single = [], [], []
     for slots, scene in videos:
         frames = scene.visible.any(1)

@@ -139,7 +139,8 @@ def annotation_faults(annotation: Any, scene: int | None = None) -> list[str]:
         return [f"it is {describe(annotation)}, not a mapping"]
     faults = []
     found = annotation.get("scene_index", scene)
-    if not is_id(found) or scene not in (None, found):
+    named = scene is not None or "scene_index" in annotation
+    if named and (not is_id(found) or scene not in (None, found)):
         faults.append(f"scene_index is {describe(found)}, not {scene}")
     checked = ("object_property", "motion_trajectory", "collision")
     for field in checked:

@@ -144,8 +144,8 @@ def allowed_table() -> dict[tuple[str, str], Any]:
     for module in ("builtins", "__builtin__"):  # Python 3 and Python 2
         for kind in (set, frozenset, bytes, bytearray):
             table[module, kind.__name__] = AllowedGlobal(kind.__name__, checked_container(kind))
-        for kind in (dict, list):  # what a defaultdict makes
-            table[module, kind.__name__] = AllowedGlobal(kind.__name__, refuse_call)
+        for name in ("dict", "list"):  # what a defaultdict makes
+            table[module, name] = AllowedGlobal(name, refuse_call)
     for name, dtype in STORAGE_DTYPES.items():
         table["torch", name] = StorageTypeStub(dtype)
     return table
