@@ -102,6 +102,11 @@ def import_videos(
     }
     source = record_part(source, config.part)
     if holds_already(config.out, source, redo=config.redo):
+        if not config.skip_bad and (Path(config.out) / SKIPPED_NAME).exists():
+            raise UserError(
+                f"{config.out} holds this import without what {SKIPPED_NAME} in it lists: set"
+                " skip_bad=true to take it so, or mend the source"
+            )
         print(f"{config.out} already holds this import")
         return
     chosen, faults = select_part(videos, config.part), catalogue.faults

@@ -112,6 +112,18 @@ def test_redo_replaces_it_when_it_is_whole(imported, tmp_path):
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_an_import_that_left_something_out(tmp_path, capsys):
+    content = public()
+    content["train"]["2_pixels.mp4"][0, 0, 0] = np.nan
+    path = dump(tmp_path / "slots.pkl", content)
+    options = ImportPickle(source=str(path), out=str(tmp_path / "out"), skip_bad=True)
+    import_pickle.main(options)
+    import_pickle.main(options)
+    assert "already holds this import" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"without what skipped\.jsonl in it lists"):
+        import_pickle.main(dataclasses.replace(options, skip_bad=False))
+
+
 def test_redo_never_replaces_what_it_reads(tmp_path):
     (tmp_path / "out" / "train").mkdir(parents=True)
     np.save(tmp_path / "out" / "train" / "0.npy", video(0))
