@@ -80,7 +80,9 @@ def describe_split(folder: str, split: str, manifest: Manifest) -> str:
 
 def describe_source(source: dict[str, Any]) -> list[str]:
     """How the data set was made, and of what: a line for each data set behind it."""
-    lines, of, indent = [], source, ""
+    lines: list[str] = []
+    of: Any = source
+    indent = ""
     while isinstance(of, dict) and of:
         plain = {n: v for n, v in of.items() if not isinstance(v, (dict, list)) and v != ""}
         about = ", ".join(f"{name}={value}" for name, value in plain.items() if name != "made_by")
