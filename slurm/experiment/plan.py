@@ -25,6 +25,10 @@ SCHEMA_OF_COMMAND = {  # of the commands that take fields of the experiment
     "cjepa_dist.train_aloe": ("cjepa_dist.config.schema", "TrainAloe"),
     "cjepa_dist.evaluate": ("cjepa_dist.evaluate", "Evaluate"),
     "cjepa_dist.evaluate_graph": ("cjepa_dist.evaluate_graph", "EvaluateGraph"),
+    "cjepa_dist.evaluate_counterfactual": (
+        "cjepa_dist.evaluate_counterfactual",
+        "EvaluateCounterfactual",
+    ),
     "cjepa_dist.rollout": ("cjepa_dist.rollout", "Rollout"),
     "data_prep.simulate": ("data_prep.simulate.video", "Simulate"),
     "data_prep.merge": ("data_prep.merge", "Merge"),
@@ -76,6 +80,7 @@ def check_commands(experiment: Experiment, jobs: list[Job]) -> None:
     given = {
         "cjepa_dist.evaluate": experiment.evaluate,
         "cjepa_dist.evaluate_graph": experiment.evaluate_graph,
+        "cjepa_dist.evaluate_counterfactual": experiment.evaluate_counterfactual,
         "cjepa_dist.rollout": experiment.rollout or experiment.counterfactual_rollout,
     }
     for job in jobs:

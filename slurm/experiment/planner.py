@@ -220,7 +220,8 @@ class Planner:
         commands, outputs = [command], [output]
         if self.experiment.graphs:
             data = [f"run={model.run_dir}", f"data={self.data}", split]
-            commands.append(["cjepa_dist.evaluate_counterfactual", *data])
+            fields = to_arguments(self.experiment.evaluate_counterfactual)
+            commands.append(["cjepa_dist.evaluate_counterfactual", *data, *fields])
             outputs.append(str(folder / f"counterfactual_{self.experiment.split}.json"))
         needs = [rollout.name]
         return Job(f"evaluate/{rollout.name}", "evaluate", commands, outputs, needs, [])

@@ -171,6 +171,9 @@ class Experiment:
     graphs: bool = option(True, "evaluate graphs too (needs the simulator's ground truth)")
     evaluate: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate")
     evaluate_graph: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate_graph")
+    evaluate_counterfactual: dict[str, Any] = option(
+        {}, "fields of cjepa_dist.evaluate_counterfactual"
+    )
 
 
 def read_cluster(name: str) -> Cluster:
