@@ -37,6 +37,7 @@ from cjepa_dist.causal.divergence import (
 )
 from cjepa_dist.clevrer.scene import VIDEO_FRAMES
 from cjepa_dist.config.schema import GraphConfig
+from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.errors import UserError
 from cjepa_dist.evaluation.bootstrap import bootstrap
 from cjepa_dist.evaluation.counterfactual_metrics import (
@@ -49,7 +50,7 @@ from cjepa_dist.evaluation.counterfactual_metrics import (
     precision_recall_f1,
     with_interval,
 )
-from cjepa_dist.evaluation.counterfactual_scenes import SceneBatch, scene_batches
+from cjepa_dist.evaluation.counterfactual_scenes import SceneBatch, make_batch, scene_batches
 from cjepa_dist.evaluation.event_decoder import EventDecoder
 from cjepa_dist.evaluation.graphs import graph_config
 from cjepa_dist.evaluation.world_model import ErrorTable, squared_errors
@@ -95,15 +96,7 @@ class CounterfactualEvaluator:
         self, data: str | Path, split: str, videos: int, batch_size: int
     ) -> Iterator[SceneBatch]:
         """The videos of a split that have simulated worlds, as `scene_batches`."""
-        return scene_batches(
-            self.task.predictor,
-            self.frameskip,
-            self.device,
-            data,
-            split,
-            videos=videos,
-            batch_size=batch_size,
-        )
+        return scene_batches(self.device, data, split, videos=videos, batch_size=batch_size)
 
     def predict_worlds(self, rule: str, batch: SceneBatch) -> tuple[Tensor, Tensor]:
         """Worlds (W, T, S, D) and divergence (W, S).
@@ -169,7 +162,7 @@ class CounterfactualEvaluator:
         length = config.history_frames + config.pred_frames
         steps = torch.arange(length, device=self.device) * self.frameskip
         frames = block.start - self.first_frame + offset[:, None] + steps  # (K, T_h + T_p)
-        frames = frames.clamp(max=batch.slots.shape[1] - 1)
+        frames = frames.clamp(max=position.shape[1] - 1)
         rows = block.rows[:, None]
         second = frames[:, min(1, config.history_frames - 1)]
         contact = contacts[rows, frames[:, -1]] != contacts[rows, second]
@@ -275,32 +268,42 @@ def most_affected_worlds(
 
     With the paths of the true and the factual world, and of those predicted by `paired` and `free`.
     """
-    found: list[tuple[int, ExampleWorld]] = []
+    best: list[tuple[int, Sample, int]] = []  # affected, the video, the number of its world
     for batch in evaluator.batches(data, split, videos, batch_size):
-        masks = object_masks(batch, evaluator.first_frame)
-        affected = masks["affected"].sum((1, 2)).tolist()
-        predicted = {}
-        for rule in ("paired", "free"):
-            worlds, _ = evaluator.predict_worlds(rule, batch)
-            predicted[rule] = evaluator.decoder.slot_positions(worlds[:, :VIDEO_FRAMES].cpu())
-        names = ("position", "present", "factual_position", "diverged")
-        truth = {name: batch.ground_truth[name].cpu().numpy() for name in names}
-        for w, (v, slot) in enumerate(zip(batch.video.tolist(), batch.removed.tolist())):
-            video = batch.samples[v].truth or {}
-            holds_object = video["slot_object"] >= 0
-            holds_object &= np.arange(len(holds_object)) != slot
-            paths = {
-                "true world": (truth["position"][w], truth["present"][w]),
-                "factual": (truth["factual_position"][w], video["present"]),
-            }
-            paths = {
-                name: (position[:VIDEO_FRAMES], present[:VIDEO_FRAMES])
-                for name, (position, present) in paths.items()
-            }
-            paths |= {
-                name: (position[w], present[w] & holds_object)
-                for name, (position, present) in predicted.items()
-            }
-            title = f"{batch.samples[v].key} without slot {slot}"
-            found.append((affected[w], ExampleWorld(title, paths, truth["diverged"][w], slot)))
-    return [example for _, example in sorted(found, key=lambda pair: -pair[0])[:count]]
+        affected = object_masks(batch, evaluator.first_frame)["affected"].sum((1, 2)).tolist()
+        numbers = [w for worlds in batch.worlds for w in range(len(worlds["removed"]))]
+        samples = [batch.samples[v] for v in batch.video.tolist()]
+        best += zip(affected, samples, numbers, strict=True)
+        best = sorted(best, key=lambda world: -world[0])[:count]
+    chosen = list({sample.key: sample for _, sample, _ in best}.values())
+    batch = make_batch(evaluator.device, chosen)
+    first_world = {
+        sample.key: int((batch.video < v).sum()) for v, sample in enumerate(batch.samples)
+    }
+    predicted = {}
+    for rule in ("paired", "free"):
+        worlds, _ = evaluator.predict_worlds(rule, batch)
+        predicted[rule] = evaluator.decoder.slot_positions(worlds.cpu())
+    names = ("position", "present", "factual_position", "diverged")
+    truth = {name: batch.ground_truth[name].cpu().numpy() for name in names}
+    examples = []
+    for _, sample, number in best:
+        w = first_world[sample.key] + number
+        slot, video = int(batch.removed[w]), sample.truth or {}
+        holds_object = video["slot_object"] >= 0
+        holds_object &= np.arange(len(holds_object)) != slot
+        paths = {
+            "true world": (truth["position"][w], truth["present"][w]),
+            "factual": (truth["factual_position"][w], video["present"]),
+        }
+        paths = {
+            name: (position[:VIDEO_FRAMES], present[:VIDEO_FRAMES])
+            for name, (position, present) in paths.items()
+        }
+        paths |= {
+            name: (position[w], present[w] & holds_object)
+            for name, (position, present) in predicted.items()
+        }
+        title = f"{sample.key} without slot {slot}"
+        examples.append(ExampleWorld(title, paths, truth["diverged"][w], slot))
+    return examples

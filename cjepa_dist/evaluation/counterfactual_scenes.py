@@ -1,7 +1,7 @@
 """Videos with their simulated worlds without an object, in batches on the model's device.
 
 shards with counterfactual truth ──simulated_worlds──┐
-observed frames ──predictor──> the factual future ───┴──> SceneBatch ──> ground truth (W, ...)
+observed frames ─────────────────────────────────────┴──> SceneBatch ──> ground truth (W, ...)
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cjepa_dist.clevrer.scene import VIDEO_FRAMES
 from cjepa_dist.data.counterfactual_worlds import simulated_worlds
 from cjepa_dist.data.format.dtypes import to_float32
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.sample import Sample
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluation.world_model import FUTURE_FRAMES
-from cjepa_dist.models.predictor import SlotPredictor
 
 
 @dataclass(frozen=True)
 class SceneBatch:
     """V videos and their W worlds without an object.
 
-    `slots` (V, T, S, D) are the observed frames, followed by the future that the predictor expects.
+    `slots` (V, T, S, D) are the observed frames. Frames after the video are not compared.
     """
 
     samples: list[Sample]
@@ -70,14 +69,7 @@ class SceneBatch:
 
 
 def scene_batches(
-    predictor: SlotPredictor,
-    frameskip: int,
-    device: torch.device,
-    data: str | Path,
-    split: str,
-    *,
-    videos: int,
-    batch_size: int,
+    device: torch.device, data: str | Path, split: str, *, videos: int, batch_size: int
 ) -> Iterator[SceneBatch]:
     """The videos that have simulated worlds. Raises UserError where the split has no such truth."""
     samples: list[Sample] = []
@@ -93,22 +85,19 @@ def scene_batches(
         if len(truth["counterfactual_removed"]):
             samples.append(sample)
         if len(samples) == batch_size:
-            yield make_batch(predictor, frameskip, device, samples)
+            yield make_batch(device, samples)
             samples = []
     if samples:
-        yield make_batch(predictor, frameskip, device, samples)
+        yield make_batch(device, samples)
 
 
-def make_batch(
-    predictor: SlotPredictor, frameskip: int, device: torch.device, samples: list[Sample]
-) -> SceneBatch:
+def make_batch(device: torch.device, samples: list[Sample]) -> SceneBatch:
     worlds = [
         simulated_worlds(s, [int(slot) for slot in (s.truth or {})["counterfactual_removed"]])
         for s in samples
     ]
-    frames = np.stack([to_float32(np.asarray(sample.slots)) for sample in samples])
-    observed = torch.from_numpy(frames).to(device)
-    slots = torch.cat([observed, predictor.rollout(observed, FUTURE_FRAMES, frameskip)], dim=1)
+    frames = np.stack([to_float32(np.asarray(sample.slots)[:VIDEO_FRAMES]) for sample in samples])
+    slots = torch.from_numpy(frames).to(device)
     removed = np.concatenate([world["removed"] for world in worlds]).astype(np.int64)
     sizes = torch.tensor([len(world["removed"]) for world in worlds])
     video = torch.arange(len(samples)).repeat_interleave(sizes)

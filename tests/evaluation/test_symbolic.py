@@ -19,6 +19,7 @@ from cjepa_dist.evaluation import symbolic
 from cjepa_dist.evaluation.event_decoder import (
     find_approaches,
     fit_event_decoder,
+    fit_slopes,
     fit_velocities,
 )
 from cjepa_dist.evaluation.vqa import metrics
@@ -65,6 +66,20 @@ def test_objects_out_of_view_do_not_collide():
     assert [near.velocity_change for near in find_approaches(paths, seen, 0.4)] == [
         0.0
     ]  # too short to tell a velocity
+
+
+@pytest.mark.parametrize(("back", "ahead"), [(6, 0), (0, 6), (8, 8)])
+def test_slopes_are_those_of_a_polynomial_fit(back, ahead):
+    rng = np.random.default_rng(0)
+    values, known = rng.normal(size=(160, 3, 2)), rng.random((160, 3)) < 0.7
+    slopes, counts = fit_slopes(values, known, back, ahead)
+    for frame, of_objects in enumerate(slopes):
+        near = np.arange(max(0, frame - back), min(160, frame + ahead + 1))
+        for i, slope in enumerate(of_objects):
+            at = near[known[near, i]]
+            assert counts[frame, i] == len(at)
+            expected = np.polyfit(at, values[at, i], 1)[0] if len(at) > 1 else np.zeros(2)
+            np.testing.assert_allclose(slope, expected, atol=1e-9)
 
 
 def test_velocities_are_slopes_over_frames_in_view():
