@@ -25,6 +25,7 @@ SCHEMA_OF_COMMAND = {  # of the commands that take fields of the experiment
     "cjepa_dist.train_aloe": ("cjepa_dist.config.schema", "TrainAloe"),
     "cjepa_dist.evaluate": ("cjepa_dist.evaluate", "Evaluate"),
     "cjepa_dist.evaluate_graph": ("cjepa_dist.evaluate_graph", "EvaluateGraph"),
+    "cjepa_dist.evaluate_symbolic": ("cjepa_dist.evaluate_symbolic", "EvaluateSymbolic"),
     "cjepa_dist.evaluate_counterfactual": (
         "cjepa_dist.evaluate_counterfactual",
         "EvaluateCounterfactual",
@@ -46,10 +47,10 @@ def plan(experiment: Experiment) -> list[Job]:
             "config field arms: name at least one world model,"
             " such as arms.baseline.config=configs/world_model/full.yaml"
         )
-    if unknown := [name for name in experiment.aloe_arms if name not in experiment.arms]:
-        raise UserError(
-            f"config field aloe_arms: no arm {unknown[0]}; arms are {', '.join(experiment.arms)}"
-        )
+    for field in ("aloe_arms", "counterfactual_arms"):
+        if unknown := [name for name in getattr(experiment, field) if name not in experiment.arms]:
+            arms = ", ".join(experiment.arms)
+            raise UserError(f"config field {field}: no arm {unknown[0]}; arms are {arms}")
     if not experiment.seed:
         raise UserError("config field seed: name at least one")
     planner = Planner(experiment)
@@ -80,6 +81,7 @@ def check_commands(experiment: Experiment, jobs: list[Job]) -> None:
     given = {
         "cjepa_dist.evaluate": experiment.evaluate,
         "cjepa_dist.evaluate_graph": experiment.evaluate_graph,
+        "cjepa_dist.evaluate_symbolic": experiment.evaluate_symbolic,
         "cjepa_dist.evaluate_counterfactual": experiment.evaluate_counterfactual,
         "cjepa_dist.rollout": experiment.rollout or experiment.counterfactual_rollout,
     }

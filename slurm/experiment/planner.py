@@ -75,7 +75,7 @@ class Planner:
                 if with_aloe:
                     blind = experiment.blind and model.arm == read[0]
                     jobs += self.aloes(model, rollout, blind)
-            if experiment.counterfactual_rollout:
+            if experiment.counterfactual_rollout and is_arm(model, experiment.counterfactual_arms):
                 jobs += self.counterfactual_rollouts(model)
         jobs += [*self.shared_readers(models), *self.observed_aloe(), *slow]
         evaluations = [job.name for job in jobs if job.stage == "evaluate"]
@@ -175,9 +175,7 @@ class Planner:
 
     def has_aloe(self, model: Model) -> bool:
         """Whether an ALOE reads the rollout of this world model."""
-        experiment = self.experiment
-        arm = model.arm.partition("+")[0]  # without the values of swept fields
-        return bool(experiment.aloe_config) and arm in (experiment.aloe_arms or [arm])
+        return bool(self.experiment.aloe_config) and is_arm(model, self.experiment.aloe_arms)
 
     def counterfactual_rollouts(self, model: Model) -> list[Job]:
         """The worlds without an object, the same if nothing changes, and their evaluation."""
@@ -209,8 +207,9 @@ class Planner:
         """The command by which question programs answer from a rollout, and its output."""
         split = self.experiment.split
         data = [f"data={rollout}", f"split={split}", f"probe_data={self.data}"]
+        fields = to_arguments(self.experiment.evaluate_symbolic)
         output = model.run_dir / "eval" / f"symbolic_{rule}_{split}.json"
-        return ["cjepa_dist.evaluate_symbolic", *data], str(output)
+        return ["cjepa_dist.evaluate_symbolic", *data, *fields], str(output)
 
     def evaluate_rollout(self, rollout: Job, model: Job, rule: str = "") -> Job:
         """Question programs on the rollout, and where there is truth the counterfactual worlds."""
@@ -322,6 +321,12 @@ class Planner:
         name = f"aloe/observed/seed_{seed}"
         aloe = self.aloe(name, fields, seed, self.data, list(self.needs_data))
         return [aloe, self.evaluate_aloe(aloe)]
+
+
+def is_arm(model: Model, arms: list[str]) -> bool:
+    """Whether a model is of one of the arms; [] = all. Values of swept fields do not matter."""
+    arm = model.arm.partition("+")[0]
+    return arm in (arms or [arm])
 
 
 def config_path(kind: str, name: str) -> str:

@@ -146,6 +146,7 @@ class Experiment:
         "fields of a second rollout of each world model, of the worlds without an object, such as"
         " splits=[val]; question programs answer from it, and from one where nothing changes",
     )
+    counterfactual_arms: list[str] = option([], "arms with this second rollout; empty = all")
     aloe_config: str = option("", "config of ALOE; empty = no ALOE", path=True)
     aloe_arms: list[str] = option([], "arms whose rollouts an ALOE reads; empty = all")
     aloe: dict[str, Any] = option({}, "fields of every ALOE, values or lists")
@@ -171,6 +172,7 @@ class Experiment:
     graphs: bool = option(True, "evaluate graphs too (needs the simulator's ground truth)")
     evaluate: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate")
     evaluate_graph: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate_graph")
+    evaluate_symbolic: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate_symbolic")
     evaluate_counterfactual: dict[str, Any] = option(
         {}, "fields of cjepa_dist.evaluate_counterfactual"
     )
