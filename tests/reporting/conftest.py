@@ -31,8 +31,14 @@ class Browser:
         return self.driver.execute_script(f"return {expression}")
 
 
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    yield chromium
+    chromium.driver.get("about:blank")  # a scene that plays on takes time from other tests
+
+
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def chromium() -> Iterator[Browser]:
     programs = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
     program = next((found for found in programs if found), None)
     chromedriver = shutil.which("chromedriver")
