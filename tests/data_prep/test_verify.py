@@ -167,7 +167,7 @@ def put_nan(folder):
 def put_shape(folder):
     with DatasetWriter(f"{folder}_other", encoder="test", source={}) as writer:
         for key in Manifest.load(folder).splits["train"][1].keys:
-            writer.split("train").add(Sample(key, np.zeros((2, 3, 4))))
+            writer.split("train").add(Sample(key, np.zeros((80, 8, 256))))
     os.replace(f"{folder}_other/train/000000.tar", folder / "train" / "000001.tar")
     manifest = Manifest.load(folder)
     manifest.splits["train"][1] = dataclasses.replace(
@@ -200,7 +200,7 @@ def put_shape(folder):
         (lambda folder: (folder / "notes").mkdir(), "notes: extra", 0),
         (double, "train/000001.tar: key video_00000 is also in train/000000.tar", 3),
         (put_nan, "train/000001.tar, key video_00003: a slot holds a value that is not finite", 3),
-        (put_shape, "train/000001.tar, key video_00003: slots are float16 (2, 3, 4)", 3),
+        (put_shape, "train/000001.tar, key video_00003: slots are float16 (80, 8, 256)", 3),
     ],
 )
 def test_each_fault_is_named_and_repaired(many, capsys, harm, message, lost):

@@ -257,6 +257,11 @@ def test_other_losses_and_accumulation(engine, other, train, tmp_path):
     )  # a ReLU of ALOE's may be on one side of 0 or the other
 
 
+# The first of two processes, as a launcher says; the other is never started.
+OF_TWO = {
+    **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+}
 ZERO1 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
 
 
@@ -280,16 +285,16 @@ ZERO1 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": 
             {"ACCELERATE_MIXED_PRECISION": "bf16"},
             "mixed_precision bf16, loop.precision for fp32",
         ),
-        (("optimizer.name=muon",), {**ZERO1, "WORLD_SIZE": "2"}, "take optimizer.name=adamw"),
+        (("optimizer.name=muon",), {**ZERO1, **OF_TWO}, "take optimizer.name=adamw"),
         (("optimizer.ema_decay=1",), {}, "must be below 1"),
         (
             ("ctt.graph.estimator=gradient", "loop.engine=fsdp2"),
-            {"WORLD_SIZE": "2"},
+            OF_TWO,
             "take ddp, zero1 or zero2",
         ),
         (
             ("loop.gradient_accumulation=2", "loop.engine=zero3"),
-            {"WORLD_SIZE": "2"},
+            OF_TWO,
             "take zero2 or fsdp2",
         ),
     ],

@@ -10,6 +10,7 @@ import torch
 
 from cjepa_dist import evaluate_graph
 from cjepa_dist.causal.graph import GraphContext
+from cjepa_dist.checkpoint.run import LoadedRun
 from cjepa_dist.config.command_line import parse
 from cjepa_dist.config.schema import PredictorConfig, TrainWorldModel
 from cjepa_dist.data.format.sample import Sample
@@ -169,9 +170,8 @@ def test_entry_point_writes_table_and_picture(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     trained = TrainWorldModel(data=str(data), run=str(tmp_path), predictor=size())
-    monkeypatch.setattr(
-        evaluate_graph, "load_task", lambda run: (WorldModelTask(trained), trained, 12)
-    )
+    loaded = LoadedRun(WorldModelTask(trained), trained, 12, {"weights": "those of this test"})
+    monkeypatch.setattr(evaluate_graph, "load_run", lambda run: loaded)
     rows = ["attention", "interventional:swap"]
     if importlib.util.find_spec("castle"):  # extra `summary`
         rows.append("summary:notears")
