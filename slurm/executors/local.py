@@ -189,12 +189,13 @@ def chain_lengths(jobs: list[Job]) -> dict[str, int]:
 def run_job_on_cores(spec: JobSpec, cores: set[int]) -> None:
     """In the process of a job, whose own output goes to the job's log too.
 
-    Threads that wait for each other sleep: if they spun, another process on the same cores would
-    slow the job down tenfold.
+    Threads that wait for each other soon sleep. If they spun for long, as they do by default,
+    another process on the same cores would slow the job down tenfold; if they slept at once, a
+    step on two idle cores would take twice its time.
     """
     os.sched_setaffinity(0, cores)
     path = log_path(Path(spec.state_dir), spec.name)
     sys.stdout = sys.stderr = path.open("a", buffering=1)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
     run_job(spec, SlurmContext())
