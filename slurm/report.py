@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
     states = [state for state in states_of(record).values() if state.job.stage != "report"]
     folder = record.runs / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.txt").unlink(missing_ok=True)  # of an earlier report: this one may fail
     missing = [state for state in states if state.state != "DONE"]
     head = missing_jobs_section(missing, len(states))
     if runs := runs_to_report(record, states):

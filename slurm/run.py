@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 
 from cjepa_dist.config import command_line
+from cjepa_dist.errors import EXIT_PREEMPTED
 from slurm.executors.execute import execute
 from slurm.experiment.schema import Experiment
 
 
 def main(experiment: Experiment) -> int:
     code = execute(dataclasses.replace(experiment, executor="local"))
-    if not experiment.dry_run:
+    if not experiment.dry_run and code != EXIT_PREEMPTED:
         print_results(Path(experiment.runs))
     return code
 

@@ -8,14 +8,17 @@ from pathlib import Path
 from cjepa_dist.reporting.runs import EvaluatedRun, collect_runs, optional_results
 from cjepa_dist.reporting.tables import Results
 
+# Worlds that no model predicts: nothing but the object goes; the simulator's own.
+CONTROL_ROLLOUTS = ("factual", "truth")
+
 
 @dataclass
 class ReportResults:
     """The runs of a report and their results on one split, by the name of the run.
 
     `symbolic` has the answers of question programs by "RUN: ROLLOUT", where ROLLOUT says how the
-    worlds were made (`factual` = nothing but the object goes, `truth` = the simulator's own);
-    `symbolic_runs` are the world models with the first of these, to compare over seeds. `warnings`
+    worlds were made; `symbolic_runs` are the world models with the first of these that is no
+    control, to compare over seeds. `warnings`
     name what is missing.
     """
 
@@ -49,6 +52,6 @@ def collect_results(paths: list[Path], split: str, graphs: bool = True) -> Repor
             found.counterfactual[run.name] = result
         answers = optional_results(run, f"symbolic_*_{split}", found.warnings)
         found.symbolic |= {f"{run.name}: {result['rollout']}": result for result in answers}
-        if answers:
-            found.symbolic_runs.append(replace(run, results={"vqa": answers[0]}))
+        if predicted := [result for result in answers if result["rollout"] not in CONTROL_ROLLOUTS]:
+            found.symbolic_runs.append(replace(run, results={"vqa": predicted[0]}))
     return found

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cjepa_dist.config.schema import TrainWorldModel
-from cjepa_dist.reporting.results import ReportResults
+from cjepa_dist.reporting.results import CONTROL_ROLLOUTS, ReportResults
 from cjepa_dist.reporting.runs import EvaluatedRun
 from cjepa_dist.reporting.tables import METHOD_LABELS
 
@@ -80,12 +80,12 @@ def counterfactual_sentence(results: ReportResults) -> str:
             for key, value in results.symbolic.items()
             if key.startswith(f"{run.name}: ")
         }
-        control = found.pop("factual", None)
-        found.pop("truth", None)
-        if control is None or not found:
+        control = found.get("factual")
+        predicted = [value for name, value in found.items() if name not in CONTROL_ROLLOUTS]
+        if control is None or not predicted:
             continue
         group = "counterfactual.option"
-        model = accuracy_cell(run.name, next(iter(found.values())), group)
+        model = accuracy_cell(run.name, predicted[0], group)
         nothing = accuracy_cell("nothing changes", control, group)
         if model is None or nothing is None:
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -24,8 +25,9 @@ BAR_WIDTH = 24
 class JobLines:
     """Use as a context manager. `started` and `ended` tell it of jobs, `refresh` looks again."""
 
-    def __init__(self, state_dir: Path, count: int, *, verbose: bool = False) -> None:
-        self.state_dir, self.count, self.verbose = state_dir, count, verbose
+    def __init__(self, state_dir: Path, names: Collection[str], *, verbose: bool = False) -> None:
+        self.state_dir, self.count, self.verbose = state_dir, len(names), verbose
+        self.width = max(map(len, names), default=0)
         self.began: dict[str, float] = {}  # of running jobs, seconds
         # (time, done) when the running command first reported: its start-up is not its speed
         self.first: dict[str, tuple[float, int, str]] = {}
@@ -51,13 +53,18 @@ class JobLines:
             path = log_path(self.state_dir, name)
             self.shown[name] = path.stat().st_size if path.exists() else 0
 
-    def ended(self, name: str, result: str) -> None:
+    def ended(self, name: str, result: str, advice: str = "") -> None:
         """Print the job's last line; `result` is a word such as "done"."""
         self.copy_log(name)
         seconds = time.monotonic() - self.began.pop(name)
         self.first.pop(name, None)
         self.ended_count += 1
-        self.say(f"{name:<42} {result} after {seconds:.0f} s")
+        self.say(f"{name:<{self.width}} {result} after {seconds:.0f} s{advice}")
+
+    def skipped(self, name: str, reason: str) -> None:
+        """Print that a job was not started."""
+        self.ended_count += 1
+        self.say(f"{name:<{self.width}} skipped, {reason}")
 
     def say(self, line: str) -> None:
         """Print a line above those of the running jobs."""
@@ -81,7 +88,7 @@ class JobLines:
         progress = read_progress(progress_path(self.state_dir, name))
         done, total = progress.get("done", 0), progress.get("total", 0)
         if not total:
-            return f"{name:<42} {now - self.began[name]:.0f} s"
+            return f"{name:<{self.width}} {now - self.began[name]:.0f} s"
         unit = progress["unit"]
         first = self.first.setdefault(name, (now, done, unit))
         if first[1] > done or first[2] != unit:  # another command of the job
@@ -89,7 +96,7 @@ class JobLines:
         rate = (done - first[1]) / max(now - first[0], 1e-9)
         full = round(BAR_WIDTH * done / total)
         bar = "━" * full + "·" * (BAR_WIDTH - full)
-        text = f"{name:<42} {bar} {done}/{total} {unit}"
+        text = f"{name:<{self.width}} {bar} {done}/{total} {unit}"
         if rate > 0:
             left = round((total - done) / rate)
             text += f", {rate:.3g}/s, {left // 60}:{left % 60:02d} left"

@@ -50,7 +50,7 @@ def run_locally(
             f"{len(jobs)} jobs to run, {count} at a time; their logs: {record.state_dir / 'logs'}",
             flush=True,
         )
-        with JobLines(record.state_dir, len(jobs), verbose=verbose) as lines:
+        with JobLines(record.state_dir, [job.name for job in jobs], verbose=verbose) as lines:
             code = LocalExecutor(record, cluster, jobs, at_once, lines).run()
         return code
 
@@ -123,7 +123,7 @@ class LocalExecutor:
                 self.waiting.remove(job)
                 self.failed.add(job.name)
                 self.ended.add(job.name)
-                self.lines.say(f"{job.name:<42} skipped, it needs {', '.join(sorted(missing))}")
+                self.lines.skipped(job.name, f"it needs {', '.join(sorted(missing))}")
                 return self.skip_jobs_that_need_a_failed_one()
 
     def take_cores(self, job: Job) -> set[int]:
@@ -152,7 +152,7 @@ class LocalExecutor:
             self.free_cores = sorted({*self.free_cores, *cores})
         self.ended.add(job.name)
         if process.exitcode == EXIT_PREEMPTED:
-            self.lines.ended(job.name, "stopped; the same command resumes it;")
+            self.lines.ended(job.name, "stopped", "; the same command resumes it")
             self.signal = self.signal or signal.SIGTERM
             self.terminate_all()
             return
