@@ -72,11 +72,18 @@ def check_losses(config: schema.TrainWorldModel, manifest: Manifest) -> bool:
             "predictions in a training window"
         )
     uses_graph = ctt.invariance.weight > 0 or ctt.sufficiency.weight > 0
-    intervenes = uses_graph and ctt.kind == "per_sample" and ctt.graph.estimator == "interventional"
-    if intervenes and ctt.graph.intervention == "empty" and manifest.empty_slot is None:
+    fields = [
+        f"ctt.{name}.intervention"
+        for name, reads, how in (
+            ("graph", ctt.graph.estimator == "interventional", ctt.graph.intervention),
+            ("invariance", ctt.invariance.weight > 0, ctt.invariance.intervention),
+            ("sufficiency", ctt.sufficiency.weight > 0, ctt.sufficiency.intervention),
+        )
+        if reads and how == "empty"
+    ]
+    if uses_graph and ctt.kind == "per_sample" and fields and manifest.empty_slot is None:
         raise UserError(
-            f"{config.data} does not say what its empty slot is: set ctt.graph.intervention=swap "
-            "or hide"
+            f"{config.data} does not say what its empty slot is: set {' and '.join(fields)} to hide"
         )
     return uses_graph and ESTIMATORS[ctt.graph.estimator].needs_truth
 

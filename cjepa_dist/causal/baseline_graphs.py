@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cjepa_dist.causal.attention_graph import present_pairs
-from cjepa_dist.causal.interventional_graph import draw_other_samples
+from cjepa_dist.causal.interventions import draw_other_samples
 from cjepa_dist.errors import UserError
 
 

@@ -17,12 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from cjepa_dist.causal.attention_graph import present_pairs, present_rows
-from cjepa_dist.config.schema import INTERVENTIONS
+from cjepa_dist.causal.interventions import draw_replacement_slots, intervene
 from cjepa_dist.models.dropout import without_dropout
-from cjepa_dist.runtime.random import uniform
-
-# Streams of `runtime.random.uniform`: every purpose has its own number.
-STREAM_OTHER_SAMPLE, STREAM_REPLACEMENT = 101, 102
 
 
 @torch.no_grad()
@@ -42,23 +38,22 @@ def interventional_scores(
 
     0 where i and j are not two present slots. `history` (B, T_h, S, D), `present` (B, S) bool,
     `sigma2` (D,) residual variance, `empty` (D,) the empty slot, `sample` (B,) global indices.
-    `intervention`: `hide` masks the history of slot j (its first frame stays visible, so this is
-    weaker than removal); `empty` replaces it by the empty slot; `swap` replaces it by a present
-    slot of another window of the batch (this draw depends on the batch, unlike all others).
+    `intervention`: a way of `interventions.py`.
     """
     batch, slots = present.shape
     window, slot = present_rows(present)
     done = torch.arange(slots, device=history.device) == slot[:, None]  # (P, S)
-    hidden, worlds = torch.zeros_like(done), history[window]  # (P, T_h, S, D)
-    if intervention == "hide":
-        hidden = done
-    elif intervention == "empty":
-        worlds = torch.where(done[:, None, :, None], empty.to(history), worlds)
-    elif intervention == "swap":
-        others = draw_replacement_slots(history, present, seed, step, sample)
-        worlds = torch.where(done[:, None, :, None], others[window], worlds)
-    else:
-        raise ValueError(f"intervention {intervention!r}: one of {', '.join(INTERVENTIONS)}")
+    others = None
+    if intervention == "swap":
+        others = draw_replacement_slots(history, present, seed, step, sample)[window]
+    worlds, hidden = intervene(
+        history[window],
+        torch.zeros_like(done),
+        done,
+        intervention,
+        empty=empty,
+        replacement=others,
+    )
     with without_dropout(predictor):
         z = predictor(
             torch.cat([history, worlds]),
@@ -70,31 +65,6 @@ def interventional_scores(
     scores = nats.new_zeros(batch, slots, slots)
     scores[window, :, slot] = nats.sum(dim=-1).mean(dim=1)
     return scores * present_pairs(present)
-
-
-def draw_replacement_slots(
-    history: Tensor, present: Tensor, seed: int, step: int | Tensor, sample: Tensor
-) -> Tensor:
-    """For each slot of each window a present slot of another window, (B, T_h, S, D)."""
-    batch, frames, slots, dim = history.shape
-    if batch < 2:
-        raise ValueError(
-            "intervention 'swap' uses slots of another window: it needs a batch of at least 2"
-        )
-    other = draw_other_samples(batch, seed, step, sample)
-    # The argmax of one uniform number a candidate draws one of them uniformly. Present candidates
-    # have 1 added, so they come before absent ones.
-    draw = uniform(seed, step, sample, slots * slots, STREAM_REPLACEMENT)
-    draw = draw.reshape(batch, slots, slots) + present[other][:, None, :]
-    chosen = draw.argmax(dim=-1)[:, None, :, None].expand(batch, frames, slots, dim)
-    return history[other].gather(2, chosen)
-
-
-def draw_other_samples(batch: int, seed: int, step: int | Tensor, sample: Tensor) -> Tensor:
-    """Indices (B,) of another sample of the batch; the sample itself only in a batch of one."""
-    draw = uniform(seed, step, sample, 1, STREAM_OTHER_SAMPLE)[:, 0]
-    offset = 1 + (draw * (batch - 1)).floor().long().clamp_max(max(batch - 2, 0))
-    return (torch.arange(batch, device=sample.device) + offset) % batch
 
 
 def residual_nats(z_future: Tensor, target: Tensor, sigma2: Tensor) -> Tensor:

@@ -123,6 +123,35 @@ class TermConfig:
 
 
 @dataclass
+class InvarianceConfig(TermConfig):
+    """Taking out a slot that influences nobody leaves the predictions of the others unchanged."""
+
+    intervention: str = option(
+        "hide",
+        "per_sample: what takes the slot out, its history hidden, emptied, or that of another"
+        " object",
+        choices=INTERVENTIONS,
+    )
+    target: str = option(
+        "clean",
+        "per_sample: what is held to what; the prediction without the slot to that with it"
+        " (clean) or to the truth, or the prediction with the slot to that without it (removed)",
+        choices=("clean", "truth", "removed"),
+    )
+
+
+@dataclass
+class SufficiencyConfig(TermConfig):
+    """A slot is predicted as well from its causal neighbours as from all slots."""
+
+    intervention: str = option(
+        "hide",
+        "per_sample: what takes the other slots out, their history hidden or emptied",
+        choices=("hide", "empty"),
+    )
+
+
+@dataclass
 class ConsistencyConfig(TermConfig):
     """Rollouts of k predictions against the truth. The k of `steps` start in turn, `ramp` apart."""
 
@@ -143,11 +172,11 @@ class CttConfig:
         "the released losses (published), or the corrected ones with a graph for each sample",
         choices=("published", "per_sample"),
     )
-    invariance: TermConfig = option(
-        TermConfig, "hiding a slot without influence on others leaves their prediction unchanged"
+    invariance: InvarianceConfig = option(
+        InvarianceConfig, "without a slot that influences nobody, the others are predicted the same"
     )
-    sufficiency: TermConfig = option(
-        TermConfig, "a slot is predicted as well from its causal neighbours as from all slots"
+    sufficiency: SufficiencyConfig = option(
+        SufficiencyConfig, "a slot is predicted as well from its causal neighbours as from all"
     )
     consistency: ConsistencyConfig = option(
         ConsistencyConfig, "rollouts stay close to the truth; needs horizon >= the largest step"

@@ -2,13 +2,15 @@
 
     published     a mean graph of the batch, cut at a threshold; hide i, or the non-neighbours of k
                   [M0 and i; non-neighbours of k], one forward of 2B ──> mean squared error
-    per sample    a graph for each sample; hide I_b, or all but the neighbours of k_b
-                  [M0; M0 and I_b; non-neighbours of k_b], one forward of 3B ──> error in variances
+    per sample    a graph for each sample; take out I_b, or all but the neighbours of k_b
+                  [M0; M0 without I_b; M0 without non-neighbours of k_b], one forward of 3B
+                  ──> error in variances
     consistency   f(f(...f(history))), K forwards of B one after another ──> error in variances
 
-Axiom 2: the causal neighbourhood of a slot is what its future depends on. So hiding a slot that
+Axiom 2: the causal neighbourhood of a slot is what its future depends on. So taking out a slot that
 does not interact changes nothing for the others (invariance), and the neighbourhood alone predicts
-the slot as well as all slots do (sufficiency). M0 are the hidden slots of the step, the base mask.
+the slot as well as all slots do (sufficiency). M0 are the hidden slots of the step, the base mask:
+they are hidden in every pass, so that two passes differ in the intervention and in nothing else.
 Errors in variances are divided by the residual variance of the predictor. The first two return sums
 and counts: the caller reduces the counts over ranks and divides, so N ranks equal one.
 """
@@ -23,6 +25,8 @@ from torch import Tensor
 
 from cjepa_dist.causal.attention_graph import present_pairs, published_adjacency
 from cjepa_dist.causal.graph import Graph
+from cjepa_dist.causal.interventions import draw_replacement_slots, intervene
+from cjepa_dist.config.schema import InvarianceConfig, SufficiencyConfig
 from cjepa_dist.models.dropout import without_dropout
 from cjepa_dist.models.predictor import SlotPredictor
 from cjepa_dist.runtime.random import uniform
@@ -159,29 +163,34 @@ def per_sample_terms(
     seed: int,
     step: int | Tensor,
     sample: Tensor,
+    invariance: InvarianceConfig | None = None,
+    sufficiency: SufficiencyConfig | None = None,
+    empty: Tensor | None = None,
     base_prediction: Tensor | None = None,
 ) -> CttTerms:
     """Invariance and sufficiency with a graph, a slot I_b and a slot k_b for each sample.
 
     `x` (B, T, S, D), `hidden` and `present` (B, S) bool, `sigma2` (D,) residual variance, `sample`
-    (B,) global indices. I_b (hidden for invariance) and k_b (predicted for sufficiency) are drawn
-    among present, visible slots; a sample without one is not counted. With e(a, b) = mean over
-    future frames and d of (a - b)^2 / sigma_d^2:
+    (B,) global indices. I_b (taken out for invariance) and k_b (predicted for sufficiency) are
+    drawn among present, visible slots; a sample without one is not counted. What takes a slot out
+    is `invariance.intervention` and `sufficiency.intervention` (`causal/interventions.py`; `empty`
+    (D,) is the empty slot). With e(a, b) = mean over future frames and d of (a - b)^2 / sigma_d^2:
 
-    - invariance = sum w e(z1, stop z0) / sum w, with w_bj = stop(1 - A[b, j, I_b]) for present,
-      visible j != I_b with e1_j - e0_j <= margin (errors against the truth). The last condition
-      drops slots whose prediction gets worse without I_b, whatever the graph says. w is a constant:
-      otherwise A = 1 would lower the loss.
-    - sufficiency = mean of relu(e2_k - stop e0_k - margin), with e2 from the pass that hides all
-    but
-      the slots j with A[b, k_b, j] > 0.5.
+    - invariance = sum w d / sum w, with w_bj = stop(1 - A[b, j, I_b]) for present, visible j != I_b
+      with e1_j - e0_j <= margin (errors against the truth). The last condition drops slots whose
+      prediction gets worse without I_b, whatever the graph says. w is a constant: otherwise A = 1
+      would lower the loss. d is, by `invariance.target`, e(z1, stop z0) for `clean`, e(z1, truth)
+      for `truth`, e(z0, stop z1) for `removed`.
+    - sufficiency = mean of relu(e2_k - stop e0_k - margin), with e2 from the pass without the slots
+      j whose A[b, k_b, j] <= 0.5.
 
-    Dropout is off, because passes are compared. `base_prediction` is z0, the prediction under M0
-    without dropout, of all frames or only the future, if the caller has it: from its own forward
-    pass where the config has no dropout, or from a no-grad pass inside `without_dropout`. Then two
-    passes are left. Without it, all three are one forward of 3B, and the result's `base_prediction`
-    is z0 with its gradient.
+    The slots of M0 are hidden in all three passes. Dropout is off, because passes are compared.
+    `base_prediction` is z0, the prediction under M0 without dropout, of all frames or only the
+    future, if the caller has it; `removed` needs it with its gradient. Then two passes are left.
+    Without it, all three are one forward of 3B, and the result's `base_prediction` is z0 with its
+    gradient.
     """
+    invariance, sufficiency = invariance or InvarianceConfig(), sufficiency or SufficiencyConfig()
     frames, slots = predictor.config.history_frames, x.shape[2]
     history, truth = x[:, :frames], x[:, frames:].float()
     adjacency = graph.adjacency.detach().float()
@@ -195,28 +204,43 @@ def per_sample_terms(
     influence_of_i = adjacency.gather(2, column)[:, :, 0]  # of I_b on each j
     neighbour_of_k = adjacency.gather(1, row)[:, 0] > 0.5  # j that influence k_b
 
-    masks = [hidden | is_i, ~(neighbour_of_k | is_k)]
+    others = None
+    if invariance.intervention == "swap":
+        others = draw_replacement_slots(history, present, seed, step, sample)
+    without_i = intervene(
+        history, hidden, is_i, invariance.intervention, empty=empty, replacement=others
+    )
+    far_from_k = ~(neighbour_of_k | is_k)
+    neighbours_only = intervene(history, hidden, far_from_k, sufficiency.intervention, empty=empty)
+    histories, masks = map(list, zip(without_i, neighbours_only))
     with without_dropout(predictor):
         if base_prediction is None:
-            stacked = predictor(history.repeat(3, 1, 1, 1), torch.cat([hidden, *masks]))
+            stacked = predictor(torch.cat([history, *histories]), torch.cat([hidden, *masks]))
             base_prediction, z1, z2 = stacked.chunk(3)
         else:
-            stacked = predictor(history.repeat(2, 1, 1, 1), torch.cat(masks), future_only=True)
+            stacked = predictor(torch.cat(histories), torch.cat(masks), future_only=True)
             z1, z2 = stacked.chunk(2)
     future = slice(-truth.shape[1], None)
-    z0 = base_prediction.detach()[:, future].float()
-    z1, z2 = z1[:, future].float(), z2[:, future].float()
+    z_base = base_prediction[:, future].float()
+    z0, z1, z2 = z_base.detach(), z1[:, future].float(), z2[:, future].float()
 
     e0, e1, e2 = (normalized_error(z, truth, sigma2) for z in (z0, z1, z2))
-    compared = eligible & ~is_i & some[:, None] & (e1 - e0 <= margin)
-    weight = ((1 - influence_of_i) * compared).detach()
-    invariance = weight * normalized_error(z1, z0, sigma2)
+    candidates = ((1 - influence_of_i) * (eligible & ~is_i & some[:, None])).detach()
+    weight = candidates * (e1.detach() - e0 <= margin)
+    if invariance.target == "truth":
+        distance = e1
+    elif invariance.target == "removed":
+        distance = normalized_error(z_base, z1.detach(), sigma2)
+    else:
+        distance = normalized_error(z1, z0, sigma2)
     excess = torch.relu(e2 - e0 - margin) * is_k * some[:, None]
     metrics = {
         name: value.detach() for name, value in adjacency_metrics(adjacency, present).items()
     }
+    # Of the pairs that the graph calls no neighbours; their classes: `cjepa evaluate-graph`.
+    metrics["invariance_dropped"] = 1 - weight.sum() / candidates.sum().clamp_min(1e-6)
     return CttTerms(
-        invariance.sum(),
+        (weight * distance).sum(),
         weight.sum(),
         excess.sum(),
         some.float().sum(),

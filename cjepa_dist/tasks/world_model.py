@@ -265,7 +265,8 @@ class WorldModelTask(nn.Module):
         )
         if self.config.predictor.dropout:
             # The terms compare passes without dropout; else the base pass is already clean.
-            with torch.no_grad(), without_dropout(self.predictor):
+            learns = torch.is_grad_enabled() and config.invariance.target == "removed"
+            with torch.set_grad_enabled(learns), without_dropout(self.predictor):
                 z = self.predictor(x[:, :frames], hidden, future_only=True)
         return ctt.per_sample_terms(
             self.predictor,
@@ -278,6 +279,9 @@ class WorldModelTask(nn.Module):
             seed=self.config.seed,
             step=context.step,
             sample=sample,
+            invariance=config.invariance,
+            sufficiency=config.sufficiency,
+            empty=self.empty,
             base_prediction=z,
         )
 

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 from cjepa_dist.causal import graph as graphs
 from cjepa_dist.causal.attention_graph import attention_maps, rollout_scores
 from cjepa_dist.causal.graph import Graph, GraphContext, calibrate, estimate_graph
-from cjepa_dist.causal.interventional_graph import (
-    draw_other_samples,
-    draw_replacement_slots,
-    residual_nats,
-)
+from cjepa_dist.causal.interventional_graph import residual_nats
+from cjepa_dist.causal.interventions import draw_other_samples, draw_replacement_slots
 from cjepa_dist.config.schema import GRAPH_ESTIMATORS, GraphConfig, PredictorConfig
 from cjepa_dist.errors import UserError
 from cjepa_dist.models.predictor import SlotPredictor
@@ -179,7 +176,7 @@ def test_swap_takes_a_present_slot_of_another_window(history: Tensor, present: T
             allowed = history[partner[b]][:, present[partner[b]]]  # (T, P, D)
             for j in range(S):
                 assert (swapped[b, :, j, None] == allowed).all(dim=(0, 2)).any()
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(UserError, match="at least 2"):
         draw_replacement_slots(history[:1], present[:1], 0, 0, sample[:1])
 
 

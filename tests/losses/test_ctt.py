@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cjepa_dist.causal.attention_graph import attention_maps, published_adjacency
 from cjepa_dist.causal.graph import Graph
-from cjepa_dist.config.schema import PredictorConfig
+from cjepa_dist.causal.interventions import draw_replacement_slots
+from cjepa_dist.config.schema import InvarianceConfig, PredictorConfig, SufficiencyConfig
 from cjepa_dist.losses import ctt
 from cjepa_dist.models.dropout import without_dropout
 from cjepa_dist.models.predictor import SlotPredictor
 from tests.fixtures import parity_tensors
 
-B, T_H, T_P, S, D = 6, 3, 1, 5, 16
+B, T_H, T_P, S, D = 12, 3, 1, 5, 16
 
 
 @pytest.fixture
@@ -173,30 +174,46 @@ def test_draws_are_visible_and_vary_with_the_step() -> None:
 # --- per sample -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("target", ["clean", "truth", "removed"])
+@pytest.mark.parametrize("how", ["hide", "empty", "swap"])
 def test_equals_the_equations_written_as_loops(
-    predictor: SlotPredictor, window: dict[str, Tensor]
+    predictor: SlotPredictor, window: dict[str, Tensor], how: str, target: str
 ) -> None:
     predictor.eval()
-    margin, w = 0.02, window
-    got = terms(predictor, w, margin=margin)
+    margin, w, empty = 0.0, window, torch.full((D,), 0.7)
+    w["hidden"] = torch.rand(B, S, generator=torch.Generator().manual_seed(4)) < 0.4
+    w["hidden"][0] = True
+    others = "hide" if how == "swap" else how
+    got = terms(
+        predictor,
+        w,
+        margin=margin,
+        invariance=InvarianceConfig(intervention=how, target=target),
+        sufficiency=SufficiencyConfig(intervention=others),
+        empty=empty,
+    )
     eligible = w["present"] & ~w["hidden"]
     i_of = ctt.draw_sample_slots(eligible, 3, 7, w["sample"], ctt.STREAM_INVARIANCE)
     k_of = ctt.draw_sample_slots(eligible, 3, 7, w["sample"], ctt.STREAM_SUFFICIENCY)
+    history = w["x"][:, :T_H]
+    swapped = draw_replacement_slots(history, w["present"], 3, 7, w["sample"])
     inv, weights, suf, count = 0.0, 0.0, 0.0, 0
+
+    def prediction(b: int, out: list[int], how: str) -> Tensor:
+        seen, mask = history[b].clone(), w["hidden"][b].clone()
+        for j in out:
+            mask[j] = how == "hide"
+            if how != "hide":
+                seen[:, j] = empty if how == "empty" else swapped[b, :, j]
+        with torch.no_grad():
+            return predictor(seen[None], mask[None])[0, T_H:]
+
     for b in range(B):
         if not eligible[b].any():
             continue
         i, k, a = int(i_of[b]), int(k_of[b]), w["adjacency"][b]
-        more, rest = (
-            w["hidden"][b].clone(),
-            torch.tensor([j != k and float(a[k, j]) <= 0.5 for j in range(S)]),
-        )
-        more[i] = True
-        with torch.no_grad():
-            z0, z1, z2 = (
-                predictor(w["x"][b : b + 1, :T_H], m[None])[0, T_H:]
-                for m in (w["hidden"][b], more, rest)
-            )
+        far = [j for j in range(S) if j != k and float(a[k, j]) <= 0.5]
+        z0, z1, z2 = prediction(b, [], how), prediction(b, [i], how), prediction(b, far, others)
         truth = w["x"][b, T_H:]
 
         def e(p: Tensor, q: Tensor, j: int) -> float:
@@ -205,15 +222,84 @@ def test_equals_the_equations_written_as_loops(
         for j in range(S):
             if eligible[b, j] and j != i and e(z1, truth, j) - e(z0, truth, j) <= margin:
                 weight = 1 - float(a[j, i])
-                inv, weights = inv + weight * e(z1, z0, j), weights + weight
+                distance = e(z1, truth, j) if target == "truth" else e(z1, z0, j)
+                inv, weights = inv + weight * distance, weights + weight
         suf, count = suf + max(0.0, e(z2, truth, k) - e(z0, truth, k) - margin), count + 1
-    assert count == B - 2
+    assert count == int(eligible.any(dim=1).sum()) > 2 and suf > 0
     np.testing.assert_allclose(
         [float(got.invariance_sum), float(got.invariance_count)], [inv, weights], rtol=1e-4
     )
     np.testing.assert_allclose(
         [float(got.sufficiency_sum), float(got.sufficiency_count)], [suf, count], rtol=1e-4
     )
+
+
+class SumOfNeighbours(nn.Module):
+    """A perfect predictor of a world that is known: what it does not see counts as 0.
+
+    The future of a slot is the sum of the last frames of the slots that influence it.
+    """
+
+    def __init__(self, influence: Tensor) -> None:
+        super().__init__()
+        self.config = PredictorConfig(slots=S, slot_dim=D, history_frames=T_H, pred_frames=T_P)
+        self.influence = influence  # (S, S), 1 where slot j influences slot i
+
+    def forward(self, history: Tensor, hidden: Tensor, future_only: bool = False) -> Tensor:
+        seen = history[:, -1] * ~hidden[..., None]
+        future = torch.einsum("ij,bjd->bid", self.influence, seen)[:, None]
+        return future if future_only else torch.cat([history, future], dim=1)
+
+
+@pytest.mark.parametrize("hidden_slots", [0, 1, 2])
+def test_sufficiency_of_a_graph_that_lacks_a_neighbour(hidden_slots: int) -> None:
+    """It is the error that the missing neighbour makes, however many other slots are hidden.
+
+    With the right graph it is 0, whatever is hidden: both passes see the same of it.
+    """
+    influence = torch.eye(S)
+    influence[0, 1:] = 1.0  # everybody influences slot 0
+    generator = torch.Generator().manual_seed(5)
+    # Each slot has dimensions of its own, so that what two slots add to an error does not mix.
+    own = torch.arange(D) // (D // S) == torch.arange(S)[:, None]
+    history = torch.randn(64, T_H, S, D, generator=generator) * own
+    hidden = torch.zeros(64, S, dtype=torch.bool)
+    hidden[:, 2 : 2 + hidden_slots] = True
+    present = torch.zeros_like(hidden)
+    present[:, 0] = True  # k is slot 0 in every sample
+    truth = torch.einsum("ij,bjd->bid", influence, history[:, -1])[:, None]
+    w = {
+        "x": torch.cat([history, truth], dim=1),
+        "hidden": hidden,
+        "present": present,
+        "sigma2": torch.ones(D),
+        "sample": torch.arange(64),
+    }
+    world = SumOfNeighbours(influence)
+    right = terms(world, w, influence.expand(64, S, S), margin=0.0)
+    assert right.sufficiency_sum < 1e-5
+    lacking = influence.clone()
+    lacking[0, 1] = 0.0
+    got = terms(world, w, lacking.expand(64, S, S), margin=0.0)
+    torch.testing.assert_close(got.sufficiency_sum, history[:, -1, 1].square().mean(1).sum())
+
+
+def test_removed_teaches_the_pass_that_sees_everything(
+    predictor: SlotPredictor, window: dict[str, Tensor]
+) -> None:
+    z0 = torch.randn(B, T_H + T_P, S, D, requires_grad=True)
+    config = InvarianceConfig(intervention="empty", target="removed")
+    got = terms(
+        predictor,
+        window,
+        margin=100.0,
+        base_prediction=z0,
+        invariance=config,
+        empty=torch.zeros(D),
+    )
+    got.invariance_sum.backward()
+    assert z0.grad is not None and z0.grad[:, T_H:].abs().sum() > 0
+    assert all(p.grad is None or p.grad.abs().sum() == 0 for p in predictor.parameters())
 
 
 def test_two_shards_add_up_to_the_whole(
