@@ -42,6 +42,9 @@ COMMANDS = {
     "train-aloe": Command("cjepa_dist.train_aloe", "train ALOE to answer questions"),
     "evaluate": Command("cjepa_dist.evaluate", "measure a trained world model or ALOE"),
     "evaluate-graph": Command("cjepa_dist.evaluate_graph", "measure a world model's graphs"),
+    "evaluate-removal": Command(
+        "cjepa_dist.evaluate_removal", "measure what removing an object changes for others"
+    ),
     "evaluate-counterfactual": Command(
         "cjepa_dist.evaluate_counterfactual", "measure worlds without an object"
     ),

@@ -41,8 +41,41 @@ def interventional_scores(
     `intervention`: a way of `interventions.py`.
     """
     batch, slots = present.shape
+    factual, changed, window, slot = predict_without_each(
+        predictor,
+        history,
+        present,
+        intervention=intervention,
+        empty=empty,
+        seed=seed,
+        step=step,
+        sample=sample,
+    )
+    nats = (changed - factual[window]).square() / (2 * sigma2.float())  # (P, T_p, S, D)
+    scores = nats.new_zeros(batch, slots, slots)
+    scores[window, :, slot] = nats.sum(dim=-1).mean(dim=1)
+    return scores * present_pairs(present)
+
+
+@torch.no_grad()
+def predict_without_each(
+    predictor: nn.Module,
+    history: Tensor,
+    present: Tensor,
+    *,
+    intervention: str,
+    empty: Tensor,
+    seed: int,
+    step: int | Tensor,
+    sample: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The predictions with everybody, and without each of the P present slots, in one forward.
+
+    (B, T_p, S, D) and (P, T_p, S, D) float32, then for each of the P the window and the slot that
+    was taken out, (P,) int64. Arguments as in `interventional_scores`.
+    """
     window, slot = present_rows(present)
-    done = torch.arange(slots, device=history.device) == slot[:, None]  # (P, S)
+    done = torch.arange(present.shape[1], device=history.device) == slot[:, None]  # (P, S)
     others = None
     if intervention == "swap":
         others = draw_replacement_slots(history, present, seed, step, sample)[window]
@@ -60,11 +93,8 @@ def interventional_scores(
             torch.cat([torch.zeros_like(present), hidden]),
             future_only=True,
         )
-    factual, changed = z.float().split([batch, len(window)])
-    nats = (changed - factual[window]).square() / (2 * sigma2.float())  # (P, T_p, S, D)
-    scores = nats.new_zeros(batch, slots, slots)
-    scores[window, :, slot] = nats.sum(dim=-1).mean(dim=1)
-    return scores * present_pairs(present)
+    factual, changed = z.float().split([len(history), len(window)])
+    return factual, changed, window, slot
 
 
 def residual_nats(z_future: Tensor, target: Tensor, sigma2: Tensor) -> Tensor:
