@@ -16,6 +16,7 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import write_json
 
 DATA_NAME = "data.json"
+SEALED_SPLIT = "sealed"  # judges a study at its end; see docs/studies
 
 
 class RunData:
@@ -26,7 +27,16 @@ class RunData:
         self.now: Fingerprint = {}
 
     def check(self) -> None:
-        """Raises UserError, naming what differs, where the data are not those of the run."""
+        """Raises UserError, naming what differs, where the data are not those of the run.
+
+        Also where a run would train or validate on the sealed split.
+        """
+        for name in ("train_split", "val_split"):
+            if getattr(self.config, name) == SEALED_SPLIT:
+                raise UserError(
+                    f"config field {name}={SEALED_SPLIT}: this split judges a study at its end, so"
+                    " no model is trained or chosen by it; take another split"
+                )
         self.now = run_data_fingerprint(self.config)
         before = read_run_data(self.run_dir)
         if before and (found := differences(before, self.now)):

@@ -19,8 +19,10 @@ from data_prep.simulate.generation import OBJECT_COUNTS
 
 # Increase it whenever a seed gives other data than before. 2: other questions than 1, same worlds.
 GENERATOR_VERSION = 2
-SPLITS = ("train", "val", "test")
-FIRST_SCENE_INDEX = {"train": 0, "val": 10_000, "test": 15_000}  # as in CLEVRER
+SEALED = "sealed"  # for the end of a study: no recipe is chosen by it
+SPLITS = ("train", "val", "test", SEALED)
+# As in CLEVRER, which has nothing from 20,000 on.
+FIRST_SCENE_INDEX = {"train": 0, "val": 10_000, "test": 15_000, SEALED: 20_000}
 MIN_SLOTS = max(OBJECT_COUNTS) + 1  # a slot for each object and one for the background
 
 
@@ -42,6 +44,12 @@ class Simulate:
     train: int = option(200, "videos of the train split", unit="videos", least=0)
     val: int = option(50, "videos of the val split", unit="videos", least=0)
     test: int = option(50, "videos of the test split", unit="videos", least=0)
+    sealed: int = option(
+        0,
+        "videos of the sealed split, with all that the others may have; no training takes it",
+        unit="videos",
+        least=0,
+    )
     seed: int = option(
         0, "seed of everything except the frozen map from state to slot", least=0, most=MAX_SEED
     )
@@ -105,7 +113,7 @@ def check_settings(config: Simulate) -> None:
             f"config field influence_horizon={config.influence_horizon}: must be at most {most}"
         )
     if not any(getattr(config, split) for split in SPLITS):
-        raise UserError("train, val and test are all 0; there is nothing to simulate")
+        raise UserError(f"{', '.join(SPLITS)} are all 0; there is nothing to simulate")
 
 
 def manifest_source(config: Simulate) -> dict[str, Any]:
@@ -113,6 +121,8 @@ def manifest_source(config: Simulate) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     for name in ("out", "workers", "part", "redo"):
         del settings[name]
+    if not config.sealed:  # a data set from before there was this split is the same
+        del settings["sealed"]
     for name in ("questions", "counterfactual_splits", "influence"):
         settings[name] = parse_list(settings[name])
     return record_part(
@@ -131,14 +141,20 @@ def parse_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
 
 
+def splits_with(config: Simulate, what: str) -> list[str]:
+    """The splits that have what the field `what` names; the sealed one has everything."""
+    return [*parse_list(getattr(config, what)), SEALED]
+
+
 def scene_indices(config: Simulate) -> dict[str, int]:
     """First scene index of each split: as in CLEVRER if they fit, else one after the other."""
-    if (
-        config.train <= FIRST_SCENE_INDEX["val"]
-        and config.val <= FIRST_SCENE_INDEX["test"] - FIRST_SCENE_INDEX["val"]
-    ):
+    starts = list(FIRST_SCENE_INDEX.values())
+    counts = [getattr(config, split) for split in SPLITS]
+    # The last split that has videos may be of any size.
+    last = max((i for i, count in enumerate(counts) if count), default=0)
+    if all(counts[i] <= starts[i + 1] - starts[i] for i in range(last)):
         return FIRST_SCENE_INDEX
-    return {"train": 0, "val": config.train, "test": config.train + config.val}
+    return {split: sum(counts[:i]) for i, split in enumerate(SPLITS)}
 
 
 def video_key(config: Simulate, split: str, index: int) -> str:

@@ -21,7 +21,7 @@ from cjepa_dist.config.plugins import import_plugins
 from cjepa_dist.runtime.processes import start_pool_worker
 from data_prep.simulate import annotation, encoders, generation, ground_truth, world
 from data_prep.simulate.questions.questions import make_questions
-from data_prep.simulate.settings import SPLITS, Simulate, parse_list, scene_indices, video_key
+from data_prep.simulate.settings import SPLITS, Simulate, scene_indices, splits_with, video_key
 
 
 @dataclass
@@ -87,18 +87,18 @@ def make_video(config: Simulate, split: str, index: int) -> SimulatedVideo:
     worlds: dict[int, world.World] = {}
     simulate_without = counterfactual_histories(scene, worlds)
     questions = None
-    if split in parse_list(config.questions):
+    if split in splits_with(config, "questions"):
         questions = make_questions(factual, simulate_without, scene_index, question_rng)
 
     arrays = ground_truth.scene_arrays(scene, slot_object, background)
     arrays["future_slots"] = video_slots[VIDEO_FRAMES:]
     arrays["empty_slot"] = encoders.empty_slot(config.encoder, config.slot_dim)
-    if split in parse_list(config.influence):
+    if split in splits_with(config, "influence"):
         arrays["influence"] = ground_truth.influence_rows(
             scene, slot_object, config.influence_horizon
         )
         arrays["influence_horizon"] = np.int64(config.influence_horizon)
-    if split in parse_list(config.counterfactual_splits) and config.counterfactuals != "none":
+    if split in splits_with(config, "counterfactual_splits") and config.counterfactuals != "none":
         removed = list(range(len(scene.objects)))
         if config.counterfactuals == "in_questions":
             removed = removed_objects(questions, scene.objects) if questions else []

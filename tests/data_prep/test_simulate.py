@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cjepa_dist.config.schema import TrainWorldModel
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.verify import verify_dataset
 from cjepa_dist.errors import UserError
+from cjepa_dist.training.run_data import RunData
 from data_prep.simulate import __main__ as entry
 from data_prep.simulate.settings import Simulate
 from data_prep.simulate.video import SimulatedVideo, make_video
@@ -87,6 +89,35 @@ def test_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="already holds something"):
         entry.main(dataclasses.replace(config, out=str(tmp_path / "c")))
     assert (tmp_path / "c" / "thesis.txt").read_text() == "mine"
+
+
+def test_the_sealed_split_changes_no_other_and_has_everything(tmp_path: Path) -> None:
+    small = Simulate(
+        out=str(tmp_path / "a"),
+        train=1,
+        val=1,
+        test=0,
+        questions="none",
+        counterfactuals="all",
+        workers=1,
+    )
+    assert entry.main(small) == 0
+    assert "sealed" not in Manifest.load(tmp_path / "a").source
+    assert entry.main(dataclasses.replace(small, out=str(tmp_path / "b"), sealed=2)) == 0
+    for split in ("train", "val"):
+        name = f"{split}/000000.tar"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    sealed = list(read_split(tmp_path / "b", "sealed"))
+    assert [sample.key for sample in sealed] == ["video_20000", "video_20001"]
+    val = next(read_split(tmp_path / "b", "val"))
+    for sample in sealed:
+        assert sample.questions is not None and sample.truth is not None
+        assert {"influence", "counterfactual_slots"} <= sample.truth.keys()
+        assert not np.array_equal(sample.slots, val.slots)
+    config = TrainWorldModel(data=str(tmp_path / "b"), run=str(tmp_path / "run"))
+    for field in ("train_split", "val_split"):
+        with pytest.raises(UserError, match=f"{field}=sealed: this split judges a study"):
+            RunData(tmp_path, dataclasses.replace(config, **{field: "sealed"})).check()
 
 
 def test_a_stopped_simulation_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
