@@ -25,6 +25,7 @@ SCHEMA_OF_COMMAND = {  # of the commands that take fields of the experiment
     "cjepa_dist.train_aloe": ("cjepa_dist.config.schema", "TrainAloe"),
     "cjepa_dist.evaluate": ("cjepa_dist.evaluate", "Evaluate"),
     "cjepa_dist.evaluate_graph": ("cjepa_dist.evaluate_graph", "EvaluateGraph"),
+    "cjepa_dist.evaluate_removal": ("cjepa_dist.evaluate_removal", "EvaluateRemoval"),
     "cjepa_dist.evaluate_symbolic": ("cjepa_dist.evaluate_symbolic", "EvaluateSymbolic"),
     "cjepa_dist.evaluate_counterfactual": (
         "cjepa_dist.evaluate_counterfactual",
@@ -81,6 +82,7 @@ def check_commands(experiment: Experiment, jobs: list[Job]) -> None:
     given = {
         "cjepa_dist.evaluate": experiment.evaluate,
         "cjepa_dist.evaluate_graph": experiment.evaluate_graph,
+        "cjepa_dist.evaluate_removal": experiment.evaluate_removal,
         "cjepa_dist.evaluate_symbolic": experiment.evaluate_symbolic,
         "cjepa_dist.evaluate_counterfactual": experiment.evaluate_counterfactual,
         "cjepa_dist.rollout": experiment.rollout or experiment.counterfactual_rollout,

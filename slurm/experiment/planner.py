@@ -146,14 +146,15 @@ class Planner:
         fields = to_arguments(experiment.evaluate)
         commands = [["cjepa_dist.evaluate", run, f"split={split}", *own_slot, *fields]]
         outputs = [str(folder / f"world_model_{split}.json")]
+        data = [f"data={self.data}", f"split={split}"]
         if experiment.graphs:
-            fields = [
-                f"data={self.data}",
-                f"split={split}",
-                *to_arguments(experiment.evaluate_graph),
-            ]
-            commands.append(["cjepa_dist.evaluate_graph", run, *fields])
+            fields = to_arguments(experiment.evaluate_graph)
+            commands.append(["cjepa_dist.evaluate_graph", run, *data, *fields])
             outputs.append(str(folder / f"graphs_{split}.json"))
+        if experiment.removal:
+            fields = to_arguments(experiment.evaluate_removal)
+            commands.append(["cjepa_dist.evaluate_removal", run, *data, *fields])
+            outputs.append(str(folder / f"removal_{split}.json"))
         needs = [model.name, *([control.name] if control else [])]
         return Job(f"evaluate/{model.name}", "evaluate", commands, outputs, needs, [])
 

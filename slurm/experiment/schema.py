@@ -170,8 +170,12 @@ class Experiment:
     )
     split: str = option("val", "split to evaluate on")
     graphs: bool = option(True, "evaluate graphs too (needs the simulator's ground truth)")
+    removal: bool = option(
+        False, "evaluate what removing an object changes too (needs the ground truth)"
+    )
     evaluate: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate")
     evaluate_graph: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate_graph")
+    evaluate_removal: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate_removal")
     evaluate_symbolic: dict[str, Any] = option({}, "fields of cjepa_dist.evaluate_symbolic")
     evaluate_counterfactual: dict[str, Any] = option(
         {}, "fields of cjepa_dist.evaluate_counterfactual"
