@@ -1,6 +1,6 @@
 """What removing an object changes for the others: `cjepa evaluate-removal run=RUN data=DIR`.
 
-Takes each object out of the history in each way (hidden, emptied, swapped) and measures how the
+Takes each object out in each way (hidden, emptied, swapped, attention closed) and measures how the
 predictions and errors of the others move, apart for pairs that touch, near misses and others.
 Writes RUN/eval/removal_<split>.json (into `out` if set), and prints the table.
 """

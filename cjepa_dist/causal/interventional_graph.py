@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cjepa_dist.causal.attention_graph import present_pairs, present_rows
-from cjepa_dist.causal.interventions import draw_replacement_slots, intervene
+from cjepa_dist.causal.interventions import World, draw_replacement_slots, intervene, stack
 from cjepa_dist.models.dropout import without_dropout
 
 
@@ -79,7 +79,7 @@ def predict_without_each(
     others = None
     if intervention == "swap":
         others = draw_replacement_slots(history, present, seed, step, sample)[window]
-    worlds, hidden = intervene(
+    without = intervene(
         history[window],
         torch.zeros_like(done),
         done,
@@ -88,11 +88,8 @@ def predict_without_each(
         replacement=others,
     )
     with without_dropout(predictor):
-        z = predictor(
-            torch.cat([history, worlds]),
-            torch.cat([torch.zeros_like(present), hidden]),
-            future_only=True,
-        )
+        everybody = World(history, torch.zeros_like(present))
+        z = stack([everybody, without]).predict(predictor, future_only=True)
     factual, changed = z.float().split([len(history), len(window)])
     return factual, changed, window, slot
 

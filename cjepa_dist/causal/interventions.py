@@ -1,17 +1,22 @@
-"""What takes a slot out of a history: three ways, for graphs and losses alike.
+"""What takes a slot out of a history: four ways, for graphs and losses alike.
 
     hide     the model is told that it does not know the slot; its first frame stays visible
     empty    the slot holds nothing, as where there is no object: what a removal looks like
     swap     the slot holds an object of another window of the batch
+    close    no other slot attends to it, in any layer: nothing of it can reach the others
 
 Hiding says "unknown", so even a perfect predictor must change its mean. A true world without an
-object that touches nobody is the same for the others: only `empty` asks this of the predictor.
+object that touches nobody is the same for the others: `empty` asks this of the predictor, and
+`close` where the data do not say what an empty slot is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cjepa_dist.config.schema import INTERVENTIONS
 from cjepa_dist.errors import UserError
@@ -19,6 +24,32 @@ from cjepa_dist.runtime.random import uniform
 
 # Streams of `runtime.random.uniform`: every purpose has its own number.
 STREAM_OTHER_SAMPLE, STREAM_REPLACEMENT = 101, 102
+
+
+@dataclass(frozen=True)
+class World:
+    """What a predictor gets; worlds of one batch size can be stacked."""
+
+    history: Tensor  # (B, T_h, S, D)
+    hidden: Tensor  # (B, S) bool
+    closed: Tensor | None = None  # (B, S) bool: attended by nobody; None = none
+
+    def predict(self, predictor: nn.Module, *, future_only: bool = False) -> Tensor:
+        """The prediction of all frames, or of the future, see `SlotPredictor.forward`."""
+        closed = {} if self.closed is None else {"closed": self.closed}
+        z: Tensor = predictor(self.history, self.hidden, future_only=future_only, **closed)
+        return z
+
+
+def stack(worlds: Sequence[World]) -> World:
+    """Several worlds as one batch, one after the other."""
+    closed = None
+    if any(world.closed is not None for world in worlds):
+        nobody = [torch.zeros_like(w.hidden) if w.closed is None else w.closed for w in worlds]
+        closed = torch.cat(nobody)
+    return World(
+        torch.cat([w.history for w in worlds]), torch.cat([w.hidden for w in worlds]), closed
+    )
 
 
 def intervene(
@@ -29,15 +60,17 @@ def intervene(
     *,
     empty: Tensor | None = None,
     replacement: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The history and the hidden slots with the slots `removed` taken out.
+) -> World:
+    """The world with the slots `removed` taken out.
 
     `history` (B, T_h, S, D); `hidden`, `removed` (B, S) bool. `empty` (D,) for how = "empty",
     `replacement` (B, T_h, S, D) for "swap". A slot that is replaced is not hidden any more.
     ValueError for another `how`.
     """
     if how == "hide":
-        return history, hidden | removed
+        return World(history, hidden | removed)
+    if how == "close":
+        return World(history, hidden, removed)
     if how == "empty":
         assert empty is not None
         other = empty.to(history)
@@ -46,7 +79,8 @@ def intervene(
         other = replacement
     else:
         raise ValueError(f"intervention {how!r}: one of {', '.join(INTERVENTIONS)}")
-    return torch.where(removed[:, None, :, None], other, history), hidden & ~removed
+    seen = torch.where(removed[:, None, :, None], other, history)
+    return World(seen, hidden & ~removed)
 
 
 def draw_replacement_slots(

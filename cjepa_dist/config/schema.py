@@ -31,7 +31,7 @@ GRAPH_ESTIMATORS = [
     "full",
     "empty",
 ]
-INTERVENTIONS = ("hide", "empty", "swap")
+INTERVENTIONS = ("hide", "empty", "swap", "close")
 ENGINES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 PRECISIONS = ("auto", "bf16", "fp32")
 READING_KINDS = ("in_memory", "device", "streaming")
@@ -94,7 +94,8 @@ class GraphConfig:
     estimator: str = option("interventional", "graph estimator", choices=GRAPH_ESTIMATORS)
     intervention: str = option(
         "empty",
-        "interventional: hide slot j's history, or replace it by the empty slot or another object",
+        "interventional: hide slot j's history, replace it by the empty slot or another object,"
+        " or close its column of attention",
         choices=INTERVENTIONS,
     )
     projections: int = option(4, "gradient: random projections of a slot's prediction", least=1)
@@ -128,8 +129,8 @@ class InvarianceConfig(TermConfig):
 
     intervention: str = option(
         "hide",
-        "per_sample: what takes the slot out, its history hidden, emptied, or that of another"
-        " object",
+        "per_sample: what takes the slot out, its history hidden, emptied, that of another object,"
+        " or attended by nobody",
         choices=INTERVENTIONS,
     )
     target: str = option(
@@ -146,8 +147,9 @@ class SufficiencyConfig(TermConfig):
 
     intervention: str = option(
         "hide",
-        "per_sample: what takes the other slots out, their history hidden or emptied",
-        choices=("hide", "empty"),
+        "per_sample: what takes the other slots out, their history hidden, emptied, or attended by"
+        " nobody",
+        choices=("hide", "empty", "close"),
     )
 
 

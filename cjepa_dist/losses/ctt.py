@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cjepa_dist.causal.attention_graph import present_pairs, published_adjacency
 from cjepa_dist.causal.graph import Graph
-from cjepa_dist.causal.interventions import draw_replacement_slots, intervene
+from cjepa_dist.causal.interventions import World, draw_replacement_slots, intervene, stack
 from cjepa_dist.config.schema import InvarianceConfig, SufficiencyConfig
 from cjepa_dist.models.dropout import without_dropout
 from cjepa_dist.models.predictor import SlotPredictor
@@ -212,14 +212,13 @@ def per_sample_terms(
     )
     far_from_k = ~(neighbour_of_k | is_k)
     neighbours_only = intervene(history, hidden, far_from_k, sufficiency.intervention, empty=empty)
-    histories, masks = map(list, zip(without_i, neighbours_only))
     with without_dropout(predictor):
         if base_prediction is None:
-            stacked = predictor(torch.cat([history, *histories]), torch.cat([hidden, *masks]))
-            base_prediction, z1, z2 = stacked.chunk(3)
+            worlds = stack([World(history, hidden), without_i, neighbours_only])
+            base_prediction, z1, z2 = worlds.predict(predictor).chunk(3)
         else:
-            stacked = predictor(torch.cat(histories), torch.cat(masks), future_only=True)
-            z1, z2 = stacked.chunk(2)
+            worlds = stack([without_i, neighbours_only])
+            z1, z2 = worlds.predict(predictor, future_only=True).chunk(2)
     future = slice(-truth.shape[1], None)
     z_base = base_prediction[:, future].float()
     z0, z1, z2 = z_base.detach(), z1[:, future].float(), z2[:, future].float()

@@ -70,6 +70,7 @@ class SlotPredictor(nn.Module):
         *,
         need_attention: bool | Literal["last"] = False,
         future_only: bool = False,
+        closed: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Predict every slot of every frame, past frames included: z (B, T + T_p, S, D).
 
@@ -77,7 +78,9 @@ class SlotPredictor(nn.Module):
         `need_attention`: also the attention weights of each layer ("last": only the last one),
         (B, heads, N, N) with N = (T + T_p) * S tokens, frame-major. `future_only`: z
         (B, T_p, S, D), and the weights of the last layer have rows for future tokens only. The
-        numbers are the same for less work: the last layer skips the other tokens.
+        numbers are the same for less work: the last layer skips the other tokens. `closed` (B, S)
+        bool: slots that no token attends to, in any layer, so that nothing of them reaches the
+        other slots; their own predictions mean nothing.
         """
         last_visible = torch.where(hidden[..., None], history[:, 0], history[:, -1])
         tokens = self.embed(history, hidden, last_visible)
@@ -86,6 +89,7 @@ class SlotPredictor(nn.Module):
         x = tokens.transpose(1, 2).flatten(0, 1) if own_slot else tokens.flatten(1, 2)
         tokens_per_frame = 1 if own_slot else slots
         rotary = self.rotary_embedding(frames, tokens_per_frame, x.device)
+        ignored = None if closed is None or own_slot else closed.repeat(1, frames)
         attention = []
         for block in self.blocks:
             last = block is self.blocks[-1]
@@ -93,9 +97,11 @@ class SlotPredictor(nn.Module):
             if last and future_only:
                 frames = self.config.pred_frames
                 count = frames * tokens_per_frame
-                x, weights = apply_to_last_tokens(cast(Block, block), x, count, rotary, wanted)
+                x, weights = apply_to_last_tokens(
+                    cast(Block, block), x, count, rotary, wanted, ignored
+                )
             else:
-                x, weights = block(x, need_weights=wanted, rotary=rotary)
+                x, weights = block(x, ignored, need_weights=wanted, rotary=rotary)
             if weights is not None:
                 attention.append(
                     expand_to_all_slots(weights, batch, slots) if own_slot else weights
@@ -242,12 +248,21 @@ class SlotPredictor(nn.Module):
 
 
 def apply_to_last_tokens(
-    block: Block, x: Tensor, count: int, rotary: CosSin | None, need_weights: bool
+    block: Block,
+    x: Tensor,
+    count: int,
+    rotary: CosSin | None,
+    need_weights: bool,
+    ignored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A layer's output for the last `count` of the tokens x (B, N, W): (B, count, W).
 
-    Also its attention weights (B, heads, count, N) if they are needed.
+    Also its attention weights (B, heads, count, N) if they are needed. `ignored` (B, N) bool: keys
+    that no token attends to; then the layer is computed for all tokens.
     """
+    if ignored is not None:
+        x, weights = block(x, ignored, need_weights=need_weights, rotary=rotary)
+        return x[:, -count:], None if weights is None else weights[:, :, -count:]
     sizes = [x.shape[1] - count, count]
     past, future = x.split(sizes, dim=1)
     k, v = block.project_kv(past)

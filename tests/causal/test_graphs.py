@@ -16,7 +16,12 @@ from cjepa_dist.causal.attention_graph import attention_maps, rollout_scores
 from cjepa_dist.causal.graph import Graph, GraphContext, calibrate, estimate_graph
 from cjepa_dist.causal.interventional_graph import residual_nats
 from cjepa_dist.causal.interventions import draw_other_samples, draw_replacement_slots
-from cjepa_dist.config.schema import GRAPH_ESTIMATORS, GraphConfig, PredictorConfig
+from cjepa_dist.config.schema import (
+    GRAPH_ESTIMATORS,
+    INTERVENTIONS,
+    GraphConfig,
+    PredictorConfig,
+)
 from cjepa_dist.errors import UserError
 from cjepa_dist.models.predictor import SlotPredictor
 
@@ -132,7 +137,7 @@ def test_absent_slots_cost_nothing_and_change_nothing(
     assert rows == [factual + int(present.sum()), factual + B * S]
 
 
-@pytest.mark.parametrize("how", ["hide", "empty", "swap"])
+@pytest.mark.parametrize("how", INTERVENTIONS)
 def test_one_stack_equals_one_pass_a_slot(
     predictor: SlotPredictor, history: Tensor, how: str
 ) -> None:
@@ -152,12 +157,15 @@ def test_one_stack_equals_one_pass_a_slot(
         draw_replacement_slots(history, present, c.seed, c.step, c.sample),
     )
     for j in range(S):
-        changed, hidden = history.clone(), nothing.clone()
+        changed, hidden, closed = history.clone(), nothing.clone(), nothing.clone()
         if how == "hide":
             hidden[:, j] = True
+        elif how == "close":
+            closed[:, j] = True
         else:
             changed[:, :, j] = c.empty if how == "empty" else other[:, :, j]
-        nats = residual_nats(predictor(changed, hidden)[:, T_H:], base[:, T_H:], c.sigma2)
+        z = predictor(changed, hidden, closed=closed)
+        nats = residual_nats(z[:, T_H:], base[:, T_H:], c.sigma2)
         others = [i for i in range(S) if i != j]
         torch.testing.assert_close(
             graph.scores[:, others, j], nats[:, others], rtol=1e-4, atol=1e-6
@@ -241,7 +249,7 @@ def test_follows_slot_order_and_not_the_batch(
     torch.testing.assert_close(half.adjacency, whole.adjacency[2:], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("how", ["hide", "empty", "swap"])
+@pytest.mark.parametrize("how", INTERVENTIONS)
 @pytest.mark.parametrize("name", FROM_PREDICTOR)
 def test_reads_no_value_from_the_device(
     predictor: SlotPredictor, history: Tensor, present: Tensor, name: str, how: str

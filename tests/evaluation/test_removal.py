@@ -40,8 +40,15 @@ class OneOther(nn.Module):
 
     config = size()
 
-    def forward(self, history: Tensor, hidden: Tensor, future_only: bool = False) -> Tensor:
-        seen = history[:, -1] * ~hidden[..., None]
+    def forward(
+        self,
+        history: Tensor,
+        hidden: Tensor,
+        future_only: bool = False,
+        closed: Tensor | None = None,
+    ) -> Tensor:
+        gone = hidden if closed is None else hidden | closed
+        seen = history[:, -1] * ~gone[..., None]
         future = (seen + seen.sum(dim=1, keepdim=True))[:, None]
         return future if future_only else torch.cat([history, future], dim=1)
 
@@ -80,7 +87,7 @@ def test_means_of_each_class_are_those_of_loops(data: Path) -> None:
                     kind = "near_miss"
                 found[kind].append((float(moved), grows, float(grows > 0.1)))
     assert set(result["interventions"]) == set(INTERVENTIONS)
-    for how in ("hide", "empty"):  # the same for a predictor that sums: the empty slot is zero
+    for how in ("hide", "empty", "close"):  # the same for a sum: the empty slot is zero
         for name, rows in found.items():
             cell = result["interventions"][how][name]
             assert cell["pairs"] == len(rows) > 0

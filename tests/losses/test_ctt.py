@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from cjepa_dist.causal.attention_graph import attention_maps, published_adjacency
 from cjepa_dist.causal.graph import Graph
 from cjepa_dist.causal.interventions import draw_replacement_slots
-from cjepa_dist.config.schema import InvarianceConfig, PredictorConfig, SufficiencyConfig
+from cjepa_dist.config.schema import (
+    INTERVENTIONS,
+    InvarianceConfig,
+    PredictorConfig,
+    SufficiencyConfig,
+)
 from cjepa_dist.losses import ctt
 from cjepa_dist.models.dropout import without_dropout
 from cjepa_dist.models.predictor import SlotPredictor
@@ -175,7 +180,7 @@ def test_draws_are_visible_and_vary_with_the_step() -> None:
 
 
 @pytest.mark.parametrize("target", ["clean", "truth", "removed"])
-@pytest.mark.parametrize("how", ["hide", "empty", "swap"])
+@pytest.mark.parametrize("how", INTERVENTIONS)
 def test_equals_the_equations_written_as_loops(
     predictor: SlotPredictor, window: dict[str, Tensor], how: str, target: str
 ) -> None:
@@ -201,12 +206,16 @@ def test_equals_the_equations_written_as_loops(
 
     def prediction(b: int, out: list[int], how: str) -> Tensor:
         seen, mask = history[b].clone(), w["hidden"][b].clone()
+        closed = torch.zeros(1, S, dtype=torch.bool)
         for j in out:
+            if how == "close":
+                closed[0, j] = True
+                continue
             mask[j] = how == "hide"
             if how != "hide":
                 seen[:, j] = empty if how == "empty" else swapped[b, :, j]
         with torch.no_grad():
-            return predictor(seen[None], mask[None])[0, T_H:]
+            return predictor(seen[None], mask[None], closed=closed)[0, T_H:]
 
     for b in range(B):
         if not eligible[b].any():

@@ -158,6 +158,29 @@ def test_own_slot_only_sees_no_other_slot(config, own):
     assert (change[[0, 1, 3, 4]] == 0).all() if own else (change > 1e-4).all()
 
 
+@pytest.mark.parametrize("config", OPTIONS)
+def test_nothing_of_a_closed_slot_reaches_the_others(config):
+    """To the bit, directly and by relay; the others are predicted as if it were not there."""
+    model = make(config).eval()
+    history, hidden = batch(config)
+    closed = torch.zeros_like(hidden)
+    closed[0, 1] = closed[1, 2] = closed[2, 0] = True
+    other = torch.where(closed[:, None, :, None], torch.randn_like(history) * 9, history)
+    for future_only in (False, True):
+        z = model(history, hidden, closed=closed, future_only=future_only)
+        changed = model(other, hidden, closed=closed, future_only=future_only)
+        open_slots = ~closed[:, None, :, None].expand_as(z)
+        assert torch.equal(z[open_slots], changed[open_slots])
+    everybody = model(history, hidden, closed=torch.zeros_like(hidden))
+    torch.testing.assert_close(everybody, model(history, hidden))
+    kept = [slot for slot in range(config.slots) if slot != 1]
+    fewer = SlotPredictor(replace(config, slots=config.slots - 1)).eval()
+    fewer.load_state_dict(model.state_dict())
+    z = model(history[:1], hidden[:1], closed=closed[:1])
+    expected = fewer(history[:1, :, kept], hidden[:1, kept])
+    torch.testing.assert_close(z[:, :, kept], expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "config", [*OPTIONS, replace(OWN, rotary=True), replace(OWN, own_slot_only=True, rotary=True)]
 )

@@ -30,6 +30,7 @@ LABELS = {
     "interventional:hide": "interventional, hidden",
     "interventional:empty": "interventional, empty slot",
     "interventional:swap": "interventional, swapped",
+    "interventional:close": "interventional, attention closed",
     "distance": "distance",
     "extrapolated_distance": "distance, extrapolated",
     "shuffled": "truth, shuffled",
@@ -43,6 +44,7 @@ ORDER = (
     "attention",
     "interventional:swap",
     "interventional:hide",
+    "interventional:close",
 )
 
 
