@@ -30,13 +30,14 @@ from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
 from cjepa_dist.data.dataset import Batch
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.errors import UserError
+from cjepa_dist.optim.optimizers import hidden_matrices
 from cjepa_dist.tasks.build import Task, build_task
 
 SHARDING = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}  # engine -> ZeRO stage
 ENGINES = tuple(SHARDING)
 MB = 2**20
 END_OF_RUN = 0.99  # part of the run behind us: every loss term counts
-# Copies of a weight that an update rule keeps; muon's of matrices, other weights have adamw's.
+# Copies of a weight that an update rule keeps; muon's of hidden matrices, others have adamw's.
 STATES_PER_WEIGHT = {"adam": 2, "adamw": 2, "muon": 1}
 
 
@@ -219,8 +220,9 @@ def peak_bytes(task: Task, batch: Batch, precision: str, *, keep_gradients: bool
 
 def optimizer_bytes(task: nn.Module, name: str) -> int:
     """Bytes that the update rule keeps for all weights."""
+    hidden = {id(p) for group in hidden_matrices(task) for p in group["params"]}
     return sum(
-        p.nbytes * STATES_PER_WEIGHT["adamw" if name == "muon" and p.ndim != 2 else name]
+        p.nbytes * STATES_PER_WEIGHT["adamw" if name == "muon" and id(p) not in hidden else name]
         for p in task.parameters()
     )
 

@@ -35,6 +35,17 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def shard_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The inverse of `full_tensor`: `full`, the same on all ranks, laid out as `like` is."""
+    if not is_sharded(like):
+        return full
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    whole = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return whole.redistribute(mesh, placements)
+
+
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether it is a DTensor. The import of that type takes a second: most runs do without."""
     if type(tensor) in (torch.Tensor, torch.nn.Parameter):

@@ -160,3 +160,18 @@ def test_a_folder_that_refuses_is_a_user_error(tmp_path):
     (tmp_path / "checkpoints").write_text("no folder")
     with pytest.raises(UserError, match=r"cannot be written in \S+checkpoints: .*: \S+"):
         CheckpointWriter(tmp_path / "checkpoints", keep=2).save(model, parts, step=1, meta={})
+
+
+def test_a_checkpoint_of_another_update_rule_is_refused(tmp_path):
+    """Before, Muon had all matrices: such a run does not go on with fresh moments in silence."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    before = [torch.optim.Muon(matrices), torch.optim.AdamW(vectors)]
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(model, before, step=1, meta={})
+    path = newest_checkpoint(tmp_path)
+    load_checkpoint(path, model, [torch.optim.Muon(matrices), torch.optim.AdamW(vectors)])
+    now = [torch.optim.Muon(matrices[:1]), torch.optim.AdamW([*vectors, matrices[1]])]
+    with pytest.raises(UserError, match="no state of the optimizer for 1.weight: .* another rule"):
+        load_checkpoint(path, model, now)

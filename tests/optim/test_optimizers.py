@@ -1,10 +1,12 @@
-"""The learning rate is a function of the step."""
+"""Learning rates are a function of the step; which optimizer updates which weight."""
 
 import pytest
 import torch
 from torch import nn
 
-from cjepa_dist.config.schema import OptimizerConfig
+from cjepa_dist.config.schema import AloeConfig, OptimizerConfig, PredictorConfig
+from cjepa_dist.models.aloe import Aloe
+from cjepa_dist.models.predictor import SlotPredictor
 from cjepa_dist.optim.learning_rate import learning_rate
 from cjepa_dist.optim.optimizers import Muon, build_optimizers
 
@@ -24,18 +26,53 @@ def test_constant_without_warmup():
     assert {learning_rate(step, 10, OptimizerConfig()) for step in range(10)} == {5e-4}
 
 
-def test_muon_takes_the_matrices_and_nothing_is_left_out():
-    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
-    parts = build_optimizers(model, OptimizerConfig(name="muon"))
-    sizes = [
-        sum(p.numel() for group in part.param_groups for p in group["params"]) for part in parts
-    ]
-    assert sizes == [4 * 3 + 3 * 2, sum(p.numel() for p in model.parameters()) - 18]
-    model(torch.randn(5, 4)).sum().backward()
-    before = [p.clone() for p in model.parameters()]
-    for part in parts:
-        part.step()
-    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+def small_world_model():
+    config = PredictorConfig(
+        slots=3, slot_dim=6, width=8, depth=2, heads=2, mlp_dim=12, last_anchor=True
+    )
+    return SlotPredictor(config)
+
+
+def small_aloe():
+    return Aloe(AloeConfig(slots=3, slot_dim=6, frames=2, width=8, depth=2, heads=2, mlp_dim=12))
+
+
+@pytest.mark.parametrize("make", [small_world_model, small_aloe])
+def test_muon_takes_the_matrices_of_blocks_alone(make):
+    """No anchor, input, head or embedding; every weight has one optimizer."""
+    model = make()
+    name_of = {p: name for name, p in model.named_parameters()}
+    muon, rest = (
+        [name_of[p] for group in part.param_groups for p in group["params"]]
+        for part in build_optimizers(model, OptimizerConfig(name="muon"))
+    )
+    of_block = ("attention.qkv.weight", "attention.out.weight", "up.weight", "down.weight")
+    assert sorted(muon) == sorted(f"blocks.{i}.{name}" for i in range(2) for name in of_block)
+    assert sorted(muon + rest) == sorted(name_of.values())
+
+
+def test_muon_updates_queries_keys_and_values_apart(monkeypatch):
+    """As three matrices: the update of one does not depend on the gradient of another."""
+    monkeypatch.setattr("cjepa_dist.optim.optimizers.native_precision", lambda: "fp32")
+    torch.manual_seed(0)
+    start, gradient = (
+        torch.randn(3, 4, 4),
+        torch.randn(3, 4, 4) * torch.tensor([1.0, 100.0, 1e-3]).view(3, 1, 1),
+    )
+
+    def moved(groups, weights, gradients):
+        optimizer = Muon(groups, lr=0.05, weight_decay=0.01)
+        for weight, value in zip(weights, gradients):
+            weight.grad = value.clone()
+        optimizer.step()
+        return torch.stack([weight.detach() for weight in weights])
+
+    apart = [nn.Parameter(value.clone()) for value in start]
+    joined = nn.Parameter(start.flatten(0, 1).clone())
+    one_by_one = moved(apart, apart, gradient)
+    groups = [{"params": [joined], "matrices": 3}]
+    together = moved(groups, [joined], [gradient.flatten(0, 1)])[0].view(3, 4, 4)
+    torch.testing.assert_close(together, one_by_one)
 
 
 @pytest.mark.parametrize("native", ["bf16", "fp32"])
@@ -47,7 +84,8 @@ def test_muon_is_torchs(native, monkeypatch):
     found = []
     for kind in (Muon, torch.optim.Muon):
         weights = [nn.Parameter(value.clone()) for value in start]
-        optimizer = kind(weights, lr=0.05, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        extra = {} if kind is Muon else {"adjust_lr_fn": "match_rms_adamw"}
+        optimizer = kind(weights, lr=0.05, weight_decay=0.01, **extra)
         for step in range(3):
             for weight in weights:
                 weight.grad = torch.randn(
