@@ -202,7 +202,7 @@ class OptimizerConfig:
 
     name: str = option(
         "adamw",
-        "muon: Muon for matrices, AdamW for the rest",
+        "muon: Muon for the matrices of transformer blocks, AdamW for all else",
         choices=("adamw", "adam", "muon"),
     )
     lr: float = option(5e-4, "peak learning rate", least=0.0, most=1e3)

@@ -173,5 +173,5 @@ def test_a_checkpoint_of_another_update_rule_is_refused(tmp_path):
     path = newest_checkpoint(tmp_path)
     load_checkpoint(path, model, [torch.optim.Muon(matrices), torch.optim.AdamW(vectors)])
     now = [torch.optim.Muon(matrices[:1]), torch.optim.AdamW([*vectors, matrices[1]])]
-    with pytest.raises(UserError, match="no state of the optimizer for 1.weight: .* another rule"):
+    with pytest.raises(UserError, match=r"for 1\.weight: .* another rule"):
         load_checkpoint(path, model, now)
