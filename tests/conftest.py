@@ -14,6 +14,8 @@ import pytest
 # otherwise wait for each other at full load, which takes most of the time of such small models on
 # a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Tests of servers that fail need their requests, and none may write into the user's own cache.
+os.environ["CJEPA_CACHE_GB"] = "0"
 
 import torch
 

@@ -5,7 +5,7 @@
     pipe:COMMAND DIR          the output of a shell command: `pipe:ssh HOST cat DIR` + /train/0.tar
     s3://..., gs://..., ...   by fsspec, with its package for the scheme (s3: s3fs)
 
-    shard ──> file in memory ──xxh3 = the manifest's──> descriptor        a manifest ──> bytes
+    shard ──> open file ──xxh3 = the manifest's──> used (shard_cache.py)   a manifest ──> bytes
 
 The names that are added come from a manifest: they are those that we write, and nothing else, so
 that none of them is more than a name to a shell, a server or a file system. A read ends at the size
@@ -26,6 +26,7 @@ import random
 import re
 import select
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -38,9 +39,10 @@ from typing import Any
 import xxhash
 
 from cjepa_dist.config.command_line import given_commands
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import UserError, one_line, without_secrets
 
 CHUNK_BYTES = 1 << 20
+SAY_AFTER, SAY_EVERY = 3.0, 10.0  # s: a download that takes longer is said
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", re.ASCII)
 RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)  # HTTP: ask again later
 
@@ -110,41 +112,59 @@ def read_remote(url: str, retry: RetryPolicy = DEFAULT_RETRY, most: int = 1 << 3
 
 
 def download_to_memory(url: str, size: int, xxh3: str, retry: RetryPolicy = DEFAULT_RETRY) -> int:
-    """Download a file to memory and check size and xxh3; returns its descriptor.
+    """Download a file to memory as `download` does; returns its descriptor.
 
-    Closing the descriptor frees the memory. UserError naming the file if it cannot be read, or if
-    its bytes are wrong at the second attempt too.
+    Closing the descriptor frees the memory.
     """
     descriptor = os.memfd_create("shard")
     try:
-        for attempt in (1, 2):
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            digest, length = xxhash.xxh3_64(), 0
-            for chunk in stream_remote(url, size, retry):
-                digest.update(chunk)
-                length += len(chunk)
-                if length > size:
-                    break
-                view = memoryview(chunk)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-            if (length, digest.hexdigest()) == (size, xxh3):
-                return descriptor
-            if attempt == 2:
-                found = f"more than {size}" if length > size else f"{length}"
-                what = (
-                    "its xxh3 is not the manifest's"
-                    if length == size
-                    else f"it has {found} bytes, the manifest says {size}"
-                )
-                raise UserError(
-                    f"shard {url} is damaged: {what}; restore it, or make the data set again"
-                )
+        download(url, size, xxh3, retry, descriptor)
     except BaseException:
         os.close(descriptor)
         raise
-    raise AssertionError
+    return descriptor
+
+
+def download(url: str, size: int, xxh3: str, retry: RetryPolicy, descriptor: int) -> None:
+    """Download a file into an open file, and check size and xxh3; says how fast if that takes long.
+
+    UserError naming the file if it cannot be read, or if its bytes are wrong at the second attempt
+    too.
+    """
+    for _ in range(2):
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        digest, length, began = xxhash.xxh3_64(), 0, time.monotonic()
+        due = began + SAY_EVERY
+        for chunk in stream_remote(url, size, retry):
+            digest.update(chunk)
+            length += len(chunk)
+            if length > size:
+                break
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            if time.monotonic() > due and length < size:
+                say_rate(url, length, size, time.monotonic() - began)
+                due = time.monotonic() + SAY_EVERY
+        if (length, digest.hexdigest()) == (size, xxh3):
+            if (seconds := time.monotonic() - began) > SAY_AFTER:
+                say_rate(url, length, size, seconds)
+            return
+    if length == size:
+        what = "its xxh3 is not the manifest's"
+    else:
+        found = f"more than {size}" if length > size else f"{length}"
+        what = f"it has {found} bytes, the manifest says {size}"
+    raise UserError(f"shard {url} is damaged: {what}; restore it, or make the data set again")
+
+
+def say_rate(url: str, length: int, size: int, seconds: float) -> None:
+    """A line on stderr: how much of a file has come, and how fast."""
+    of = "" if length == size else f"{1e-6 * length:.1f} of "
+    rate = 1e-6 * length / max(seconds, 1e-3)
+    text = f"read {url}: {of}{1e-6 * size:.1f} MB in {seconds:.0f} s, {rate:.3g} MB/s"
+    print(one_line(without_secrets(text)), file=sys.stderr, flush=True)
 
 
 def stream_remote(url: str, size: int | None, retry: RetryPolicy) -> Iterator[bytes]:
