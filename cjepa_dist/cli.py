@@ -31,6 +31,9 @@ class Command(NamedTuple):
 # In the order in which data flows through them.
 COMMANDS = {
     "simulate": Command("data_prep.simulate", "simulate CLEVRER-style videos into slot shards"),
+    "fake-clevrer": Command(
+        "data_prep.fake_clevrer", "write simulated videos in the files of real CLEVRER"
+    ),
     "import-pickle": Command("data_prep.import_pickle", "make slot shards from pickled slots"),
     "import-arrays": Command("data_prep.import_arrays", "make slot shards from .npy, .npz or .h5"),
     "match": Command("data_prep.match", "match slots with annotated objects"),

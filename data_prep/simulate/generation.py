@@ -34,20 +34,24 @@ _FRICTION = motion.FRICTION * SUBSTEPS**2  # units / frame^2
 _MAX_DEPTH = 0.06  # deeper overlaps come from objects that enter the view on top of another one
 
 
-def generate(rng: np.random.Generator) -> World:
-    """A random world of 3 to 6 objects with at least MIN_COLLISIONS collisions in the video."""
+def generate(rng: np.random.Generator, count: int | None = None) -> World:
+    """A random world of 3 to 6 objects with at least MIN_COLLISIONS collisions in the video.
+
+    `count`: of so many objects instead.
+    """
     rejected = 0
     while True:
-        world, failures = _try_generate(rng)
+        world, failures = _try_generate(rng, count)
         rejected += failures
         if world is not None:
             world.rejected = rejected
             return world
 
 
-def _try_generate(rng: np.random.Generator) -> tuple[World | None, int]:
+def _try_generate(rng: np.random.Generator, count: int | None) -> tuple[World | None, int]:
     """One attempt: a world or None, and the number of simulated worlds that were dropped."""
-    count = int(rng.choice(list(OBJECT_COUNTS), p=list(OBJECT_COUNTS.values())))
+    if count is None:
+        count = int(rng.choice(list(OBJECT_COUNTS), p=list(OBJECT_COUNTS.values())))
     triples = rng.choice(len(SHAPES) * len(MATERIALS) * len(COLORS), size=count, replace=False)
     objects = [
         SceneObject(
