@@ -17,27 +17,26 @@ from typing import Any
 import numpy as np
 
 from cjepa_dist.data.format.archive import open_zip, read_members
+from cjepa_dist.data.format.checked_files import checksum_once
 from cjepa_dist.data.format.dtypes import all_finite, storage_dtype
 from cjepa_dist.data.format.manifest import Manifest, ShardEntry
 from cjepa_dist.data.format.sample import SLOTS
+from cjepa_dist.data.format.shard_cache import open_remote_shard
 from cjepa_dist.data.format.storage import (
     DEFAULT_RETRY,
     RetryPolicy,
-    download_to_memory,
     is_remote,
     join,
     local_copy,
 )
 from cjepa_dist.data.format.tar import (
-    BLOCK_BYTES,
     Extent,
     MemberFile,
-    parse_header,
     parse_npy,
     parse_npy_header,
 )
+from cjepa_dist.data.format.tar_members import TarError, tar_members
 from cjepa_dist.errors import UserError
-from cjepa_dist.runtime.files import file_checksum
 
 
 class ShardReader:
@@ -56,11 +55,15 @@ class ShardReader:
         check_bytes: bool = False,
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
-        """`check_bytes`: compare its xxh3 with the manifest's, as always for a remote shard."""
-        place = folder if is_remote(folder) else local_copy(folder)
+        """`check_bytes`: compare its xxh3 with the manifest's, as always for a remote shard.
+
+        Once a process and file: see checked_files.py.
+        """
+        remote = is_remote(folder)
+        place = folder if remote else local_copy(folder)
         self.path = join(place, split, entry.name)
-        if is_remote(folder):
-            self.descriptor = download_to_memory(self.path, entry.bytes, entry.xxh3, retry)
+        if remote:
+            self.descriptor = open_remote_shard(self.path, entry.bytes, entry.xxh3, retry)
         else:
             try:
                 self.descriptor = os.open(self.path, os.O_RDONLY)
@@ -77,7 +80,7 @@ class ShardReader:
                     f"shard {self.path} is {what}: {size} bytes, the manifest says "
                     f"{entry.bytes}; run data_prep.verify"
                 )
-            if check_bytes and not is_remote(folder) and file_checksum(self.path) != entry.xxh3:
+            if check_bytes and not remote and checksum_once(self.descriptor) != entry.xxh3:
                 raise UserError(
                     f"shard {self.path} is damaged: its xxh3 is not the manifest's; "
                     "restore it, or make the data set again"
@@ -97,48 +100,41 @@ class ShardReader:
     def scan(self, size: int) -> dict[str, dict[str, Extent]]:
         """{key: {member: extent}} from the tar headers alone.
 
-        Strict: a plain ustar archive up to its two zero blocks, nothing else.
+        Members may come in any order, and from any tar writer (tar_members.py).
         """
         members: dict[str, dict[str, Extent]] = {}
-        offset, key = 0, "(none)"
-        while True:
-            header = os.pread(self.descriptor, BLOCK_BYTES, offset)
-            if header == bytes(BLOCK_BYTES) and os.pread(
-                self.descriptor, BLOCK_BYTES, offset + BLOCK_BYTES
-            ) == bytes(BLOCK_BYTES):
-                return members
-            try:
-                name, length = parse_header(header)
-            except ValueError as error:
-                raise UserError(
-                    f"shard {self.path} is damaged at byte {offset}, after key {key}: {error}; "
-                    "run data_prep.verify"
-                ) from None
-            key, _, member = name.partition(".")
-            if offset + BLOCK_BYTES + length > size:
-                raise UserError(f"shard {self.path} ends within {name}; run data_prep.verify")
-            if member in members.setdefault(key, {}):
-                raise UserError(f"shard {self.path} holds {name} twice; run data_prep.verify")
-            members[key][member] = Extent(offset + BLOCK_BYTES, length)
-            offset += BLOCK_BYTES + -(-length // BLOCK_BYTES) * BLOCK_BYTES
+        try:
+            for name, extent in tar_members(self.descriptor, size):
+                key, _, member = name.partition(".")
+                if member in members.setdefault(key, {}):
+                    raise TarError(f"it holds {name} twice")
+                members[key][member] = extent
+        except TarError as error:
+            raise UserError(f"shard {self.path} is damaged {error}; run data_prep.verify") from None
+        return members
 
     def check_keys(self, expected: list[str]) -> None:
-        found = list(self.members)
-        if found == expected:
+        """UserError unless the samples are those of the manifest, in any order.
+
+        Files of no sample, such as a README, do not matter.
+        """
+        if list(self.members) == expected:
             return
+        known = set(expected)
         missing = [key for key in expected if key not in self.members]
-        extra = sorted(set(found) - set(expected))
-        problem = "has its keys in another order"
-        if missing or extra:
-            problem = (
-                f"lacks key {missing[0]}"
-                if missing
-                else f"holds key {extra[0]}, unknown to the manifest"
+        extra = [key for key in self.members if key not in known and SLOTS in self.members[key]]
+        problem = ""
+        if missing:
+            problem = f"lacks key {missing[0]}"
+        elif extra:
+            problem = f"holds key {extra[0]}, unknown to the manifest"
+        elif len(known) < len(expected):
+            problem = "has a key twice in the manifest"
+        if problem:
+            raise UserError(
+                f"shard {self.path} {problem}: the manifest says {len(expected)} samples;"
+                " run data_prep.verify"
             )
-        raise UserError(
-            f"shard {self.path} {problem}: {len(found)} samples, the manifest says "
-            f"{len(expected)}; run data_prep.verify"
-        )
 
     def read_slots(
         self,

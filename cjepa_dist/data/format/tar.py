@@ -64,16 +64,19 @@ class MemberFile(io.RawIOBase):
         return count
 
 
-def parse_header(header: bytes) -> tuple[str, int]:
-    """(name, length) of a ustar header of a plain file. ValueError if it is anything else."""
+def parse_header(header: bytes) -> tuple[bytes, str, int]:
+    """(type, name, length) of a tar header; the type of a plain file is b"0".
+
+    ValueError if it is damaged.
+    """
     if len(header) < BLOCK_BYTES:
         raise ValueError("the file ends without the tar's end mark")
     if parse_octal(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise ValueError("the header's checksum is wrong")
-    if header[156:157] not in (b"0", b"\0"):
-        raise ValueError(f"an entry of type {header[156:157]!r}, only plain files belong here")
-    name, prefix = header[:100].rstrip(b"\0").decode(), header[345:500].rstrip(b"\0").decode()
-    return f"{prefix}/{name}" if prefix else name, parse_octal(header[124:136])
+    kind, name = header[156:157], header[:100].partition(b"\0")[0].decode()
+    if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0].decode()):
+        name = f"{prefix}/{name}"  # GNU tar keeps other things there
+    return b"0" if kind in (b"\0", b"7") else kind, name, parse_octal(header[124:136])
 
 
 def parse_octal(field: bytes) -> int:

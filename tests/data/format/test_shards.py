@@ -312,7 +312,7 @@ def put_dtype(folder):
         (truncate, "truncated"),
         (cut_between_samples, "lacks key video_00002"),
         (cut_without_end, "without the tar's end mark"),
-        (spoil_header, "after key video_00001"),
+        (spoil_header, "after video_00001"),
         (remove, "cannot be opened"),
         (put_nan, "key video_00003: a slot holds a value that is not finite"),
         (put_shape, "key video_00003: slots are float16"),
