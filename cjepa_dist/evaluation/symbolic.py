@@ -4,11 +4,12 @@
     worlds.npz ────────────────────> History without an object ──┘ where a program asks for it
     slots 0 .. 159 ────────────────> History ──> predictive questions
 
-There is no training and no seed, so the errors are those of the world model. Attributes of objects
-come from the annotation. A program may fail: it asks for the one collision of two objects, and none
-was decoded. An option then counts as "no", a descriptive question gets no answer; `failed` counts
-such programs. A question that removes an object that no slot holds is answered from the observed
-video, and excluded from the accuracy.
+There is no training and no seed, so the errors are those of the world model. It is a privileged
+reader: which slot holds which object, and the objects' attributes, come from the annotation. A
+program may fail: it asks for the one collision of two objects, and none was decoded. An option then
+counts as "no", a descriptive question gets no answer; `failed` counts such programs. A question
+that removes an object that no slot holds is answered from the observed video, and excluded from the
+accuracy.
 """
 
 from __future__ import annotations

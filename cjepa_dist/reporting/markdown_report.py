@@ -8,6 +8,7 @@ from typing import Any
 from cjepa_dist.reporting import tables, vqa_tables
 from cjepa_dist.reporting.page.render import Section
 from cjepa_dist.reporting.plots.style import save_png
+from cjepa_dist.reporting.program_table import closed_fraction_table
 from cjepa_dist.reporting.results import ReportResults
 from cjepa_dist.reporting.seeds import seeds_section, shared_readers_section
 
@@ -21,7 +22,7 @@ def table_sections(
     are those of the bootstrap of differences.
     """
     bootstrap: dict[str, Any] = {"draws": draws, "seed": seed}
-    programs = "Question programs on events decoded from rollouts"
+    programs = "Question programs on events decoded from rollouts (privileged readers)"
     lines = [
         *seeds_section(results.world_models, "world_model", **bootstrap),
         *seeds_section(results.aloes, "vqa", **bootstrap),
@@ -35,6 +36,7 @@ def table_sections(
         *vqa_tables.accuracy_table(results.vqa),
         *vqa_tables.difference_table(results.vqa, **bootstrap),
         *vqa_tables.accuracy_table(results.symbolic, programs),
+        *closed_fraction_table(results.symbolic, **bootstrap),
         *vqa_tables.difference_table(results.symbolic, **bootstrap),
         *vqa_tables.published_table(results.vqa),
     ]
