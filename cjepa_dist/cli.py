@@ -34,8 +34,12 @@ COMMANDS = {
     "fake-clevrer": Command(
         "data_prep.fake_clevrer", "write simulated videos in the files of real CLEVRER"
     ),
+    "download": Command("data_prep.download", "download public slots, questions, annotations"),
     "import-pickle": Command("data_prep.import_pickle", "make slot shards from pickled slots"),
     "import-arrays": Command("data_prep.import_arrays", "make slot shards from .npy, .npz or .h5"),
+    "import-webdataset": Command(
+        "data_prep.import_webdataset", "make slot shards from foreign webdataset tars"
+    ),
     "match": Command("data_prep.match", "match slots with annotated objects"),
     "merge": Command("data_prep.merge", "merge parts of a data set into one"),
     "info": Command("data_prep.info", "say what a data set holds"),
@@ -54,6 +58,7 @@ COMMANDS = {
     "evaluate-symbolic": Command(
         "cjepa_dist.evaluate_symbolic", "answer questions with programs, without ALOE"
     ),
+    "compare": Command("cjepa_dist.compare", "compare arms, paired over seeds and videos"),
     "draw": Command("cjepa_dist.draw", "draw a video from above, with what a run predicts"),
     "report": Command("cjepa_dist.report", "compare runs in one table, with figures"),
     "run": Command("slurm.run", "run an experiment, all of the above, on this machine"),

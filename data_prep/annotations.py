@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cjepa_dist.clevrer.checks import annotation_faults, is_id, question_faults
 from cjepa_dist.data.format.sample import Sample
@@ -40,6 +40,7 @@ class SceneMetadata:
         self.found = read_questions(self.question_files)
         self.annotation_files = find_annotations(annotations) if annotations else {}
         self.files = [*self.question_files, *self.annotation_files.values()]
+        self.stored: dict[int, StoredJson] = {}  # annotations that come with the videos
 
     def questions(self, scene: int) -> dict[str, Any] | None:
         """{scene_index, video_filename, questions} of a scene, or None."""
@@ -48,6 +49,29 @@ class SceneMetadata:
     def annotation(self, scene: int) -> dict[str, Any] | None:
         """CLEVRER's annotation of a scene, or None."""
         return read_json(self.annotation_files[scene]) if scene in self.annotation_files else None
+
+    def add_stored(
+        self,
+        scene: int,
+        annotation: StoredJson | None,
+        questions: StoredJson | None,
+        faults: Faults,
+    ) -> None:
+        """What is stored beside a video of the scene; a file of CLEVRER's goes before it."""
+        if annotation is not None and scene not in self.annotation_files:
+            self.stored[scene] = annotation
+        if questions is not None and scene not in self.found:
+            try:
+                entry = read_json(questions)
+            except UserError as error:
+                faults.add(str(questions), str(error), scene=scene, part="question")
+                return
+            sound = isinstance(entry, dict) and isinstance(entry.get("questions"), list)
+            if sound and entry.get("scene_index") == scene:
+                self.found[scene] = make_scene(questions, entry)
+            else:
+                expected = f"must be the questions of scene {scene}, as CLEVRER's"
+                faults.add(str(questions), expected, scene=scene, part="question")
 
     def check_answers(self, split: str, scenes: Iterable[int]) -> None:
         """Questions without an answer are faults where others of the split have theirs."""
@@ -59,11 +83,13 @@ class SceneMetadata:
 
     def add_to(self, sample: Sample, scene: int, faults: Faults) -> None:
         """Give a sample its annotation and its questions, without those that have a fault."""
-        if scene in self.annotation_files:
-            file = self.annotation_files[scene]
+        file = self.annotation_files.get(scene) or self.stored.get(scene)
+        if file is not None:
             found: Any = None
             try:
                 found = read_json(file)
+                if scene in self.stored and "scene_index" not in (found or ()):
+                    found = {"scene_index": scene}  # JSON of another kind
                 wrong = annotation_faults(found, scene)
             except UserError as error:
                 if isinstance(error.__cause__, OSError):
@@ -95,7 +121,7 @@ class SceneMetadata:
         videos, lines = set(scenes), []
         for name, found in (
             ("questions", set(self.found)),
-            ("annotations", set(self.annotation_files)),
+            ("annotations", {*self.annotation_files, *self.stored}),
         ):
             if found:
                 without, unused = videos - found, found - videos
@@ -105,6 +131,12 @@ class SceneMetadata:
                     f" {len(unused)} scenes with some have no video{abbreviate(unused)}"
                 )
         return "\n".join(lines)
+
+
+class StoredJson(Protocol):
+    """JSON somewhere: a file, or a part of one. Its text is its place, for messages."""
+
+    def read_bytes(self) -> bytes: ...
 
 
 def find_questions(path: str) -> list[Path]:
@@ -133,7 +165,7 @@ class SceneQuestions:
     `unanswered`: the numbers of questions without an answer.
     """
 
-    file: Path
+    file: StoredJson
     compressed: bytes
     faults: list[tuple[int, str]]
     answered: bool
@@ -162,7 +194,7 @@ def read_questions(files: list[Path]) -> dict[int, SceneQuestions]:
     return scenes
 
 
-def make_scene(file: Path, entry: dict[str, Any]) -> SceneQuestions:
+def make_scene(file: StoredJson, entry: dict[str, Any]) -> SceneQuestions:
     faults = question_faults(entry)
     bad = {number for number, _ in faults}
     sound = [(n, q) for n, q in enumerate(entry["questions"]) if n not in bad]
@@ -211,7 +243,7 @@ def iterate_entries(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: StoredJson) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

@@ -57,8 +57,8 @@ class VideoCatalogue:
 
     def add(
         self, split: str, key: Any, shape: Sequence[int], dtype: str, read: Callable[[], np.ndarray]
-    ) -> None:
-        """Add a video. `dtype` "" = not known before it is read.
+    ) -> SourceVideo | None:
+        """Add a video and return it. `dtype` "" = not known before it is read.
 
         A fault is recorded, and the video left out, for a key that names no scene, a scene that is
         there already, and an array that is not (frames, slots, slot_dim) of floats.
@@ -68,26 +68,27 @@ class VideoCatalogue:
         if match is None:
             reason = f"key {str(key)[:100]!r} of split {split!r} names no scene;"
             self.faults.add(label, f"{reason} keys are like 0_pixels.mp4 or video_00000.mp4")
-            return
+            return None
         scene = int(match[2])
         if match[1]:
             word = SPLIT_NAMES.get(match[1], match[1])
             if word != name:
                 self.faults.add(label, f"its key names split {match[1]!r}, it is in {split!r}")
-                return
+                return None
             if scene < FIRST_SCENE[word]:
                 scene += FIRST_SCENE[word]
                 self.counted_from_zero.add(word)
         if reason := shape_fault(tuple(shape), dtype):
             self.faults.add(label, reason, scene=scene)
-            return
+            return None
         if scene in self.labels:
             twice = f"scene {scene} is there twice, as {self.labels[scene]} and as {label}"
             self.faults.add(label, f"{twice}; a scene belongs to one split", scene=scene)
-            return
+            return None
         self.labels[scene] = label
         video = SourceVideo(name, scene, label, tuple(shape), read)
         self.splits.setdefault(name, {})[scene] = video
+        return video
 
     def videos(self) -> list[SourceVideo]:
         """The videos in order of split and scene, all of one shape.

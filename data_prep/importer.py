@@ -79,20 +79,28 @@ class ImportOptions:
 
 
 def import_videos(
-    config: ImportOptions, catalogue: VideoCatalogue, files: list[Path], made_by: str
+    config: ImportOptions,
+    catalogue: VideoCatalogue,
+    files: list[Path],
+    made_by: str,
+    *,
+    metadata: SceneMetadata | None = None,
+    facts: Fingerprint | None = None,
 ) -> None:
     """Import the videos, or this part of them, and print a summary.
 
     `files` are the files of the source: an import that is there, or was interrupted, counts only if
-    their bytes are the same. Raises UserError where `out` holds another import.
+    their bytes are the same, and `facts`, what else it depends on. `metadata`: questions and
+    annotations, where they are more than those that the config names. Raises UserError where `out`
+    holds another import.
 
     All of the input is checked in one pass. Its faults are one UserError at the end, which leaves
     the whole shards to be taken up; with `skip_bad` they are left out and listed.
     """
     began, videos = time.monotonic(), catalogue.videos()
     check_not_input(config.out, config.source, config.questions, config.annotations)
-    metadata = SceneMetadata(config.questions, config.annotations)
-    fingerprint = import_fingerprint(config, files, metadata)
+    metadata = metadata or SceneMetadata(config.questions, config.annotations)
+    fingerprint = {**import_fingerprint(config, files, metadata), **(facts or {})}
     source = {
         "made_by": made_by,
         "file": Path(config.source).name,

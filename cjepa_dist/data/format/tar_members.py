@@ -4,8 +4,8 @@
     GNU tar            long names in members of type L
     BSD tar, pax       records in members of types x (of the next member) and g (of all after it)
 
-Not with tarfile, on which webdataset is built: it takes a damaged header, or the end of a file that
-was cut, for the end of the tar. Here a tar goes on to its two zero blocks, and all else is an error.
+Not with tarfile, on which webdataset is built: to it a damaged header, or the end of a file that
+was cut, is the end of the tar. Here a tar goes on to its two zero blocks; all else is an error.
 """
 
 from __future__ import annotations
