@@ -39,8 +39,10 @@ ADVICE = {
 class UserError(Exception):
     """Bad input or a bad request: what was wrong, where (file, shard, key, field), what to do.
 
-    Its message never holds a password of a URL.
+    Its message never holds a password of a URL. `exit_code` is that of a command which it ends.
     """
+
+    exit_code = EXIT_USER_ERROR
 
     def __init__(self, message: str) -> None:
         super().__init__(without_secrets(message))
@@ -71,14 +73,15 @@ def describe_refusal(error: OSError) -> str:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """A UserError inside the block ends the process: one line on stderr, exit code 2.
+    """A UserError inside the block ends the process: one line on stderr, its exit code, mostly 2.
 
     So does Ctrl-C, with exit code 130.
     """
+    code = EXIT_USER_ERROR
     try:
         yield
     except UserError as error:
-        message = str(error)
+        message, code = str(error), error.exit_code
     except OSError as error:
         if not (message := describe_refusal(error)):
             raise
@@ -88,4 +91,4 @@ def exit_on_user_error() -> Iterator[None]:
     else:
         return
     print(f"error: {without_secrets(one_line(message))}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(code)

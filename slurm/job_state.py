@@ -11,9 +11,22 @@ from cjepa_dist.config.merge import read_yaml
 from cjepa_dist.errors import UserError
 from slurm.experiment.job import Job
 from slurm.jobs.job_log import log_path, log_tail, read_events
-from slurm.record import ACTIVE_STATES, Record, SlurmState, local_runner, slurm_states
+from slurm.record import (
+    ACTIVE_STATES,
+    FORGOTTEN,
+    Record,
+    SlurmState,
+    local_runner,
+    slurm_states,
+)
 
-STATE_OF_EVENT = {"done": "DONE", "failed": "FAILED", "stopped": "INTERRUPTED", "start": "RUNNING"}
+STATE_OF_EVENT = {
+    "done": "DONE",
+    "failed": "FAILED",
+    "retry": "FAILED",
+    "stopped": "INTERRUPTED",
+    "start": "RUNNING",
+}
 
 Event = dict[str, Any]
 
@@ -28,6 +41,7 @@ class JobState:
     restarts: int = 0
     reason: str = ""
     log_lines: list[str] = field(default_factory=list)
+    retried: list[str] = field(default_factory=list)  # why it was started again, each time
     step: int | None = None
     total_steps: int | None = None
     samples_per_second: float | None = None
@@ -64,6 +78,8 @@ def current_state(job: Job, slurm: SlurmState, events: list[Event], runs_here: b
     recent = events_of_last_start(events)
     last = recent[-1]["event"] if recent else ""
     state, reason = slurm.state, slurm.reason
+    if state == FORGOTTEN and last in ("failed", "stopped"):  # its own word is better than none
+        state, reason = STATE_OF_EVENT[last], ""
     if not state:
         state = STATE_OF_EVENT.get(last, "PENDING" if runs_here else "NOT SUBMITTED")
         if state == "RUNNING" and not runs_here:
@@ -76,7 +92,9 @@ def current_state(job: Job, slurm: SlurmState, events: list[Event], runs_here: b
         reason = "its processes have ended, and Slurm has not ended the job: did it lose a node?"
     starts = [event for event in events if event["event"] == "start"]
     host = next((event["host"] for event in recent if "host" in event), "")
-    return JobState(job, state, slurm.nodes or host, max(0, len(starts) - 1), reason)
+    retried = [event["reason"] for event in events if event["event"] == "retry"]
+    restarts = max(0, len(starts) - 1)
+    return JobState(job, state, slurm.nodes or host, restarts, reason, retried=retried)
 
 
 def events_of_last_start(events: list[Event]) -> list[Event]:
@@ -112,13 +130,24 @@ def explain_failure(
     if failed:
         state.reason = f"never started: it needs {failed[0].job.name} ({failed[0].state.lower()})"
         return
-    known = {"CANCELLED": "cancelled", "INTERRUPTED": f"stopped by {event.get('reason')}"}
-    state.reason = state.reason or known.get(state.state, f"ended by Slurm: {state.state}")
+    why = f"ended by Slurm: {state.state}"
+    if event.get("event") == "stopped":
+        why = f"stopped by {event['reason']}, and not in the queue any more"
+    state.reason = state.reason or {"CANCELLED": "cancelled"}.get(state.state, why)
     state.log_lines = log_tail(log_path(record.state_dir, state.job.name))
-    if not event and state.state not in ("CANCELLED", "DEADLINE"):
+    if not event:  # what failed before our own code began, such as a module or a container
+        state.log_lines = batch_log_tail(record, state.job.name)
+    if not event and not state.log_lines and state.state not in ("CANCELLED", "DEADLINE"):
         state.reason += (
             f"; it wrote nothing: can its nodes see {record.runs}? slurm.preflight checks that"
         )
+
+
+def batch_log_tail(record: Record, name: str) -> list[str]:
+    """The last lines that the batch script of a job wrote."""
+    number = record.job_ids.get(name)
+    found = (record.state_dir / "submitit").glob(f"*/{number}_0_log.out") if number else ()
+    return next((log_tail(path) for path in found), [])
 
 
 def read_progress(state: JobState, record: Record) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.resilience import run_lock
 from cjepa_dist.runtime.files import write_json
 from slurm.experiment.job import Job
-from slurm.jobs.slurm_command import ask_slurm, run_slurm_command
+from slurm.jobs.slurm_command import SlurmError, SlurmMissing, ask_slurm
 
 STATE_DIR = ".slurm"
 FILE = "experiment.json"
@@ -43,8 +43,10 @@ ACTIVE_STATES = (
     "STOPPED",
 )
 
-# Of a job that Slurm's controller has forgotten, while sacct says that it has not ended.
+# Of a job that Slurm's controller has forgotten, while sacct does not know that it has ended.
 FORGOTTEN = "UNKNOWN"
+
+JOBS_A_CALL = 500  # a command line has a limit
 
 
 class SlurmState(NamedTuple):
@@ -109,24 +111,25 @@ def local_runner(record: Record) -> run_lock.Owner:
 
 
 def slurm_states(record: Record, *, accounts_only: bool = False) -> dict[str, SlurmState]:
-    """The jobs of the record that Slurm knows, by name.
+    """The state of each job that was submitted, by name.
 
     sacct remembers all jobs, but lags behind: a requeued job may still be called failed, and one
     that has ended running. So squeue, which also shows jobs that ended a few minutes ago, has the
-    last word; with `accounts_only` it is not asked. Raises SlurmError if squeue does not answer:
-    an empty queue would mean that all jobs have ended.
+    last word; with `accounts_only` it is not asked. A job that neither knows is FORGOTTEN: it has
+    ended, and the cluster keeps no accounts. Raises SlurmError if squeue does not answer: an empty
+    queue would mean that all jobs have ended.
     """
     names = {number: name for name, number in record.job_ids.items() if number}
-    if not names or not shutil.which("squeue"):
+    if not names:
         return {}
     found: dict[str, SlurmState] = {}
-    sacct = ("sacct", "-n", "-P", "-X", "-j", ",".join(names), "-o", "JobID,State,NodeList")
-    for number, state, nodes in table(run_slurm_command(*sacct), 3):
+    for number, state, nodes in table(accounts(list(names)), 3):
         if number in names and state:
             nodes = nodes.replace("None assigned", "")
             found[names[number]] = SlurmState(state.split()[0], nodes)
     if accounts_only:
-        return found
+        silent = SlurmState(FORGOTTEN, "", "Slurm does not answer")
+        return {**dict.fromkeys(names.values(), silent), **found}
     me = ["--me"] if os.geteuid() else []
     squeue = ("squeue", "-h", "-r", "-t", "all", *me, "-o", "%i|%T|%N|%r")
     queued: dict[str, SlurmState] = {}
@@ -134,11 +137,32 @@ def slurm_states(record: Record, *, accounts_only: bool = False) -> dict[str, Sl
         if number in names:
             waits = state in ACTIVE_STATES and reason != "None"
             queued[names[number]] = SlurmState(state, nodes, reason if waits else "")
-    for name, (state, nodes, _) in found.items():
-        if state in ACTIVE_STATES and name not in queued:
-            reason = f"Slurm has forgotten this job; sacct still says {state}"
+    for name in set(names.values()) - queued.keys():
+        state, nodes, _ = found.get(name, SlurmState(""))
+        if state in ACTIVE_STATES or not state:
+            says = f"sacct still says {state}" if state else "no accounts tell how it ended"
+            reason = f"Slurm has forgotten this job; {says}"
             found[name] = SlurmState(FORGOTTEN, nodes, reason)
     return {**found, **queued}
+
+
+def accounts(numbers: list[str]) -> str:
+    """What sacct says of jobs; empty, with a warning, where it does not answer.
+
+    A cluster may keep no accounts at all, of which nobody needs to be told each time.
+    """
+    rows = []
+    for start in range(0, len(numbers), JOBS_A_CALL):
+        ids = ",".join(numbers[start : start + JOBS_A_CALL])
+        try:
+            rows.append(
+                ask_slurm("sacct", "-n", "-P", "-X", "-j", ids, "-o", "JobID,State,NodeList")
+            )
+        except SlurmError as error:
+            if "disabled" not in str(error) and not isinstance(error, SlurmMissing):
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+            break
+    return "\n".join(rows)
 
 
 def active_jobs(record: Record) -> set[str]:

@@ -63,6 +63,12 @@ def show(console: Console, record: Record, states: list[JobState]) -> None:
         table.add_row(*(escape(cell) for cell in table_row(state)))
     console.print(table)
     failed = [state for state in states if state.failed]
+    for state in states:
+        if state.retried and not state.failed:
+            times, why = len(state.retried), state.retried[-1]
+            console.print(
+                f"{state.job.name}: started again {times} times, last: {why}", markup=False
+            )
     for state in failed:
         console.print(f"{state.job.name}: {state.reason}", markup=False)
         lines = list(state.log_lines)

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from cjepa_dist.checkpoint.run import read_config
-from cjepa_dist.config.schema import TrainAloe, TrainConfig
+from cjepa_dist.config.parallel import check_engine
+from cjepa_dist.config.schema import TrainConfig
 from cjepa_dist.engines.base import LAUNCH_HINT, Engine
 from cjepa_dist.engines.fsdp import FsdpEngine
 from cjepa_dist.errors import UserError
@@ -40,7 +41,7 @@ def build_engine(config: TrainConfig) -> Engine:
         )
     if config.optimizer.ema_decay >= 1:
         raise UserError(f"optimizer.ema_decay={config.optimizer.ema_decay}: must be below 1")
-    check_fit(name, config)
+    check_engine(name, config)
     with meeting():
         engine = engine_class(name)(name, config)
     running = engine.accelerator.num_processes
@@ -64,36 +65,6 @@ def engine_class(name: str) -> type[Engine]:
 
         return DeepSpeedEngine
     return FsdpEngine if name == "fsdp2" else Engine
-
-
-def check_fit(name: str, config: TrainConfig) -> None:
-    """Raises UserError for what an engine cannot do, naming one that can.
-
-    FSDP2 and ZeRO 3 gather weights module by module.
-    """
-    if isinstance(config, TrainAloe):
-        if name == "zero3":
-            raise UserError(
-                "ALOE calls its blocks as often as its questions need, and engine zero3 needs "
-                "the same number of calls on every process: take zero2"
-            )
-        return
-    causal = config.ctt.invariance.weight > 0 or config.ctt.sufficiency.weight > 0
-    if (
-        causal
-        and config.ctt.kind == "per_sample"
-        and config.ctt.graph.estimator == "gradient"
-        and name in ("fsdp2", "zero3")
-    ):
-        raise UserError(
-            f"ctt.graph.estimator=gradient cannot differentiate through what engine {name} "
-            "gathers: take ddp, zero1 or zero2"
-        )
-    if causal and config.loop.gradient_accumulation > 1 and name == "zero3":
-        raise UserError(
-            "loop.gradient_accumulation with causal terms needs a forward outside of the pass that "
-            "engine zero3 gathers weights for: take zero2 or fsdp2"
-        )
 
 
 def engine_from_launcher() -> str:

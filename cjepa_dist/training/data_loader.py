@@ -16,9 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from cjepa_dist.config.schema import TrainConfig, TrainWorldModel
 from cjepa_dist.data.dataset import Batch, Dataset
-from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.collectives import all_reduce
 
 
@@ -104,22 +102,3 @@ class PrefetchingLoader:
 def pin_memory(value: torch.Tensor) -> torch.Tensor:
     """In memory that a GPU copies from by itself; what is on the GPU stays there."""
     return value.pin_memory() if value.is_cpu else value
-
-
-def check_batch_divides(config: TrainConfig, world_size: int) -> None:
-    """Raises UserError where a step cannot be split evenly over processes and passes."""
-    loop = config.loop
-    parts = world_size * loop.gradient_accumulation
-    if loop.global_batch_size % parts:
-        raise UserError(
-            f"loop.global_batch_size={loop.global_batch_size} is not divisible by {world_size} "
-            f"processes x loop.gradient_accumulation={loop.gradient_accumulation}"
-        )
-    if isinstance(config, TrainWorldModel) and (fraction := config.ctt.fraction) < 1:
-        share = fraction * loop.global_batch_size / parts
-        if share < 1 or abs(share - round(share)) > 1e-6:
-            raise UserError(
-                f"ctt.fraction={fraction} of the {loop.global_batch_size // parts} windows of a "
-                f"pass is {share:g}: take a fraction that gives a whole number, so that the "
-                "windows do not depend on the number of processes"
-            )

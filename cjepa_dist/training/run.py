@@ -21,6 +21,7 @@ import numpy as np
 from cjepa_dist.checkpoint.integrity import Choice
 from cjepa_dist.checkpoint.resume import LAST_CHECKPOINT, choose_resume_point, resume
 from cjepa_dist.checkpoint.writer import CheckpointWriter
+from cjepa_dist.config.parallel import check_batch_divides
 from cjepa_dist.config.schema import LoopConfig, TrainConfig
 from cjepa_dist.data.dataset import Batch, Dataset
 from cjepa_dist.engines.base import Engine
@@ -37,7 +38,7 @@ from cjepa_dist.runtime.collectives import CpuGroups, is_main
 from cjepa_dist.runtime.files import write_json
 from cjepa_dist.tasks.build import Task
 from cjepa_dist.training.cuda_graph import build_train_step
-from cjepa_dist.training.data_loader import PrefetchingLoader, check_batch_divides
+from cjepa_dist.training.data_loader import PrefetchingLoader
 from cjepa_dist.training.logger import RunLogger
 from cjepa_dist.training.profiler import Profiler
 from cjepa_dist.training.provenance import describe_environment

@@ -21,8 +21,9 @@ from cjepa_dist.resilience.run_lock import RunLock
 from slurm.executors.job_lines import JobLines
 from slurm.experiment.job import Job, job_spec
 from slurm.experiment.schema import Cluster
+from slurm.jobs.gpus import count_gpus
 from slurm.jobs.job_log import log_path, read_events
-from slurm.jobs.run import SIGNALS, count_gpus, run_job
+from slurm.jobs.run import SIGNALS, run_job
 from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.record import Record
 
@@ -39,7 +40,7 @@ def run_locally(
     """
     with RunLock(record.state_dir):
         gpus = min(cluster.gpus_per_node, count_gpus())
-        cluster = dataclasses.replace(cluster, gpus_per_node=gpus)
+        cluster = dataclasses.replace(cluster, gpus_per_node=gpus, stages={})
         cores = len(os.sched_getaffinity(0))
         at_once = at_once or (1 if gpus else min(cores, MAX_JOBS_AT_ONCE))
         for job in jobs:

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 from cjepa_dist.config.locate import project_root
 from cjepa_dist.errors import UserError
 from slurm.experiment.job import Job, job_spec
-from slurm.experiment.schema import Cluster
+from slurm.experiment.schema import STAGES, Cluster, cluster_of_stage
+from slurm.jobs import requeue
 from slurm.jobs.job_log import file_name
 from slurm.jobs.run import run_job
+from slurm.record import STATE_DIR
 
 # Types of file systems that only this machine, or one container on it, can see ...
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay")
 # ... and of this machine's disks, which it may export to others.
 LOCAL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "ext2/ext3", "xfs", "btrfs", "zfs", "f2fs")
+
+MAX_ARRAY_TASKS = 10_000  # more than a site lets run at once
 
 Options = dict[str, Any]  # by submitit's names
 
@@ -32,6 +37,7 @@ def sbatch_options(
     job: Job, cluster: Cluster, runs: Path, needs: list[str], after: list[str]
 ) -> Options:
     """Options of a job. `needs` and `after` are Slurm's numbers of the jobs that it waits for."""
+    cluster = cluster_of_stage(cluster, job.stage)
     gpus = min(1, cluster.gpus_per_node)
     processes = 1
     if job.stage in ("data", "report"):
@@ -58,33 +64,53 @@ def sbatch_options(
         "nodes": cluster.nodes if job.uses_all_nodes else 1,
         "ntasks_per_node": 1,
         "cpus_per_task": cluster.data_cpus if job.stage == "data" else cpus,
-        "gpus_per_node": gpus,
+        "gpus_per_node": f"{cluster.gpu_type}:{gpus}" if gpus and cluster.gpu_type else gpus,
         "mem": f"{cluster.memory_gb}G" if cluster.memory_gb else "",
         "time": getattr(cluster.minutes, job.stage),
+        "mail_user": cluster.mail_user,
+        "mail_type": cluster.mail_type if cluster.mail_user else "",
+        "array_parallelism": cluster.max_running or MAX_ARRAY_TASKS,
+        "srun_args": cluster.srun,
         "stderr_to_stdout": True,
-        "setup": setup_lines(cluster),
+        "setup": setup_lines(cluster, runs),
         "additional_parameters": extra,
     }
     return {name: value for name, value in found.items() if value}
 
 
-def setup_lines(cluster: Cluster) -> list[str]:
-    """Shell lines at the start of a job.
+def python_of(cluster: Cluster) -> str:
+    """How Python is started on a node, in words for a shell."""
+    return shlex.join(cluster.python or [sys.executable])
 
-    Since Slurm 22.05 srun does not take --cpus-per-task from sbatch: without the first line a job
-    step gets one CPU. The last one lets submitit import the module `slurm` in the job.
+
+def setup_lines(cluster: Cluster, runs: Path) -> list[str]:
+    """Shell lines at the start of a job; a module that cannot be loaded ends the job.
+
+    Since Slurm 22.05 srun does not take --cpus-per-task from sbatch: without that line a job step
+    gets one CPU. PYTHONPATH lets submitit import the module `slurm` in the job. The trap requeues
+    a job that asks for it, where its own Python has no scontrol, as in a container
+    (slurm/jobs/requeue.py).
     """
+    marks = requeue.marks_dir(runs / STATE_DIR)
     return [
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-        *(f"module load {name}" for name in cluster.modules),
+        *(f"module load {name} || {module_failed(name)}" for name in cluster.modules),
         *cluster.setup,
         f"export PYTHONPATH={shlex.quote(str(project_root()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        *requeue.batch_lines(marks),
     ]
 
 
-def sbatch_text(folder: Path, options: Options, command: str = "") -> str:
+def module_failed(name: str) -> str:
+    message = shlex.quote(f"error: module load {name} failed; modules: is in the cluster's config")
+    return f"{{ echo {message} >&2; exit 1; }}"
+
+
+def sbatch_text(
+    folder: Path, options: Options, command: str = "", *, python: str = "python"
+) -> str:
     """The sbatch file; its command is submitit's, unless another one is given."""
-    command = command or f"python -u -m submitit.core._submit {folder}"
+    command = command or f"{python} -u -m submitit.core._submit {folder}"
     return _make_sbatch_string(command=command, folder=folder, **options)
 
 
@@ -95,7 +121,7 @@ def submit(
 
     Raises UserError with sbatch's message.
     """
-    executor = SlurmExecutor(folder)
+    executor = SlurmExecutor(folder, python=python_of(cluster_of_stage(cluster, jobs[0].stage)))
     executor.update_parameters(**options)
     specs = [job_spec(job, cluster, state_dir) for job in jobs]
     try:
@@ -118,7 +144,7 @@ def check_cluster(
             " this machine with executor=local"
         )
     known = partitions()
-    for name in filter(None, (cluster.partition, cluster.cpu_partition)):
+    for name in sorted(partitions_of(cluster)):
         if name not in known:
             raise UserError(
                 f"unknown partition {name}: this cluster has {', '.join(known)};"
@@ -162,7 +188,7 @@ def check_shared(folder: Path, cluster: Cluster) -> None:
 
     Prints a warning where they may not. Raises UserError where they surely cannot.
     """
-    wanted = ",".join(filter(None, {cluster.partition, cluster.cpu_partition}))
+    wanted = ",".join(sorted(partitions_of(cluster)))
     command = ["sinfo", "-h", "-N", "-o", "%n", *(["-p", wanted] if wanted else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     here = socket.gethostname().partition(".")[0]
@@ -195,6 +221,13 @@ def file_system(folder: Path) -> tuple[str, str]:
         return "", ""
     kind, _, source = done.stdout.splitlines()[-1].partition(" ")
     return kind, source.strip()
+
+
+def partitions_of(cluster: Cluster) -> set[str]:
+    """All partitions that a cluster's config names, for any stage."""
+    stages = (cluster_of_stage(cluster, stage) for stage in STAGES)
+    lists = (text for stage in stages for text in (stage.partition, stage.cpu_partition))
+    return {name for text in lists for name in text.split(",") if name}
 
 
 def partitions() -> list[str]:

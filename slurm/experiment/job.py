@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slurm.experiment.schema import Cluster
+from slurm.experiment.schema import Cluster, cluster_of_stage
 from slurm.jobs.spec import JobSpec
 
 
@@ -53,6 +53,7 @@ class Job:
 
 def job_spec(job: Job, cluster: Cluster, state_dir: Path) -> JobSpec:
     """What the job runs, as its nodes need to know it."""
+    cluster = cluster_of_stage(cluster, job.stage)
     processes = cluster.processes_per_node or cluster.gpus_per_node or 1
     return JobSpec(
         job.name,
@@ -61,6 +62,7 @@ def job_spec(job: Job, cluster: Cluster, state_dir: Path) -> JobSpec:
         processes=processes if job.uses_all_nodes else 1,
         grace=max(5, cluster.signal_delay - 5),
         max_restarts=cluster.max_restarts,
+        retries=cluster.retries if job.is_training else 0,
         environment=dict(cluster.environment),
         scratch=cluster.scratch,
         stage_data=cluster.stage_data and job.is_training,

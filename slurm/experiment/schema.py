@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,16 @@ class Cluster:
     processes_per_node: int = option(
         0, "training processes on each node; 0 = one for each GPU, or 1", least=0
     )
+    gpu_type: str = option(
+        "", "type of the GPUs as Slurm names it, such as h100 or the MIG slice 1g.10gb; empty = any"
+    )
+    gpu_memory_gb: int = option(
+        0,
+        "memory of a GPU: a training that needs more is refused before it is queued; 0 = not"
+        " checked",
+        unit="GB",
+        least=0,
+    )
     cpus_per_gpu: int = option(
         8, "CPUs for each GPU (without GPUs: for each process)", unit="CPUs", least=1
     )
@@ -63,8 +74,27 @@ class Cluster:
     max_restarts: int = option(
         100, "times that a training is requeued before it counts as failed", least=0
     )
+    retries: int = option(
+        2,
+        "times that a training which crashed or hung starts again from the same checkpoint; a"
+        " mistake in its config is not tried again",
+        least=0,
+    )
+    max_running: int = option(
+        0, "tasks of a job array that run at the same time; 0 = all of them", least=0
+    )
     modules: list[str] = option([], "environment modules to load")
     setup: list[str] = option([], "further shell lines at the start of a job")
+    python: list[str] = option(
+        [],
+        "how Python is started on a node, such as [apptainer, exec, --nv, IMAGE, python]; empty ="
+        " the Python that submits",
+    )
+    srun: list[str] = option(
+        [], "further arguments of srun, such as [--mpi=none] or [--container-image=IMAGE]"
+    )
+    mail_user: str = option("", "address of Slurm's e-mails; empty = none")
+    mail_type: str = option("END,FAIL", "the events that it is told, as sbatch's --mail-type")
     environment: dict[str, str] = option(
         {}, "environment variables of a job, such as NCCL_SOCKET_IFNAME"
     )
@@ -78,6 +108,11 @@ class Cluster:
         False, "trainings read their data from a copy in scratch, made once for each node"
     )
     options: dict[str, str] = option({}, "further options of sbatch, name: value")
+    stages: dict[str, Any] = option(
+        {},
+        "what is other for the jobs of a stage: stage -> {field of this file: value}, such as"
+        " {aloe: {partition: long, nodes: 1}}",
+    )
 
 
 @dataclass
@@ -186,6 +221,32 @@ def read_cluster(name: str) -> Cluster:
     """A cluster's config by file or name. Raises UserError, naming the file and the field."""
     path = find_config("slurm", name)
     cluster = merge.build(Cluster, merge.read_yaml(path))
-    if cluster.stage_data and not cluster.scratch:
-        raise UserError(f"{path}: stage_data needs scratch, a folder on the node's own disk")
+    if unknown := [stage for stage in cluster.stages if stage not in STAGES]:
+        raise UserError(
+            f"{path}: config field stages: {unknown[0]!r} is none of {', '.join(STAGES)}"
+        )
+    for stage in STAGES:
+        try:
+            of_stage = cluster_of_stage(cluster, stage)
+        except UserError as error:
+            raise UserError(f"{path}: stages.{stage}: {error}") from error
+        if of_stage.stage_data and not of_stage.scratch:
+            raise UserError(f"{path}: stage_data needs scratch, a folder on the node's own disk")
     return cluster
+
+
+def cluster_of_stage(cluster: Cluster, stage: str) -> Cluster:
+    """The cluster as the jobs of a stage see it: with the fields of `stages.STAGE` over it.
+
+    A mapping, such as `environment`, is merged; all else is replaced. Raises UserError for a field
+    that does not exist or is not of one stage.
+    """
+    given = cluster.stages.get(stage) or {}
+    if not isinstance(given, dict):
+        raise UserError(f"{given!r} are no fields: give field: value pairs")
+    if "stages" in given or "minutes" in given:
+        raise UserError(f"a stage has no stages and no minutes: set minutes.{stage} of the cluster")
+    base = {**dataclasses.asdict(cluster), "stages": {}}
+    # A partition for this stage is meant for it, with or without GPUs.
+    base |= {"cpu_partition": ""} if "partition" in given else {}
+    return merge.build(Cluster, base, given)

@@ -14,22 +14,32 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from cjepa_dist.config.locate import project_root
 from cjepa_dist.data.format.storage import is_remote
-from cjepa_dist.errors import EXIT_PREEMPTED, UserError
+from cjepa_dist.errors import EXIT_HUNG, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
 from cjepa_dist.runtime.clock import timestamp
 from cjepa_dist.runtime.environment import read_int
 from cjepa_dist.runtime.progress import FILE_VARIABLE
-from slurm.jobs.job_log import START_MARK, append_event, file_name, log_tail, progress_path
-from slurm.jobs.slurm_command import run_slurm_command
+from slurm.jobs.gpus import count_gpus
+from slurm.jobs.job_log import (
+    START_MARK,
+    append_event,
+    file_name,
+    log_tail,
+    progress_path,
+    read_events,
+)
+from slurm.jobs.requeue import SlurmAnswer, ask_job, is_superseded, requeue_job
+from slurm.jobs.slurm_command import SlurmError, run_slurm_command
 from slurm.jobs.spec import JobSpec, SlurmContext
 from slurm.jobs.stage_data import stage_dataset
 from slurm.jobs.torchrun import build_argv, run_dir_of
@@ -40,15 +50,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # into its time limit.
 MAX_FRESH_RESTARTS = 3
 
-# How often Slurm is asked for the job's state: 10 s, as long as a signal leaves at the least.
-ATTEMPTS = 5
-
-
-class SlurmAnswer(NamedTuple):
-    """What squeue says of a job: its state, and how often it was requeued."""
-
-    state: str
-    restarts: int
+REQUEUE_RESULTS = ("requeued", "marked", "left")  # any other is an error
 
 
 def run_job(spec: JobSpec, context: SlurmContext | None = None) -> None:
@@ -90,13 +92,14 @@ class JobRunner:
         self.received = 0  # the last signal
         self.child: subprocess.Popen[bytes] | None = None
         self.environment = job_environment(spec)
+        self.state_dir = Path(spec.state_dir) if spec.state_dir else None
         self.log: Path | None = None
-        if spec.state_dir:
+        if self.state_dir:
             suffix = f".node{context.node_rank}" if context.node_rank else ""
-            self.log = Path(spec.state_dir) / "logs" / f"{file_name(spec.name)}{suffix}.log"
+            self.log = self.state_dir / "logs" / f"{file_name(spec.name)}{suffix}.log"
             self.log.parent.mkdir(parents=True, exist_ok=True)
             if not context.node_rank:
-                path = progress_path(Path(spec.state_dir), spec.name)
+                path = progress_path(self.state_dir, spec.name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.environment[FILE_VARIABLE] = str(path)
 
@@ -119,7 +122,8 @@ class JobRunner:
                 return self.requeue(resumable=run_dir is not None)
             seconds = time.time() - began
             return self.report_failure(
-                f"{command[0]} ended with exit code {code} after {seconds:.0f} s"
+                f"{command[0]} ended with exit code {code}{meaning(code)} after {seconds:.0f} s",
+                retry_from=None if self.is_user_error(code) else run_dir,
             )
         self.write_event("done")
         return 0
@@ -200,55 +204,76 @@ class JobRunner:
                 f"stopped by {reason} after {limit} restarts:"
                 " give the job a longer time limit, or a larger max_restarts"
             )
-        answer = self.ask_state()
-        if self.is_superseded(answer):
+        if is_superseded(self.ask_state(), self.context):
             return EXIT_PREEMPTED
         self.write_event("stopped", reason=reason)
         if self.context.node_rank or not self.context.job_id:
             return EXIT_PREEMPTED
-        # COMPLETING means a scancel, after which requeueing would bring the job back, or a
-        # requeue under way. No answer may mean that too.
-        if answer and answer.state == "RUNNING":
-            run_slurm_command("scontrol", "requeue", self.context.job_id, attempts=3)
-        elif not answer:
-            print("error: Slurm does not answer, so the job is not requeued", file=sys.stderr)
+        found = requeue_job(self.context, self.state_dir)
+        if found not in REQUEUE_RESULTS:
+            print(f"error: the job is not requeued: {found}", file=sys.stderr, flush=True)
         return EXIT_PREEMPTED
 
-    def report_failure(self, message: str) -> int:
-        """Write the failure to the events and to stderr, and end the other nodes. Returns 1."""
+    def report_failure(self, message: str, *, retry_from: Path | None = None) -> int:
+        """Write the failure to the events and to stderr, and end the other nodes. Returns 1.
+
+        With `retry_from`, a run directory, the job starts again where that may help.
+        """
         lines = log_tail(self.log) if self.log else []
-        answer = self.ask_state()
-        if not self.is_superseded(answer):
-            self.write_event("failed", any_node=True, reason=message, lines=lines)
         text = "\n".join([f"error: {self.spec.name}: {message}", *lines])
         print(text, file=sys.stderr, flush=True)
-        mine = answer and not self.is_superseded(answer)
-        if mine and self.context.num_nodes > 1 and (step := os.environ.get("SLURM_STEP_ID")):
+        answer = self.ask_state()
+        if is_superseded(answer, self.context):
+            return 1
+        if retry_from and self.may_retry(retry_from):
+            checkpoint = newest_checkpoint(retry_from)
+            self.write_event(
+                "retry", any_node=True, reason=message, lines=lines, checkpoint=checkpoint
+            )
+            if requeue_job(self.context, self.state_dir) in ("requeued", "marked"):
+                return 1
+        self.write_event("failed", any_node=True, reason=message, lines=lines)
+        if answer and self.context.num_nodes > 1 and (step := os.environ.get("SLURM_STEP_ID")):
             # The other nodes may wait for this one: in a rendezvous, or in a collective. A later
             # start of the job has a step of the same number, so this start must be the last one.
             step_id = f"{self.context.job_id}.{step}"
             run_slurm_command("scancel", "--signal=KILL", step_id, attempts=3)
         return 1
 
+    def may_retry(self, run_dir: Path) -> bool:
+        """Whether a start from the newest checkpoint was not tried too often already."""
+        context = self.context
+        if (
+            not context.job_id
+            or not self.state_dir
+            or context.restart_count >= self.spec.max_restarts
+        ):
+            return False
+        checkpoint = newest_checkpoint(run_dir)
+        starts = {  # more than one node may have written of the same start
+            event.get("restart")
+            for event in read_events(self.state_dir, self.spec.name)
+            if event["event"] == "retry"
+            and event.get("job") == context.job_id
+            and event.get("checkpoint") == checkpoint
+        }
+        return len(starts) < self.spec.retries
+
+    def is_user_error(self, code: int) -> bool:
+        """Whether a process ended by bad input, by its exit code or in torchrun's message."""
+        text = "\n".join(log_tail(self.log, 200)) if self.log else ""
+        codes = {code, *(int(number) for number in re.findall(r"exitcode\s*:\s*(-?\d+)", text))}
+        return EXIT_USER_ERROR in codes
+
     def ask_state(self) -> SlurmAnswer | None:
         """What Slurm says of this job; None without Slurm, or where it does not answer."""
         if not self.context.job_id:
             return None
-        columns = "JobID:20,State:20,RestartCnt:10"
-        command = ("squeue", "-h", "-r", "-j", self.context.job_id, "-O", columns)
-        # One task of an array has the number of the whole array, and so gets the lines of all.
-        for line in run_slurm_command(*command, attempts=ATTEMPTS).splitlines():
-            number, state, restarts = (*line.split(), "", "", "")[:3]
-            if number == self.context.job_id and restarts.isdigit():
-                return SlurmAnswer(state, int(restarts))
-        return None
-
-    def is_superseded(self, answer: SlurmAnswer | None) -> bool:
-        """Whether Slurm took this node for lost and has started the job again on another one.
-
-        Then this process must neither requeue the job nor report its failure.
-        """
-        return answer is not None and answer.restarts != self.context.restart_count
+        try:
+            return ask_job(self.context.job_id)
+        except SlurmError as error:
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+            return None
 
     def describe(self) -> str:
         job, start = self.context.job_id or "local", self.context.restart_count + 1
@@ -256,7 +281,7 @@ class JobRunner:
 
     def write_event(self, event: str, *, any_node: bool = False, **content: Any) -> None:
         """A line in RUNS/.slurm/events/<job>.jsonl; of the first node only, unless `any_node`."""
-        if not self.spec.state_dir or (self.context.node_rank and not any_node):
+        if not self.state_dir or (self.context.node_rank and not any_node):
             return
         line = {
             "event": event,
@@ -265,7 +290,7 @@ class JobRunner:
             "restart": self.context.restart_count,
             **content,
         }
-        append_event(Path(self.spec.state_dir), self.spec.name, line)
+        append_event(self.state_dir, self.spec.name, line)
 
 
 def data_folders(commands: list[list[str]]) -> set[str]:
@@ -275,14 +300,20 @@ def data_folders(commands: list[list[str]]) -> set[str]:
     return {folder for folder in given if not is_remote(folder)}
 
 
-def count_gpus() -> int:
-    """GPUs of this machine, by its driver: importing torch to count them takes seconds."""
-    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except OSError:
-        return devices
-    return done.stdout.count("GPU ") if done.returncode == 0 else devices
+def newest_checkpoint(run_dir: Path) -> str:
+    """Name of the newest whole checkpoint; "" if there is none."""
+    found = (run_dir / "checkpoints").glob("step_????????/checksums.json")
+    return max((path.parent.name for path in found), default="")
+
+
+def meaning(code: int) -> str:
+    """What an exit code of a command says, in brackets; "" for one that says nothing more."""
+    known = {
+        EXIT_HUNG: "no step ended for too long",
+        -signal.SIGKILL: "killed: out of memory, or by somebody",
+        EXIT_USER_ERROR: "its message is in the log",
+    }
+    return f" ({known[code]})" if code in known else ""
 
 
 def die_with_parent() -> None:

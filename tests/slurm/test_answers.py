@@ -2,15 +2,17 @@
 
 import json
 import os
+import subprocess
 from dataclasses import replace
 
 import pytest
 
+from cjepa_dist.errors import exit_on_user_error
 from slurm import cancel, preflight, report, status
 from slurm.executors.execute import execute, restore_experiment
 from slurm.experiment.job import Job
 from slurm.job_state import job_states
-from slurm.jobs import slurm_command
+from slurm.jobs import requeue, slurm_command
 from slurm.jobs.job_log import append_event, log_path, read_events
 from slurm.jobs.run import run_job
 from slurm.jobs.slurm_command import SlurmError, ask_slurm, run_slurm_command
@@ -97,7 +99,7 @@ def test_no_answer_is_not_an_empty_answer(slurm_stubs, capsys):
         ask_slurm("squeue", attempts=2)
     assert run_slurm_command("squeue") == "" and len(slurm_stubs.calls("squeue")) == 5
     assert capsys.readouterr().err.count("warning: ") == 3
-    with pytest.raises(SlurmError, match="No such file"):
+    with pytest.raises(SlurmError, match="no no-such-command on this machine"):
         ask_slurm("no-such-command")
 
 
@@ -220,7 +222,8 @@ def attempt(tmp_path, record, monkeypatch):
         "if 'how=stops' in sys.argv:\n"
         "    run = next(part[4:] for part in sys.argv if part.startswith('run='))\n"
         "    pathlib.Path(run, 'resume.json').write_text(uuid.uuid4().hex)\n"
-        "sys.exit(1)\n"
+        "codes = [int(part[5:]) for part in sys.argv if part.startswith('code=')]\n"
+        "sys.exit(codes[0] if codes else 1)\n"
     )
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     (tmp_path / "run").mkdir()
@@ -231,12 +234,12 @@ def attempt(tmp_path, record, monkeypatch):
         environment={"PYTHONPATH": str(tmp_path)},
     )
 
-    def run(how, *, restart=0, job="77", limit=100):
-        commands = [[*spec.commands[0], f"how={how}"]]
+    def run(how, *extra, restart=0, task="", retries=0):
+        commands = [[*spec.commands[0], f"how={how}", *extra]]
         with pytest.raises(SystemExit) as ended:
             run_job(
-                replace(spec, commands=commands, max_restarts=limit),
-                SlurmContext(job, restart, node_rank=0, num_nodes=1),
+                replace(spec, commands=commands, retries=retries),
+                SlurmContext("77", restart, array_task=task),
             )
         return ended.value.code, [event["event"] for event in read_events(record.state_dir, NAME)]
 
@@ -247,6 +250,79 @@ def test_a_stopped_job_is_requeued_if_slurm_says_that_it_runs(slurm_stubs, attem
     slurm_stubs.answer("squeue", *[SILENT] * 4, "77 RUNNING 0")
     assert attempt("stops") == (75, ["start", "stopped"])
     assert slurm_stubs.calls("scontrol") == ["requeue 77"]
+
+
+def test_a_controller_that_is_away_for_minutes_is_asked_until_it_takes_the_job(
+    slurm_stubs, attempt
+):
+    slurm_stubs.answer("squeue", *[SILENT] * 12, "77 RUNNING 0")
+    slurm_stubs.answer("scontrol", SILENT, SILENT, "")
+    assert attempt("stops") == (75, ["start", "stopped"])
+    assert slurm_stubs.calls("scontrol") == ["requeue 77"] * 3
+    assert sum(requeue.waits()) >= requeue.PATIENCE_S and max(requeue.waits()) <= 30
+
+
+def test_a_command_that_hangs_has_not_answered(slurm_stubs, monkeypatch):
+    """Also where a site's wrapper script is what was called."""
+    monkeypatch.setattr(slurm_command, "TIMEOUT_S", 0.2)
+    (slurm_stubs.folder / "bin" / "squeue").write_text("#!/bin/sh\nsleep 3600\n")
+    with pytest.raises(SlurmError, match=r"squeue: nothing in 0.2 s; try again later"):
+        ask_slurm("squeue")
+
+
+def test_without_the_commands_nothing_is_known(slurm_stubs, record, monkeypatch, capfd):
+    """Not that no job is there: nothing is queued a second time. The exit code is 3."""
+    monkeypatch.setenv("PATH", str(slurm_stubs.folder / "runs"))
+    for main in (status.main, cancel.main, lambda _: execute(restore_experiment(record))):
+        with pytest.raises(SystemExit) as ended, exit_on_user_error():
+            main([str(record.runs)])
+        assert ended.value.code == 3
+    assert capfd.readouterr().err.count("error: no squeue on this machine") == 3
+    assert report.states_of(record)[NAME].state == FORGOTTEN
+    finish(record)
+    assert report.states_of(record)[NAME].state == "DONE"
+
+
+@pytest.mark.parametrize(
+    ("last", "state", "why"),
+    [
+        ("", FORGOTTEN, "Slurm has forgotten this job; no accounts tell how it ended"),
+        ("start", FORGOTTEN, "Slurm has forgotten this job; no accounts tell how it ended"),
+        ("stopped", "INTERRUPTED", "stopped by the cause, and not in the queue any more"),
+        ("failed", "FAILED", "the cause"),
+    ],
+)
+def test_a_cluster_without_accounts(slurm_stubs, record, capsys, last, state, why):
+    slurm_stubs.answer("sacct", ("Slurm accounting storage is disabled", 1))
+    slurm_stubs.answer("squeue", "77|RUNNING|node1|None", "")
+    assert job_states(record)[NAME].state == "RUNNING"
+    if last:
+        say(record, "start", host="node1")
+    if last not in ("", "start"):
+        say(record, last, reason="the cause")
+    found = job_states(record)[NAME]
+    assert (found.state, found.failed) == (state, True) and found.reason.startswith(why)
+    finish(record)
+    assert job_states(record)[NAME].state == "DONE"
+
+
+def test_in_a_container_the_batch_script_requeues(slurm_stubs, record, attempt, monkeypatch):
+    """The job's own Python has no scontrol there; the script on the host has."""
+    with monkeypatch.context() as inside:
+        inside.setenv("PATH", str(slurm_stubs.folder / "runs"))
+        assert attempt("stops") == (75, ["start", "stopped"])
+    lines = requeue.batch_lines(requeue.marks_dir(record.state_dir))
+
+    def end(**job):
+        environment = {**os.environ, **{f"SLURM_{name}": value for name, value in job.items()}}
+        script = "\n".join([*lines, "exit 75"])
+        return subprocess.run(["bash", "-c", script], env=environment, check=False).returncode
+
+    assert end(JOB_ID="77", RESTART_COUNT="1") == end(JOB_ID="78") == 75
+    assert not slurm_stubs.calls("scontrol")
+    assert end(JOB_ID="77") == 75
+    assert end(JOB_ID="77", ARRAY_JOB_ID="77", ARRAY_TASK_ID="3") == 75
+    assert slurm_stubs.calls("scontrol") == ["requeue 77", "requeue 77_3"]
 
 
 @pytest.mark.parametrize("answer", ["77 COMPLETING 0", "77 CANCELLED 0", "77 PENDING 0", ""])
@@ -260,7 +336,8 @@ def test_no_answer_to_a_stopped_job_is_said(slurm_stubs, attempt, capfd):
     slurm_stubs.answer("squeue", SILENT)
     assert attempt("stops") == (75, ["start", "stopped"])
     assert not slurm_stubs.calls("scontrol")
-    assert "Slurm does not answer, so the job is not requeued" in capfd.readouterr().err
+    assert len(slurm_stubs.calls("squeue")) > 20  # for minutes, less and less often
+    assert "error: the job is not requeued: Slurm does not answer" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING"])
@@ -276,12 +353,69 @@ def test_a_task_of_an_array_is_not_taken_for_the_array(slurm_stubs, attempt):
     """Slurm gives one task the number of the array, and lists all tasks for it."""
     others = ["78 RUNNING 3", "79 COMPLETING 0", "not a line"]
     slurm_stubs.answer("squeue", "\n".join([*others, "77 RUNNING 0"]))
-    assert attempt("stops")[1] == ["start", "stopped"]
-    assert slurm_stubs.calls("scontrol") == ["requeue 77"]
+    assert attempt("stops", task="77_4")[1] == ["start", "stopped"]
+    assert slurm_stubs.calls("scontrol") == ["requeue 77_4"]
     assert attempt("fails")[1][-1] == "failed"
     slurm_stubs.answer("squeue", "\n".join(others))
     assert attempt("stops")[1][-1] == "stopped"
     assert len(slurm_stubs.calls("scontrol")) == 1
+
+
+@pytest.mark.parametrize("code", ["code=1", "code=70", "code=2"])
+def test_a_crash_and_a_hang_are_tried_again_but_not_without_end(slurm_stubs, record, attempt, code):
+    """From the last checkpoint, twice; more often only where there is a newer checkpoint."""
+    checkpoints = record.state_dir.parents[1] / "run" / "checkpoints"
+
+    def start(restart):
+        slurm_stubs.answer("squeue", f"77 RUNNING {restart}")
+        return attempt("fails", code, restart=restart, retries=2)[1][-1]
+
+    if code == "code=2":  # bad input: it would end in the same way
+        assert start(0) == "failed" and not slurm_stubs.calls("scontrol")
+        return
+    assert [start(restart) for restart in range(3)] == ["retry", "retry", "failed"]
+    (checkpoints / "step_00000100").mkdir(parents=True)
+    (checkpoints / "step_00000100" / "checksums.json").touch()
+    assert start(3) == "retry" and slurm_stubs.calls("scontrol") == ["requeue 77"] * 3
+    slurm_stubs.answer("squeue", "77|PENDING||BeginTime")
+    state = job_states(record)[NAME]
+    assert state.state == "PENDING" and len(state.retried) == 3
+    assert ("no step ended for too long" in state.retried[0]) == (code == "code=70")
+    slurm_stubs.answer("squeue", "77 COMPLETING 4")  # somebody has cancelled it
+    assert attempt("fails", code, restart=4, retries=2)[1][-1] == "failed"
+    assert len(slurm_stubs.calls("scontrol")) == 3
+
+
+@pytest.mark.parametrize(
+    ("during", "requeues", "afterwards", "state"),
+    [
+        ("77 RUNNING 0", True, "77|PENDING||BeginTime", "PENDING"),  # CANCEL with a grace time
+        ("77 COMPLETING 0", False, "77|PENDING||BeginTime", "PENDING"),  # REQUEUE with one
+        (None, False, "77|PENDING||BeginTime", "PENDING"),  # REQUEUE without: killed at once
+        (None, False, "77|PREEMPTED|node1|None", "PREEMPTED"),  # CANCEL without
+    ],
+)
+def test_preemption(slurm_stubs, record, attempt, during, requeues, afterwards, state):
+    if during:
+        slurm_stubs.answer("squeue", during)
+        assert attempt("stops") == (75, ["start", "stopped"])
+    else:
+        say(record, "start", host="node1")
+    assert slurm_stubs.calls("scontrol") == (["requeue 77"] if requeues else [])
+    slurm_stubs.answer("squeue", afterwards)
+    slurm_stubs.answer("sacct", "77|PREEMPTED|node1")
+    found = job_states(record)[NAME]
+    assert (found.state, found.failed) == (state, state == "PREEMPTED")
+
+
+def test_what_ends_a_job_before_our_code_begins_is_shown(slurm_stubs, record):
+    folder = record.state_dir / "submitit" / "time"
+    folder.mkdir(parents=True)
+    (folder / "77_0_log.out").write_text("error: module load cuda/99 failed\n")
+    slurm_stubs.answer("squeue", "77|FAILED|node1|None")
+    state = job_states(record)[NAME]
+    assert state.log_lines == ["error: module load cuda/99 failed"]
+    assert "can its nodes see" not in state.reason
 
 
 @pytest.mark.parametrize(
