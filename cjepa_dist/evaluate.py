@@ -26,7 +26,7 @@ from cjepa_dist.config.schema import MISSING, TrainAloe, TrainWorldModel
 from cjepa_dist.data.format.fingerprint import dataset_fingerprint
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.questions import InMemoryQuestions
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import UserError, without_secrets
 from cjepa_dist.evaluation.vqa.baselines import baseline_accuracy, read_answered_questions
 from cjepa_dist.evaluation.vqa.inference import predict_answers
 from cjepa_dist.evaluation.vqa.metrics import compute_accuracy
@@ -79,7 +79,7 @@ def main(config: Evaluate) -> int:
         "run": config.run,
         "step": step,
         "train_seed": trained.seed,
-        "data": config.data or trained.data,
+        "data": without_secrets(config.data or trained.data, ""),
         "split": config.split,
         "seed": config.seed,
         "bootstrap_draws": config.bootstrap_draws,

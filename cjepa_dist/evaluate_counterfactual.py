@@ -17,7 +17,7 @@ from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.schema import GRAPH_ESTIMATORS, INTERVENTIONS, MISSING, GraphConfig
 from cjepa_dist.data.format.fingerprint import dataset_fingerprint
 from cjepa_dist.data.format.manifest import Manifest
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import UserError, without_secrets
 from cjepa_dist.evaluation import counterfactual
 from cjepa_dist.evaluation.event_decoder import fit_event_decoder
 from cjepa_dist.reporting import figures, tables
@@ -81,7 +81,7 @@ def main(config: EvaluateCounterfactual) -> int:
         "kind": "counterfactual",
         "run": config.run,
         "step": step,
-        "data": config.data,
+        "data": without_secrets(config.data, ""),
         "split": config.split,
         "seed": config.seed,
         "fingerprint": {

@@ -22,7 +22,7 @@ from cjepa_dist.data.format.fingerprint import dataset_fingerprint
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import UserError, without_secrets
 from cjepa_dist.evaluation import graphs
 from cjepa_dist.reporting import figures, tables
 from cjepa_dist.runtime.device import default_device
@@ -108,7 +108,12 @@ def main(config: EvaluateGraph) -> None:
     folder = Path(config.out) if config.out else Path(config.run) / "eval"
     path = folder / f"graphs_{config.split}.json"
     data = dataset_fingerprint(manifest, [config.split])
-    result |= {"run": config.run, "data": config.data, "split": config.split, "step": step}
+    result |= {
+        "run": config.run,
+        "data": without_secrets(config.data, ""),
+        "split": config.split,
+        "step": step,
+    }
     result["fingerprint"] = {"model": model, "data": data}
     write_json(path, result)
     examples = graphs.example_graphs(

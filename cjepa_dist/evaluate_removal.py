@@ -23,7 +23,7 @@ from cjepa_dist.data.format.fingerprint import dataset_fingerprint
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.window_spec import WindowSpec
 from cjepa_dist.data.windows import InMemoryWindows
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import UserError, without_secrets
 from cjepa_dist.evaluation.removal import evaluate_removal, removal_table
 from cjepa_dist.runtime.device import default_device
 from cjepa_dist.runtime.files import write_json
@@ -106,7 +106,12 @@ def main(config: EvaluateRemoval) -> None:
     folder = Path(config.out) if config.out else Path(config.run) / "eval"
     path = folder / f"removal_{config.split}.json"
     data = dataset_fingerprint(manifest, [config.split])
-    result |= {"run": config.run, "data": config.data, "split": config.split, "step": step}
+    result |= {
+        "run": config.run,
+        "data": without_secrets(config.data, ""),
+        "split": config.split,
+        "step": step,
+    }
     result["fingerprint"] = {"model": model, "data": data}
     write_json(path, result)
     print(removal_table(result) + f"\n\nwrote {path}")

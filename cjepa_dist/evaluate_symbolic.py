@@ -1,11 +1,12 @@
 """Answer questions by programs: `python -m cjepa_dist.evaluate_symbolic data=ROLLOUT split=val`.
 
     ROLLOUT (cjepa_dist.rollout mode=counterfactual) ──EventDecoder──> events ──programs──> answers
-        ──> RUN/eval/symbolic_<rollout>_<split>.json, submission_symbolic_<rollout>_<split>.json
+        ──> OUT/symbolic_<rollout>_<split>.json, submission_symbolic_<rollout>_<split>.json
 
-RUN is the world model that made the rollout, <rollout> how it was made. The event decoder is fitted
-on observed frames of the train split of `probe_data`: on no rollout, and on no label of the split
-that is evaluated.
+<rollout> is how the rollout was made. OUT is ROLLOUT.eval by default: no folder that only a
+manifest names is written into. `cjepa report` looks in eval/ of the world model: out=RUN/eval. The
+event decoder is fitted on observed frames of the train split of `probe_data`: on no rollout, and on
+no label of the split that is evaluated.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from cjepa_dist.data.format.fingerprint import (
 )
 from cjepa_dist.data.format.manifest import Manifest
 from cjepa_dist.data.format.reader import read_split
-from cjepa_dist.errors import UserError
+from cjepa_dist.data.format.storage import FILE_NAME, is_remote
+from cjepa_dist.errors import UserError, without_secrets
 from cjepa_dist.evaluation.event_decoder import fit_event_decoder
 from cjepa_dist.evaluation.symbolic import answer_questions
 from cjepa_dist.evaluation.vqa.baselines import baseline_accuracy, read_answered_questions
@@ -55,7 +57,8 @@ class EvaluateSymbolic:
     probe_videos: int = option(400, "number of its videos", unit="videos", least=1)
     out: str = option(
         "",
-        "folder for the results; empty = eval/ of the world model that made the rollout",
+        "folder for the results, such as RUN/eval of the world model, where `cjepa report` looks;"
+        " empty = DATA.eval",
         path=True,
     )
     bootstrap_draws: int = option(1000, "bootstrap draws over videos", least=2)
@@ -72,12 +75,9 @@ def main(config: EvaluateSymbolic) -> int:
     source = manifest.source
     observed = config.probe_data or source.get("data", config.data)
     model = source.get("fingerprint", {}).get("world_model")
-    if config.out:
-        folder = Path(config.out)
-    else:
-        run = world_model_run(source, config.data)
-        check_model_is_there(run, model, config.data)
-        folder = run / "eval"
+    folder = results_folder(config)
+    if (folder.parent / "config.yaml").is_file():  # a run directory
+        check_model_is_there(folder.parent, model, config.data)
     decoder = fit_event_decoder(
         observed, config.probe_split, videos=config.probe_videos, seed=config.seed
     )
@@ -92,7 +92,7 @@ def main(config: EvaluateSymbolic) -> int:
         "kind": "symbolic",
         "run": source.get("world_model"),
         "step": source.get("step"),
-        "data": config.data,
+        "data": without_secrets(config.data, ""),
         "split": config.split,
         "protocol": "symbolic",
         "rollout": rollout_name(source),
@@ -104,7 +104,7 @@ def main(config: EvaluateSymbolic) -> int:
         },
         "programs": programs,
         "event_decoder": {
-            "data": observed,
+            "data": without_secrets(observed, ""),
             "split": config.probe_split,
             "videos": config.probe_videos,
             "probe_rmse": decoder.probe.rmse,
@@ -130,11 +130,14 @@ def main(config: EvaluateSymbolic) -> int:
     return 0
 
 
-def world_model_run(source: dict[str, Any], data: str) -> Path:
-    """The run directory of the world model behind a rollout. Raises UserError if there is none."""
-    if not source.get("world_model"):
-        raise UserError(f"{data} was not made by a world model: set out= to a folder for results")
-    return Path(source["world_model"])
+def results_folder(config: EvaluateSymbolic) -> Path:
+    """Where the results go. Raises UserError for data at a URL, beside which nothing is written."""
+    if config.out:
+        return Path(config.out)
+    if is_remote(config.data):
+        raise UserError(f"{config.data} is a URL: set out= to a folder for the results")
+    folder = Path(config.data).absolute()
+    return folder.with_name(folder.name + ".eval")
 
 
 def check_model_is_there(run: Path, model: Fingerprint | None, data: str) -> None:
@@ -149,9 +152,15 @@ def check_model_is_there(run: Path, model: Fingerprint | None, data: str) -> Non
 
 
 def rollout_name(source: dict[str, Any]) -> str:
-    """How a rollout was made: future, truth, free, factual, or the divergence rule."""
+    """How a rollout was made: future, truth, free, factual, or the divergence rule.
+
+    Raises UserError for a manifest that says something which names no file of ours.
+    """
     mode = str(source.get("mode", "future" if source.get("kind") == "rollout" else "observed"))
-    return str(source.get("divergence", "counterfactual")) if mode == "counterfactual" else mode
+    name = str(source.get("divergence", "counterfactual")) if mode == "counterfactual" else mode
+    if not FILE_NAME.fullmatch(name):
+        raise UserError(f"the manifest of the rollout says {name!r:.80} for how it was made")
+    return name
 
 
 if __name__ == "__main__":

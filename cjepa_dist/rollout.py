@@ -38,12 +38,14 @@ from cjepa_dist.data.format.fingerprint import (
     Fingerprint,
     check_not_input,
     dataset_fingerprint,
+    differences,
     holds_already,
     redo_option,
 )
-from cjepa_dist.data.format.manifest import Manifest
+from cjepa_dist.data.format.manifest import MANIFEST_NAME, Manifest
 from cjepa_dist.data.format.reader import batched, open_videos, read_sample
 from cjepa_dist.data.format.sample import ANNOTATION, Sample
+from cjepa_dist.data.format.storage import recorded_place
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.removed_slots import removed_slots, slots_removed_by_questions
 from cjepa_dist.errors import UserError
@@ -90,7 +92,7 @@ class Rollout:
         choices=DIVERGENCE_RULES,
     )
     graph: GraphConfig = option(
-        GraphConfig, "counterfactual: settings of graphs; tau > 0 is also that of `paired`, in nats"
+        GraphConfig, "counterfactual: settings of graphs; tau > 0 is also that of `paired`"
     )
     precision: str = option(
         "auto", "of counterfactual predictions", choices=("auto", "bf16", "float32")
@@ -104,6 +106,11 @@ class Rollout:
     )
     shard_mb: int = option(256, "size of a shard", unit="MB", least=1, most=1 << 20)
     redo: bool = redo_option()
+    replace_stale: bool = option(
+        False,
+        "as redo=true where `out` holds the same rollout by an earlier model of this run; for"
+        " experiments, which own the folder",
+    )
 
 
 Group = tuple[str, list[Sample]]  # name of a split, and consecutive videos of it
@@ -115,6 +122,9 @@ def main(config: Rollout) -> int:
     manifest = Manifest.load(config.data)
     check_not_input(config.out, config.data, config.world_model)
     source = rollout_source(config, manifest)
+    if config.replace_stale and is_stale(config.out, source["fingerprint"]):
+        print(f"{config.out} is of an earlier model of {config.world_model}: made anew", flush=True)
+        config.redo = True
     if holds_already(config.out, source, redo=config.redo):
         print(f"{config.out} already holds this rollout: nothing to do")
         return 0
@@ -150,6 +160,20 @@ def main(config: Rollout) -> int:
     if None in asked:
         print(describe_missing_worlds(asked.count(None), len(asked)))
     return 0
+
+
+def is_stale(out: str, now: Fingerprint) -> bool:
+    """Whether `out` holds the rollout `now`, but by another model that the same run has held."""
+    if not (Path(out) / MANIFEST_NAME).exists():
+        return False
+    before = Manifest.load(out).source.get("fingerprint")
+    if not isinstance(before, dict) or "world_model" not in now:
+        return False
+    models = [made.get("world_model") for made in (before, now)]
+    if not all(isinstance(model, dict) for model in models) or models[0] == models[1]:
+        return False
+    rest = [{**made, "world_model": made["world_model"].get("run")} for made in (before, now)]
+    return not differences(*rest)
 
 
 def count_videos(config: Rollout, manifest: Manifest) -> int:
@@ -227,7 +251,7 @@ def rollout_source(config: Rollout, manifest: Manifest) -> dict[str, Any]:
         source |= {"world_model": str(Path(config.world_model).resolve()), "step": step}
         # The path too: results on this rollout are written into the run that it names.
         fingerprint["world_model"] = {"run": source["world_model"], "step": step, **model}
-    source["data"] = str(Path(config.data).resolve())
+    source["data"] = recorded_place(config.data)
     settings: dict[str, Any] = {"future_frames": config.future_frames}
     if config.videos:
         settings["videos"] = config.videos

@@ -95,6 +95,24 @@ def test_a_model_of_the_same_path_and_step_is_another_model(world, capsys):
     assert "already holds this rollout" in capsys.readouterr().out
 
 
+def test_an_experiment_replaces_a_rollout_of_an_earlier_model(world, capsys):
+    rollout(world, replace_stale=True)
+    before = tree(world / "rolled")
+    with pytest.raises(UserError, match="future_frames"):  # that is no matter of the model
+        rollout(world, replace_stale=True, future_frames=4)
+    save_model(world / "model", world / "data", seed=1)
+    with pytest.raises(UserError, match="future_frames"):
+        rollout(world, replace_stale=True, future_frames=4)
+    shutil.copytree(world / "model", world / "other")
+    with pytest.raises(UserError, match=r"world_model\.run"):
+        rollout(world, replace_stale=True, world_model=str(world / "other"))
+    assert tree(world / "rolled") == before
+    rollout(world, replace_stale=True)
+    assert "of an earlier model" in capsys.readouterr().out and tree(world / "rolled") != before
+    rollout(world, replace_stale=True)
+    assert "already holds this rollout" in capsys.readouterr().out
+
+
 def test_a_rollout_of_other_data_splits_and_settings(world):
     rollout(world, splits=["val"])
     for changes, differs in (
@@ -213,7 +231,9 @@ def test_a_report_names_stale_results(world, capsys):
 def test_answers_from_a_rollout_of_a_model_that_is_gone(world):
     rollout(world)
     save_model(world / "model", world / "data", seed=1)
-    config = evaluate_symbolic.EvaluateSymbolic(data=str(world / "rolled"), probe_videos=4)
+    config = evaluate_symbolic.EvaluateSymbolic(
+        data=str(world / "rolled"), probe_videos=4, out=str(world / "model" / "eval")
+    )
     with pytest.raises(UserError, match=r"rolled out by another model than .* redo=true"):
         evaluate_symbolic.main(config)
     assert not (world / "model" / "eval").exists()

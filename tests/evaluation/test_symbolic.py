@@ -14,7 +14,7 @@ from cjepa_dist.data.format.reader import read_split
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.data.removed_slots import slot_objects
 from cjepa_dist.errors import UserError
-from cjepa_dist.evaluate_symbolic import EvaluateSymbolic, main
+from cjepa_dist.evaluate_symbolic import EvaluateSymbolic, main, results_folder, rollout_name
 from cjepa_dist.evaluation import symbolic
 from cjepa_dist.evaluation.event_decoder import (
     find_approaches,
@@ -233,8 +233,12 @@ def test_the_command_writes_what_the_report_reads(small_data, true, tmp_path):
 
 
 def test_refusals(small_data, true, tmp_path, decoder):
-    with pytest.raises(UserError, match="out="):
-        main(build(EvaluateSymbolic, {"data": str(true)}))
+    with pytest.raises(UserError, match=r"is a URL: set out= to a folder"):
+        results_folder(EvaluateSymbolic(data="https://host/worlds"))
+    assert results_folder(EvaluateSymbolic(data=str(true))) == true.with_name(f"{true.name}.eval")
+    for name in ("../x", "a/b", ""):  # no file of ours
+        with pytest.raises(UserError, match="for how it was made"):
+            rollout_name({"mode": "counterfactual", "divergence": name})
     with pytest.raises(UserError, match=r"worlds\.npz"):
         symbolic.answer_questions(decoder, read_split(small_data, "val"))
     with DatasetWriter(

@@ -21,6 +21,7 @@ import base64
 import contextlib
 import http.client
 import json
+import netrc
 import os
 import random
 import re
@@ -65,6 +66,11 @@ DEFAULT_RETRY = RetryPolicy()
 
 def is_remote(folder: str | Path) -> bool:
     return isinstance(folder, str) and ("://" in folder or folder.startswith("pipe:"))
+
+
+def recorded_place(folder: str | Path) -> str:
+    """A place of data as files record it: absolute; a URL as it is, without user and password."""
+    return without_secrets(str(folder), "") if is_remote(folder) else str(Path(folder).resolve())
 
 
 def join(folder: str | Path, *names: str) -> str:
@@ -237,6 +243,7 @@ def open_remote(url: str, offset: int, retry: RetryPolicy) -> Iterator[Any]:
 def http_request(url: str) -> urllib.request.Request:
     """A request for a URL; `user:password@` becomes a header, which no redirect passes on.
 
+    Without it, user and password of the server in ~/.netrc, or in the file that NETRC names.
     UserError for what is no URL.
     """
     try:
@@ -248,12 +255,31 @@ def http_request(url: str) -> urllib.request.Request:
         raise UserError(f"{url} is no URL: {error}") from None
     if not place:
         raise UserError(f"{url} is no URL: it names no server")
+    words = ""
     if login:
         user, _, password = login.partition(":")
         words = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password)}"
+    elif known := netrc_login(parts.hostname or ""):
+        words = ":".join(known)
+    if words:
         token = base64.b64encode(words.encode(errors="surrogateescape")).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
     return request
+
+
+def netrc_login(host: str) -> tuple[str, str] | None:
+    """(user, password) of a server by the user's netrc file. UserError if that cannot be read."""
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except FileNotFoundError:
+        return None
+    except (netrc.NetrcParseError, OSError, ValueError) as error:
+        # Not its own message, which may show a word of the file.
+        line = getattr(error, "lineno", None)
+        where = f"line {line}" if line else getattr(error, "strerror", None) or "not text"
+        raise UserError(f"{path} cannot be read ({where}): mend it, or unset NETRC") from None
+    return None if found is None else (found[0] or found[1] or "", found[2] or "")
 
 
 def skip_bytes(stream: Any, count: int) -> None:
@@ -306,6 +332,9 @@ def local_copy(folder: str | Path) -> Path:
     """The folder to read the shards of `folder` from: its copy on this node, if a job made one."""
     try:
         copies = json.loads(os.environ.get("CJEPA_STAGED") or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"environment variable CJEPA_STAGED is not JSON: {error}") from None
-    return Path(copies.get(str(Path(folder).resolve()), folder))
+    place = copies.get(str(Path(folder).resolve()), folder) if isinstance(copies, dict) else None
+    if not isinstance(place, (str, Path)):
+        raise UserError("environment variable CJEPA_STAGED is no mapping of folders to copies")
+    return Path(place)

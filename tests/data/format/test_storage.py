@@ -13,7 +13,12 @@ from moto.server import ThreadedMotoServer
 
 from cjepa_dist.data.format.reader import load_slots
 from cjepa_dist.data.format.sample import Sample
-from cjepa_dist.data.format.storage import RetryPolicy, download_to_memory, read_remote
+from cjepa_dist.data.format.storage import (
+    RetryPolicy,
+    download_to_memory,
+    read_remote,
+    recorded_place,
+)
 from cjepa_dist.data.format.writer import DatasetWriter
 from cjepa_dist.errors import UserError
 
@@ -206,3 +211,10 @@ def test_a_data_set_by_url(tmp_path):
         pytest.raises(UserError, match=r"absent/manifest.json cannot be read \(HTTP Error 404"),
     ):
         load_slots(f"{url}/absent", "train")
+
+
+def test_a_url_is_recorded_as_it_is_without_its_password(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recorded_place("https://me:secret@host/data//x") == "https://host/data//x"
+    assert recorded_place("pipe:ssh host cat /data") == "pipe:ssh host cat /data"
+    assert recorded_place("data") == str(tmp_path.resolve() / "data")

@@ -277,3 +277,21 @@ def test_passwords_authenticate_and_are_not_shown():
         quick = storage.RetryPolicy(0.2, 1, 0.01)
         storage.read_remote("http://me:secret@127.0.0.1:9/data/manifest.json", quick)
     assert "secret" not in str(caught.value)
+
+
+def test_passwords_are_taken_from_netrc(tmp_path, monkeypatch):
+    path = tmp_path / "netrc"
+    path.write_text("machine host login me password p@ss\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(path))
+    request = storage.http_request("https://host:8443/data/x")
+    assert request.unredirected_hdrs["Authorization"] == "Basic bWU6cEBzcw=="
+    assert not storage.http_request("https://elsewhere/data/x").unredirected_hdrs
+    given = storage.http_request("https://you:other@host/data/x").unredirected_hdrs
+    assert given["Authorization"] == "Basic eW91Om90aGVy"
+    path.write_text("machine host secret me\n")
+    with pytest.raises(UserError, match="netrc cannot be read") as caught:
+        storage.http_request("https://host/data/x")
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert not storage.http_request("https://host/data/x").unredirected_hdrs
