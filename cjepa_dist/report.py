@@ -12,6 +12,7 @@ The report names every result that is missing; `strict=true` makes that an error
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from cjepa_dist.config import command_line
 from cjepa_dist.config.fields import MAX_SEED, option
 from cjepa_dist.config.schema import MISSING
+from cjepa_dist.config.values import convert
 from cjepa_dist.errors import UserError
 from cjepa_dist.reporting.html_report import html_report, plot_sections
 from cjepa_dist.reporting.markdown_report import markdown_report, table_sections, write_pictures
@@ -35,8 +37,8 @@ class Report:
 
     runs: str = option(
         MISSING,
-        "run directories of ALOE (or world models), separated by commas; differences are against "
-        "the first",
+        "run directories of ALOE (or world models): a,b or, for a name with a comma,"
+        ' ["a,1",b]; differences are against the first',
         path=True,
     )
     out: str = option("report", "folder for report.html, report.md and its pictures", path=True)
@@ -61,9 +63,7 @@ class Report:
 
 
 def main(config: Report) -> int:
-    paths = [Path(part.strip()).expanduser() for part in config.runs.split(",") if part.strip()]
-    if not paths:
-        raise UserError("runs= names no run directory")
+    paths = run_folders(config.runs)
     results = collect_results(paths, config.split, config.graphs)
     head = read_head(config.head)
     out = Path(config.out)
@@ -97,6 +97,28 @@ def main(config: Report) -> int:
         missing = len(results.warnings)
         raise UserError(f"the report is incomplete: {missing} result(s) missing, see {out}")
     return 0
+
+
+def run_folders(text: str) -> list[Path]:
+    """The folders that `runs=` names: a list as of other fields, one folder, or some with commas.
+
+    Raises UserError where there are none, or where a comma could mean both.
+    """
+    if text.startswith("["):
+        names = convert(text, list[str], {"path": True}, "runs")
+    else:
+        names = [part.strip() for part in text.split(",") if part.strip()]
+        if len(names) > 1 and Path(text).is_dir():
+            if all(Path(name).is_dir() for name in names):
+                listed = json.dumps([text], ensure_ascii=False)
+                raise UserError(
+                    f"runs={text} may be one folder or {len(names)}: write runs={listed}"
+                    f" or runs=[{text}]"
+                )
+            names = [text]
+    if not names:
+        raise UserError("runs= names no run directory")
+    return [Path(name).expanduser() for name in names]
 
 
 def read_head(path: str) -> str:

@@ -6,6 +6,7 @@ jobs without their outputs ──head=──> a table at the head of both: what 
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -75,7 +76,7 @@ def write_report(record: Record, runs: list[Path], head: str) -> None:
     experiment = record.experiment
     command = [
         *(sys.executable, "-m", "cjepa_dist.report"),
-        f"runs={','.join(map(str, runs))}",
+        f"runs={json.dumps(list(map(str, runs)), ensure_ascii=False)}",
         f"out={record.runs / 'report'}",
         f"split={experiment.get('split', 'val')}",
     ]

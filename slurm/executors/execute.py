@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from cjepa_dist.checkpoint.integrity import CHECKPOINT_NAME, parse_checksums
 from cjepa_dist.config import merge
 from cjepa_dist.data.format.storage import is_remote
 from cjepa_dist.errors import UserError
 from slurm.executors.local import run_locally
+from slurm.experiment.check import check_trainings
 from slurm.experiment.job import Job
 from slurm.experiment.plan import check_commands, jobs_of_stages, plan
 from slurm.experiment.schema import Cluster, Experiment, read_cluster
@@ -38,6 +41,7 @@ def execute(experiment: Experiment) -> int:
     active = active_jobs(record)
     wanted = unfinished_jobs(jobs, experiment.stage, record, active)
     if experiment.executor == "slurm":
+        check_trainings(wanted, cluster)
         return submit_to_slurm(experiment, cluster, record, wanted, active)
     if active:
         raise UserError(
@@ -58,7 +62,8 @@ def unfinished_jobs(jobs: list[Job], stage: str, record: Record, active: set[str
     """The jobs of `stage` that are neither finished nor in the queue.
 
     A finished job is run again if a job before it is; so is an import whose files have changed,
-    which then compares their bytes. The preflight runs before any other job.
+    which then compares their bytes, and a rollout of another model than its run holds now. The
+    preflight runs before any other job.
     Raises UserError where existing outputs were made with other settings, or where a job needs
     something that is neither there nor will be.
     """
@@ -70,7 +75,8 @@ def unfinished_jobs(jobs: list[Job], stage: str, record: Record, active: set[str
             wanted += [job] if job.name not in active else []
             continue
         check_same_settings(job, record, job.name in active)
-        again = bool(names & {*job.needs, *job.after}) or inputs_changed(job, record)
+        again = bool(names & {*job.needs, *job.after})
+        again = again or inputs_changed(job, record) or is_stale_rollout(job)
         if job.name in active or (job.done() and not again):
             continue
         missing = [
@@ -108,6 +114,34 @@ def inputs_changed(job: Job, record: Record) -> bool:
     """Whether the files that an import reads are others than when it was started."""
     before = record.jobs.get(job.name)
     return bool(before and before.inputs and before.inputs != job.inputs)
+
+
+def is_stale_rollout(job: Job) -> bool:
+    """Whether a finished rollout was made by other weights than its world model's run holds now.
+
+    What cannot be read is no reason: the jobs that read it say so.
+    """
+    if job.stage != "rollout" or not job.done():
+        return False
+    for output in job.outputs:
+        try:
+            model = json.loads(Path(output).read_text())["source"]["fingerprint"]["world_model"]
+            folder = Path(model["run"]) / "checkpoints" / checkpoint_name(model["run"])
+            sums = parse_checksums((folder / "checksums.json").read_bytes())
+            if sums["model.safetensors"] != model["weights"]:
+                return True
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return False
+
+
+def checkpoint_name(run: str) -> str:
+    """Name of the newest whole checkpoint of a run. OSError if there is none."""
+    found = Path(run).glob("checkpoints/step_*/checksums.json")
+    steps = [path.parent.name for path in found if CHECKPOINT_NAME.fullmatch(path.parent.name)]
+    if not steps:
+        raise FileNotFoundError(run)
+    return max(steps, key=lambda name: (len(name), name))
 
 
 def make_state_dir(record: Record) -> None:

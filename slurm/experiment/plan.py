@@ -11,11 +11,12 @@ With preflight=true all jobs also wait for the preflight.
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 from cjepa_dist.config import command_line
-from cjepa_dist.errors import UserError
+from cjepa_dist.errors import UserError, without_secrets
 from slurm.experiment.job import Job, with_checksum
 from slurm.experiment.planner import Planner
 from slurm.experiment.schema import STAGES, Cluster, Experiment, read_cluster
@@ -59,8 +60,24 @@ def plan(experiment: Experiment) -> list[Job]:
     if experiment.preflight:
         first = preflight_job(read_cluster(experiment.cluster), planner.runs)
         jobs = [first, *(after_preflight(job, first) for job in jobs)]
+    check_no_passwords(jobs)
     data = planner.data_fingerprint()
     return [replace(with_checksum(job), data=data) for job in jobs]
+
+
+def check_no_passwords(jobs: list[Job]) -> None:
+    """Raises UserError for a URL with a password in a command.
+
+    Everybody on a node sees the arguments of its processes, and job files keep them.
+    """
+    for job in jobs:
+        for part in itertools.chain.from_iterable(job.commands):
+            if without_secrets(part) != part:
+                raise UserError(
+                    f"{job.name}: {part} would show its password to everybody on the nodes: give"
+                    " the URL without user and password, and write these into ~/.netrc (mode 0600):"
+                    " machine HOST login USER password PASSWORD"
+                )
 
 
 def preflight_job(cluster: Cluster, runs: Path) -> Job:

@@ -169,6 +169,7 @@ class Planner:
             f"world_model={model.job.run_dir}",
             f"data={self.data}",
             f"out={out}",
+            "replace_stale=true",
             *to_arguments(self.experiment.rollout),
         ]
         output = str(out / "manifest.json")
@@ -189,6 +190,7 @@ class Planner:
                 f"world_model={model.job.run_dir}",
                 f"data={self.data}",
                 f"out={out}",
+                "replace_stale=true",
                 f"mode={mode}",
                 *to_arguments(fields),
             ]
@@ -210,7 +212,8 @@ class Planner:
         data = [f"data={rollout}", f"split={split}", f"probe_data={self.data}"]
         fields = to_arguments(self.experiment.evaluate_symbolic)
         output = model.run_dir / "eval" / f"symbolic_{rule}_{split}.json"
-        return ["cjepa_dist.evaluate_symbolic", *data, *fields], str(output)
+        out = f"out={output.parent}"
+        return ["cjepa_dist.evaluate_symbolic", *data, out, *fields], str(output)
 
     def evaluate_rollout(self, rollout: Job, model: Job, rule: str = "") -> Job:
         """Question programs on the rollout, and where there is truth the counterfactual worlds."""

@@ -190,3 +190,27 @@ def test_runs_in_arm_and_seed_folders_are_compared_over_seeds():
     assert "| ctt | 2 | 55.0 ± 14.1 | +5.0 [+5.0, +5.0] (+5.0, +5.0) |" in text
     assert not seeds.seeds_section(runs[:1], "vqa", **bootstrap)
     assert not seeds.seeds_section(runs, "world_model", **bootstrap)
+
+
+def test_a_run_whose_name_has_a_comma(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b", "c", "[x"):
+        (tmp_path / name).mkdir()
+    for text, names in (
+        ("a,b", ["a,b"]),
+        ('["a,b",c]', ["a,b", "c"]),
+        ("[a,b]", ["a", "b"]),
+        ("c, d", ["c", "d"]),
+        ("./[x", ["./[x"]),
+        ("~/a,c", ["~/a", "c"]),
+    ):
+        assert report.run_folders(text) == [Path(name).expanduser() for name in names]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r'may be one folder or 2: write runs=\["a,b"\] or runs='):
+        report.run_folders("a,b")
+    for text in ("", ",", "[]"):
+        with pytest.raises(UserError, match="names no run directory"):
+            report.run_folders(text)
+    with pytest.raises(UserError, match="must be a list"):
+        report.run_folders("[a")

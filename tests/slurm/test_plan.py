@@ -1,6 +1,7 @@
 """The graph of an experiment, and what is refused before anything is queued. Needs no Slurm."""
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -430,6 +431,43 @@ def test_remote_data_are_taken_as_they_are(tmp_path):
         "world_model/ctt/seed_0"
     ]
     assert "data=https://host/world" in job.commands[0] and not job.needs
+
+
+def test_a_password_gets_into_no_job(tmp_path):
+    with pytest.raises(UserError, match=r"https://\*\*\*@host/world would show .*netrc") as caught:
+        jobs_of(tmp_path, "data=https://me:secret@host/world")
+    assert "secret" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_rollout_of_a_model_that_was_trained_anew_is_made_anew(tmp_path):
+    jobs = jobs_of(tmp_path, "data=https://host/world", "seed=[0]", "aloe_arms=[ctt]")
+    name = "rollout/ctt/seed_0"
+    assert "replace_stale=true" in jobs[name].commands[0]
+    model = tmp_path / "world_model/ctt/seed_0"
+
+    def wanted():
+        return name in [
+            job.name
+            for job in unfinished_jobs(list(jobs.values()), "rollout", Record(tmp_path, {}), set())
+        ]
+
+    def train(weights):
+        sums = model / "checkpoints" / "step_00000006" / "checksums.json"
+        sums.parent.mkdir(parents=True, exist_ok=True)
+        sums.write_text(json.dumps({"meta.json": "0" * 16, "model.safetensors": weights}))
+
+    for job in jobs.values():
+        for output in map(Path, job.outputs):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text("{}")
+    assert not wanted()
+    train("0" * 16)
+    made_by = {"run": str(model), "step": 6, "weights": "0" * 16}
+    manifest = tmp_path / name / "manifest.json"
+    manifest.write_text(json.dumps({"source": {"fingerprint": {"world_model": made_by}}}))
+    assert not wanted()
+    train("1" * 16)
+    assert wanted()
 
 
 def test_a_job_from_other_data_of_the_same_path_is_refused(tmp_path):
