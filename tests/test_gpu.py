@@ -70,7 +70,7 @@ def tasks(arm, small_data):
 
 @pytest.mark.parametrize("arm", [*ARMS, "aloe", "shared"])
 def test_a_step_never_waits_for_the_gpu(arm, small_data):
-    """Forward with all losses, backward, clipping, a guarded update of weights and statistics.
+    """Forward with all losses, backward, clipping, a guarded update of weights.
 
     As the loop and its engine do it.
     """
@@ -89,8 +89,6 @@ def test_a_step_never_waits_for_the_gpu(arm, small_data):
         def move():
             for part in parts:
                 part.step()
-            if outcome.statistics is not None:
-                task.update_statistics(outcome.statistics)
 
         update_if_finite(norm.isfinite(), move, task, parts)
         for part in parts:

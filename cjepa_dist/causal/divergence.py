@@ -52,20 +52,21 @@ DivergenceRule = Callable[[RolloutBlock], Tensor]
 
 @dataclass(frozen=True)
 class PairedRule:
-    """The predictions of the two worlds differ by more than `tau` nats.
+    """The predictions of the two worlds differ by more than `tau`.
 
     A slot that has not diverged has the same past in both worlds, so a difference is an effect of
-    the removal, directly or through slots that have diverged. nats = sum_d (z - e)^2 / (2
-    sigma_d^2), as in `causal.interventional_graph`. Without labels, tau is TAU_FACTOR x the
-    predictor's median one-step residual: a difference of two predictions has the variance of both.
+    the removal, directly or through slots that have diverged. The difference is
+    sum_d (z - e)^2 / (2 sigma_d^2), as in `causal.interventional_graph`. Without labels, tau is
+    TAU_FACTOR x the predictor's median one-step residual. That is a heuristic: the two predictions
+    come from one model and share most of their error, so no variance says where to cut.
     """
 
     sigma2: Tensor  # (D,)
     tau: Tensor  # ()
 
     def __call__(self, block: RolloutBlock) -> Tensor:
-        nats = ((block.predicted - block.expected).square() / (2 * self.sigma2)).sum(dim=-1)
-        return (nats > self.tau) & block.present_by_frame()
+        difference = ((block.predicted - block.expected).square() / (2 * self.sigma2)).sum(dim=-1)
+        return (difference > self.tau) & block.present_by_frame()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@
 
 This is the squared norm of the Jacobian of z_i with respect to slot j, estimated by random
 projections of z_i (Hutchinson), for a change of j as large as the one to the empty slot. So the
-score is in nats, as in `interventional_graph`, and has the same tau.
+score has the unit of `interventional_graph`, and the same tau.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def gradient_scores(
         u = torch.where(one, u, 0).to(z)  # (K, P, T_p, S, D): on slot i
         slopes = vmap(lambda v: vjp_of_history(v)[0])(u)[:, :, 1:].float()
     size2 = (empty.to(history) - history[:, 1:]).float().square().mean(dim=-1)  # (B, T_h - 1, j)
-    nats = (slopes.square().sum(dim=-1) * size2[window]).sum(dim=2)  # (K, P, j)
-    scores = nats.new_zeros(*present.shape, slots)
-    scores[window, slot] = nats.mean(dim=0)
+    change = (slopes.square().sum(dim=-1) * size2[window]).sum(dim=2)  # (K, P, j)
+    scores = change.new_zeros(*present.shape, slots)
+    scores[window, slot] = change.mean(dim=0)
     return scores * present_pairs(present)
 
 

@@ -38,7 +38,7 @@ class GraphContext:
     """What an estimator needs besides the window: residual statistics and keys of random draws."""
 
     sigma2: Tensor  # (D,) residual variance of the predictor's one-step error, per dimension
-    tau: Tensor  # () the predictor's median one-step residual, in nats: see `residual_nats`
+    tau: Tensor  # () the predictor's median one-step residual: see `scaled_error`
     empty: Tensor  # (D,) the slot that holds nothing
     seed: int
     step: int | Tensor
@@ -143,10 +143,10 @@ def estimate_attention_rollout(inputs: EstimatorInput) -> ScoresAndTau:
     return scores, inputs.tau_or(attention_graph.row_tau(scores, inputs.present))
 
 
-def scores_in_nats(
+def change_scores(
     measure: Callable[..., Tensor], inputs: EstimatorInput, **options: Any
 ) -> ScoresAndTau:
-    """Change of the prediction in nats; tau = the predictor's median one-step residual in nats."""
+    """Change of the prediction; tau = the predictor's median one-step residual, in one unit."""
     context = inputs.context
     scores = measure(
         inputs.predictor,
@@ -165,13 +165,13 @@ def scores_in_nats(
 @register_estimator("gradient")
 def estimate_gradient(inputs: EstimatorInput) -> ScoresAndTau:
     """Change to first order in j's history."""
-    return scores_in_nats(gradient_scores, inputs, projections=inputs.config.projections)
+    return change_scores(gradient_scores, inputs, projections=inputs.config.projections)
 
 
 @register_estimator("interventional")
 def estimate_interventional(inputs: EstimatorInput) -> ScoresAndTau:
     """Change by do(j)."""
-    return scores_in_nats(interventional_scores, inputs, intervention=inputs.config.intervention)
+    return change_scores(interventional_scores, inputs, intervention=inputs.config.intervention)
 
 
 @register_estimator("distance", needs_truth=True)

@@ -6,8 +6,9 @@
               └── do(another one) ───────┘                    └── z | do(j)
     ──> sum_d (change of z_id)^2 / (2 sigma_d^2), mean over future frames ──> (B, S, S)
 
-The score is the Kullback-Leibler divergence, in nats, between two Gaussians with the residual
-variance of the predictor: the evidence that one observation of slot i gives that j was replaced.
+The score is in units of the predictor's residual variance, dimension by dimension. It would be a
+Kullback-Leibler divergence, in nats, only if residuals were Gaussian and their dimensions
+uncorrelated; those of slots are correlated, so it ranks pairs and is no amount of information.
 CTT, axiom 2: a causal neighbour is a slot whose removal changes the prediction.
 """
 
@@ -51,9 +52,9 @@ def interventional_scores(
         step=step,
         sample=sample,
     )
-    nats = (changed - factual[window]).square() / (2 * sigma2.float())  # (P, T_p, S, D)
-    scores = nats.new_zeros(batch, slots, slots)
-    scores[window, :, slot] = nats.sum(dim=-1).mean(dim=1)
+    change = (changed - factual[window]).square() / (2 * sigma2.float())  # (P, T_p, S, D)
+    scores = change.new_zeros(batch, slots, slots)
+    scores[window, :, slot] = change.sum(dim=-1).mean(dim=1)
     return scores * present_pairs(present)
 
 
@@ -94,11 +95,11 @@ def predict_without_each(
     return factual, changed, window, slot
 
 
-def residual_nats(z_future: Tensor, target: Tensor, sigma2: Tensor) -> Tensor:
-    """The predictor's error in nats, as the scores: sum_d r_d^2 / (2 sigma_d^2), (B, S).
+def scaled_error(z_future: Tensor, target: Tensor, sigma2: Tensor) -> Tensor:
+    """The predictor's error in the unit of the scores: sum_d r_d^2 / (2 sigma_d^2), (B, S).
 
-    Mean over future frames; `z_future`, `target` (B, T_p, S, D). The caller tracks its median over
-    present slots as `GraphContext.tau`: a change that is smaller than the error of the predictor is
+    Mean over future frames; `z_future`, `target` (B, T_p, S, D). Its median over
+    present slots is `GraphContext.tau`: a change that is smaller than the error of the predictor is
     no edge. This needs no labels. Calibration on empty slots would fail: empty in place of empty
     changes nothing.
     """

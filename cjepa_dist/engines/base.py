@@ -37,7 +37,7 @@ from cjepa_dist.errors import UserError
 from cjepa_dist.optim.ema import WeightEma
 from cjepa_dist.optim.optimizers import build_optimizers
 from cjepa_dist.resilience.nonfinite import count_steps_on_device, update_if_finite
-from cjepa_dist.runtime.collectives import all_reduce, full_tensor
+from cjepa_dist.runtime.collectives import full_tensor
 from cjepa_dist.runtime.device import make_accelerator
 from cjepa_dist.tasks.base import StepContext, Weights
 
@@ -134,30 +134,25 @@ class Engine:
         """Add the gradients of a pass."""
         loss.backward()
 
-    def update(
-        self, statistics: Tensor | None, step: int | Tensor, lr_ratio: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Clip the gradient, then move weights and statistics; nothing if it is not finite.
+    def update(self, step: int | Tensor, lr_ratio: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Clip the gradient, then move weights and their means; nothing if it is not finite.
 
-        `statistics` of this process are summed here over ranks; `lr_ratio` as of `apply_update`.
-        Returns the gradient's norm () and whether it was finite, () bool; neither is read from the
-        device here.
+        `lr_ratio` as of `apply_update`. Returns the gradient's norm () and whether it was finite,
+        () bool; neither is read from the device here.
         """
         limit = self.config.optimizer.max_grad_norm or math.inf
         parameters = self.task.parameters()
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True))
         finite = norm.isfinite()
-        apply = partial(self.apply_update, statistics, step, lr_ratio)
+        apply = partial(self.apply_update, step, lr_ratio)
         means = self.ema.mean.values() if self.ema else ()
         update_if_finite(finite, apply, self.task, self.optimizers, means)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return norm, finite
 
-    def apply_update(
-        self, statistics: Tensor | None, step: int | Tensor, lr_ratio: Tensor | None = None
-    ) -> None:
-        """Step the optimizers, then update running statistics and means.
+    def apply_update(self, step: int | Tensor, lr_ratio: Tensor | None = None) -> None:
+        """Step the optimizers, then update the means of the weights.
 
         With `lr_ratio` () the learning rate is that part of the one in the parameter groups. All
         updates here are proportional to their rate, and a recorded step can change only what lies
@@ -174,12 +169,10 @@ class Engine:
             torch._foreach_sub_(weights, before)
             torch._foreach_mul_(weights, lr_ratio)
             torch._foreach_add_(weights, before)
-        self.update_running_values(statistics, step)
+        self.update_means(step)
 
-    def update_running_values(self, statistics: Tensor | None, step: int | Tensor) -> None:
-        """Update the task's running statistics and the means of the weights."""
-        if statistics is not None:
-            self.task.update_statistics(all_reduce(statistics))  # type: ignore[operator]
+    def update_means(self, step: int | Tensor) -> None:
+        """Update the means of the weights, where there are any."""
         if self.ema:
             self.ema.update(step)
 

@@ -133,9 +133,7 @@ class DeepSpeedEngine(ShardedEngine):
     def backward(self, loss: Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)
 
-    def update(
-        self, statistics: Tensor | None, step: int | Tensor, lr_ratio: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, step: int | Tensor, lr_ratio: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As of Engine.
 
         DeepSpeed looks for numbers that are not finite itself. It reads that from the device, and
@@ -143,7 +141,7 @@ class DeepSpeedEngine(ShardedEngine):
         """
         self.model.step()
         if good := self.model.was_step_applied():
-            self.update_running_values(statistics, step)
+            self.update_means(step)
         norm = torch.as_tensor(
             self.model.get_global_grad_norm(), dtype=torch.float32, device=self.accelerator.device
         )

@@ -108,6 +108,20 @@ def gloo_backends(*groups: dist.ProcessGroup | None) -> list[Any]:
     return [group._get_backend(torch.device("cpu")) for group in found]
 
 
+def rank() -> int:
+    """The number of this process, 0 without a launcher."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows (n, ...) of all ranks, one rank after the other; n may differ; all ranks call it."""
+    if world_size() == 1:
+        return rows
+    found: list[torch.Tensor] = [rows] * world_size()
+    dist.all_gather_object(found, rows)
+    return torch.cat(found)
+
+
 def world_size() -> int:
     """The number of processes of the run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,7 +1,7 @@
 """What every task has in common: the output for a batch, and what the parts of one step share.
 
     step_context(batches, step, weights)    once a step: masks, global counts      all ranks
-        └─> task(batch, context)            once a pass: loss, metrics, statistics
+        └─> task(batch, context)            once a pass: loss, metrics
 
 A task is wrapped whole: DDP synchronises gradients only of what runs inside its forward. Losses
 are exact under data parallelism: what they divide by is summed over ranks first, and the average
@@ -23,13 +23,11 @@ Weights = Mapping[str, float | Tensor]
 class TaskOutput:
     """loss () to minimise; the rest is to be summed over passes and ranks.
 
-    metrics {name: (sum, count)}, statistics (n,) for `update_statistics`, and in evaluation the
-    moments (m,) of predictions and targets.
+    metrics {name: (sum, count)}, and in evaluation the moments (m,) of predictions and targets.
     """
 
     loss: Tensor
     metrics: dict[str, tuple[Tensor, Tensor]]
-    statistics: Tensor | None = None
     moments: Tensor | None = None
 
     def without_samples(self) -> TaskOutput:
@@ -39,7 +37,7 @@ class TaskOutput:
             for name, (total, count) in self.metrics.items()
         }
         moments = None if self.moments is None else torch.zeros_like(self.moments)
-        return TaskOutput(self.loss, zeros, None, moments)
+        return TaskOutput(self.loss, zeros, moments)
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,95 @@
-"""Running statistics of the predictor's one-step residuals, from sums that are exact over ranks.
+"""The predictor's one-step residuals: the unit of the causal terms and the threshold of graphs.
 
-prediction, truth ──residual_sums──> (D + 1 + BINS,) ──sum over passes and ranks──>
-    mean squared residual of each dimension (D,)     the unit of the causal losses
-    median residual of a slot ()                     the threshold of graph estimators
+held-out windows, nothing hidden, evaluation mode, the weights that are evaluated ──> residuals
+    mean square of each dimension  sigma2 (D,)   the unit of errors and scores
+    median of a slot               tau ()        the threshold of graph estimators, in that unit
+
+One definition for training, imports and evaluations: both are stored with the weights. Residuals of
+training passes would not do: with hidden slots and dropout they were three times as large.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from cjepa_dist.causal.interventional_graph import residual_nats
+from cjepa_dist.causal.interventional_graph import scaled_error
+from cjepa_dist.data.dataset import Batch, Dataset
+from cjepa_dist.data.windows import to_device
+from cjepa_dist.models.dropout import without_dropout
+from cjepa_dist.models.predictor import SlotPredictor
+from cjepa_dist.runtime.collectives import gather_rows, rank, world_size
 
-DECAY = 0.98  # of the running statistics, a step
-BINS, LOG_RANGE = 512, (-7.0, 14.0)  # of the histogram: each bin is 4 % wide
+WINDOWS, BATCH_SIZE = 256, 64
+MEASUREMENTS = 20  # a run, at even distances; see `is_due`
 
 
-def residual_sums(prediction: Tensor, truth: Tensor, seen: Tensor, sigma2: Tensor) -> Tensor:
-    """(D + 1 + BINS,): sum of squared residuals, their count, histogram of slots' residuals.
+@dataclass(frozen=True)
+class Residuals:
+    """What was measured; on the CPU."""
 
-    prediction, truth (B, T_p, S, D); seen (B, T_p, S) float, 1 where a slot counts; sigma2 (D,).
+    sigma2: Tensor  # (D,)
+    tau: Tensor  # ()
+
+
+def is_due(done: int, steps: int) -> bool:
+    """Whether residuals are measured after `done` of `steps` steps.
+
+    MEASUREMENTS times a run, at its end, and after 0, 1, 2, 4, 8 ... steps, since they shrink fast
+    at first. It depends on nothing that may change when a run is resumed.
     """
-    error = (prediction - truth).float()
-    squares = (error.square() * seen[..., None]).sum((0, 1, 2))
-    of_slot = residual_nats(prediction.float(), truth, sigma2)
-    low, high = LOG_RANGE
-    place = (of_slot.clamp(min=1e-30).log() - low) / (high - low) * BINS
-    bins = place.long().clamp(0, BINS - 1).flatten()
-    zeros = torch.zeros_like(squares[:1]).expand(BINS)
-    histogram = zeros.scatter_add(0, bins, seen.amin(1).flatten())
-    return torch.cat([squares, seen.sum()[None], histogram])
+    power_of_two = done & (done - 1) == 0
+    return power_of_two or done % math.ceil(steps / MEASUREMENTS) == 0 or done == steps
 
 
-def variance_and_median(sums: Tensor, slot_dim: int) -> tuple[Tensor, Tensor]:
-    """Residual variance (D,) and median residual () from what `residual_sums` returned, summed."""
-    squares, count, histogram = sums[:slot_dim], sums[slot_dim], sums[slot_dim + 1 :]
-    return (squares / count.clamp(min=1)).clamp(min=1e-8), histogram_median(histogram)
+@torch.no_grad()
+def measure_residuals(
+    predictor: SlotPredictor,
+    dataset: Dataset,
+    ids: np.ndarray,
+    *,
+    windows: int = WINDOWS,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Residuals | None:
+    """Measure at most `windows` of the samples `ids`, spread evenly; all ranks call it.
+
+    None where no slot holds an object, or where a prediction is not finite.
+    """
+    chosen = ids[np.linspace(0, len(ids) - 1, min(windows, len(ids))).astype(np.int64)]
+    mine = chosen[rank() :: world_size()]
+    device = predictor.mask_token.device
+    frames = predictor.config.history_frames, predictor.config.pred_frames
+    rows = [torch.zeros(0, frames[1], predictor.config.slot_dim)]
+    with without_dropout(predictor):
+        for begin in range(0, len(mine), BATCH_SIZE):
+            part = mine[begin : begin + BATCH_SIZE]
+            batch = to_device(dataset.get_batch(part, part.astype(np.int64)), device)
+            with autocast():
+                prediction = predictor.predict(batch["slots"][:, : frames[0]])
+            rows.append(seen_residuals(prediction, batch, *frames).cpu())
+    return summarize(gather_rows(torch.cat(rows)))
 
 
-def histogram_median(histogram: Tensor) -> Tensor:
-    """() the median of a histogram over exp(LOG_RANGE), interpolated within its bin."""
-    below = histogram.cumsum(0)
-    half = below[-1] / 2
-    # (1,): indexing by a () tensor would read it from the device.
-    bin = (below < half).sum(dim=0, keepdim=True).clamp(max=BINS - 1)
-    inside = histogram.gather(0, bin)
-    part = (half - (below.gather(0, bin) - inside)) / inside.clamp(min=1)
-    low, high = LOG_RANGE
-    return (low + (high - low) / BINS * (bin + part)).exp()[0]
+def seen_residuals(prediction: Tensor, batch: Batch, history: int, future: int) -> Tensor:
+    """(N, T_p, D) residuals of the slots that hold an object from the last history frame on.
+
+    `prediction` (B, T_p, S, D); of the batch `slots` and `present`, see `WorldModelTask.forward`.
+    """
+    error = prediction.float() - batch["slots"][:, history : history + future].float()
+    seen = batch["present"][:, history - 1 : history + future].all(dim=1)
+    return error.transpose(1, 2)[seen]
+
+
+def summarize(rows: Tensor) -> Residuals | None:
+    """sigma2 and tau of residuals (N, T_p, D)."""
+    if not len(rows) or not rows.isfinite().all():
+        return None
+    sigma2 = rows.double().square().mean(dim=(0, 1)).float().clamp(min=1e-8)
+    of_slot = scaled_error(rows[:, :, None], torch.zeros(()), sigma2)
+    return Residuals(sigma2, of_slot.median())

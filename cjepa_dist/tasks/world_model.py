@@ -28,7 +28,7 @@ from cjepa_dist.models.predictor import SlotPredictor
 from cjepa_dist.runtime.collectives import all_reduce, world_size
 from cjepa_dist.tasks.base import EVALUATION, StepContext, TaskOutput, Weights
 from cjepa_dist.tasks.collapse import collapse_moments
-from cjepa_dist.tasks.residuals import DECAY, residual_sums, variance_and_median
+from cjepa_dist.tasks.residuals import Residuals
 from cjepa_dist.tasks.schedule import ramp
 
 GRAPH_TERMS = ("invariance", "sufficiency")  # the terms that read a graph
@@ -37,8 +37,8 @@ GRAPH_TERMS = ("invariance", "sufficiency")  # the terms that read a graph
 class WorldModelTask(nn.Module):
     """C-JEPA with the losses of its config.
 
-    Buffers: residual variance `sigma2` (D,), median residual `tau` (), number of `updates` of the
-    two (), the `empty` slot (D,).
+    Buffers: residual variance `sigma2` (D,), median residual `tau` (), how often the two were
+    measured, `updates` (); the `empty` slot (D,).
     """
 
     ragged: Mapping[str, Any] = {}  # no input changes its shape, see VqaTask
@@ -198,12 +198,10 @@ class WorldModelTask(nn.Module):
         with torch.no_grad():
             last, truth = x[:, frames - 1 : frames], x[:, frames:]
             metrics["copy_last_frame"] = ((truth - last).square().mean() * rows, rows)
-            seen = (present[:, frames - 1 : frames] & present[:, frames:]).float()
-            statistics = residual_sums(z[:, frames:], truth, seen, self.sigma2)
             moments = None
             if not self.training:
                 moments = collapse_moments(z[:, frames:], truth, present[:, frames:])
-        return TaskOutput(loss, metrics, statistics, moments)
+        return TaskOutput(loss, metrics, moments)
 
     def hidden_of(self, batch: Batch, context: StepContext) -> Tensor:
         """(B, S) bool: the hidden slots of a batch, taken from the masks of its step."""
@@ -345,14 +343,10 @@ class WorldModelTask(nn.Module):
     # --- after a step, and for those that measure ---------------------------------------------
 
     @torch.no_grad()
-    def update_statistics(self, sums: Tensor) -> None:
-        """Move sigma2 and tau; `sums` are the outputs' statistics, summed over passes and ranks.
-
-        The first update replaces their initial values.
-        """
-        variance, median = variance_and_median(sums, len(self.sigma2))
-        self.sigma2.lerp_(variance, 1 - DECAY * (self.updates > 0))
-        self.tau.lerp_(median, 1 - DECAY * (self.updates > 1))
+    def set_residuals(self, measured: Residuals) -> None:
+        """The unit of the causal terms and the threshold of graphs, from here on."""
+        self.sigma2.copy_(measured.sigma2)
+        self.tau.copy_(measured.tau)
         self.updates += 1
 
     def validation_loss(self, means: dict[str, float]) -> float:

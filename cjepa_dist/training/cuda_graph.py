@@ -173,7 +173,7 @@ class CudaGraphStep(TrainStep):
             loss = propagate_nonfinite(output.loss)
             engine.backward(loss)
         lr_ratio = self.lr_ratios.index_select(0, place)[0]
-        norm, finite = engine.update(output.statistics, place[0], lr_ratio)
+        norm, finite = engine.update(place[0], lr_ratio)
         metrics = {**output.metrics, "gradient_norm": (norm, torch.ones_like(norm))}
         names = sorted(metrics)
         rows = [torch.stack([value.float() for value in metrics[name]]) for name in names]

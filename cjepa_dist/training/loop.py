@@ -1,7 +1,7 @@
 """The training loop. It trains any task from any data set on any number of processes.
 
     position ──> data loader ──> batches ──> train step (forward, backward, update) ──> next step
-    every N steps: replicas compared, metrics, validation, checkpoint
+    every N steps: replicas compared, metrics, residuals measured, validation, checkpoint
 
 How processes share the work (DDP, FSDP2, ZeRO) is up to the engine. The order of samples, the
 masks, the dropout seed and the learning rate are functions of the step: a resumed run is the run.
@@ -40,6 +40,8 @@ def train_loop(run: Run) -> int:
             run.compare_replicas(done)
         if due.log(done):
             run.log(done, batches)
+        if due.measure(done):
+            run.measure_residuals()
         if due.validate(done):
             run.validate(done)
         if stop or due.save(done) or run.must_save:

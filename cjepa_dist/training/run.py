@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from cjepa_dist.checkpoint.integrity import Choice
 from cjepa_dist.checkpoint.resume import LAST_CHECKPOINT, choose_resume_point, resume
 from cjepa_dist.checkpoint.writer import CheckpointWriter
 from cjepa_dist.config.parallel import check_batch_divides
-from cjepa_dist.config.schema import LoopConfig, TrainConfig
+from cjepa_dist.config.schema import LoopConfig, TrainConfig, TrainWorldModel
 from cjepa_dist.data.dataset import Batch, Dataset
 from cjepa_dist.engines.base import Engine
 from cjepa_dist.engines.build import build_engine, resolve_precision
@@ -37,6 +37,8 @@ from cjepa_dist.resilience.watchdog import Watchdog
 from cjepa_dist.runtime.collectives import CpuGroups, is_main
 from cjepa_dist.runtime.files import write_json
 from cjepa_dist.tasks.build import Task
+from cjepa_dist.tasks.residuals import is_due as residuals_are_due
+from cjepa_dist.tasks.residuals import measure_residuals
 from cjepa_dist.training.cuda_graph import build_train_step
 from cjepa_dist.training.data_loader import PrefetchingLoader
 from cjepa_dist.training.logger import RunLogger
@@ -76,6 +78,9 @@ class Due:
 
     def validate(self, done: int) -> bool:
         return every(self.loop.eval_every, done) or done == self.steps
+
+    def measure(self, done: int) -> bool:
+        return residuals_are_due(done, self.steps)
 
     def save(self, done: int) -> bool:
         return every(self.loop.checkpoint_every, done) or done == self.last
@@ -197,6 +202,8 @@ class Run:
         self.train_step = with_faults(
             train_step, engine.replicated_tensors, lambda: self.preemption.signal != 0
         )
+        if start == 0:
+            self.measure_residuals()
         self.throughput.restart(start, 0.0)
         return True
 
@@ -225,6 +232,20 @@ class Run:
         if self.skipped.count:
             values["skipped_steps"] = self.skipped.count
         self.logger.log(done, values)
+
+    def measure_residuals(self) -> None:
+        """Measure the unit and the threshold of the causal terms; a task without has none."""
+        if not isinstance(self.config, TrainWorldModel):
+            return
+        validation, engine = self.validation, self.engine
+        with engine.evaluation_task() as task:
+            predictor = cast(Any, task).predictor
+            measured = measure_residuals(
+                predictor, validation.dataset, validation.ids, autocast=engine.autocast
+            )
+        if measured is not None:
+            cast(Any, engine.task).set_residuals(measured)
+        self.watchdog.beat()
 
     def validate(self, done: int) -> None:
         """Measure the validation samples, draw images, and note the best loss."""

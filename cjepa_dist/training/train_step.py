@@ -2,7 +2,7 @@
 
     batches ──> step_context, once a step
             ──> for each pass (gradient accumulation): forward, backward
-            ──> update: clip, optimizers, running statistics; nothing if the gradient is not finite
+            ──> update: clip, optimizers, running means; nothing if the gradient is not finite
 
 `cuda_graph.py` has the same step recorded once and replayed, for one process on a GPU.
 """
@@ -53,7 +53,7 @@ class TrainStep:
         batches = [to_device(batch, device) for batch in batches]
         self.set_learning_rate(step)
         context = self.step_context(batches, step)
-        loss, statistics = torch.zeros((), device=device), None
+        loss = torch.zeros((), device=device)
         metrics = MetricAccumulator()
         for index, batch in enumerate(batches):
             with engine.gradient_sync(last=index + 1 == len(batches)), engine.autocast():
@@ -63,10 +63,7 @@ class TrainStep:
                 engine.backward(part)
             loss += part.detach()
             metrics.add(output.metrics)
-            if output.statistics is not None:
-                one = output.statistics
-                statistics = one if statistics is None else statistics + one
-        norm, finite = engine.update(statistics, step)
+        norm, finite = engine.update(step)
         metrics.add({"gradient_norm": (norm, torch.ones_like(norm))})
         self.metrics.add(metrics.where(finite))
         return StepResult(loss, finite)

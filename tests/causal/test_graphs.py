@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cjepa_dist.causal import graph as graphs
 from cjepa_dist.causal.attention_graph import attention_maps, rollout_scores
 from cjepa_dist.causal.graph import Graph, GraphContext, calibrate, estimate_graph
-from cjepa_dist.causal.interventional_graph import residual_nats
+from cjepa_dist.causal.interventional_graph import scaled_error
 from cjepa_dist.causal.interventions import draw_other_samples, draw_replacement_slots
 from cjepa_dist.config.schema import (
     GRAPH_ESTIMATORS,
@@ -165,7 +165,7 @@ def test_one_stack_equals_one_pass_a_slot(
         else:
             changed[:, :, j] = c.empty if how == "empty" else other[:, :, j]
         z = predictor(changed, hidden, closed=closed)
-        nats = residual_nats(z[:, T_H:], base[:, T_H:], c.sigma2)
+        nats = scaled_error(z[:, T_H:], base[:, T_H:], c.sigma2)
         others = [i for i in range(S) if i != j]
         torch.testing.assert_close(
             graph.scores[:, others, j], nats[:, others], rtol=1e-4, atol=1e-6
@@ -400,11 +400,11 @@ def test_a_set_tau_wins(predictor: SlotPredictor, history: Tensor) -> None:
     assert edges(1e-9) == B * S * (S - 1) and edges(1e9) == 0
 
 
-def test_residual_is_in_nats() -> None:
+def test_errors_and_scores_have_one_unit() -> None:
     sigma2 = torch.tensor([1.0, 4.0])
     error = torch.tensor([2.0, 2.0]).expand(1, T_P, 3, 2)
     torch.testing.assert_close(
-        residual_nats(error, torch.zeros_like(error), sigma2), torch.full((1, 3), 4 / 2 + 4 / 8)
+        scaled_error(error, torch.zeros_like(error), sigma2), torch.full((1, 3), 4 / 2 + 4 / 8)
     )
 
 

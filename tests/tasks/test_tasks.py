@@ -1,11 +1,12 @@
-"""Losses and running statistics do not depend on how a batch is split over processes."""
+"""Losses, their weights and units: functions of the step and of the samples."""
 
+import numpy as np
 import pytest
 import torch
 
 from cjepa_dist.config import command_line, schema
 from cjepa_dist.config.schema import TermConfig
-from cjepa_dist.tasks.residuals import BINS, LOG_RANGE, histogram_median
+from cjepa_dist.tasks.residuals import is_due, measure_residuals
 from cjepa_dist.tasks.schedule import ramp
 from cjepa_dist.tasks.world_model import WorldModelTask, consistency_weights
 from tests.steps import run_step
@@ -32,37 +33,56 @@ def batch(size: int) -> dict[str, torch.Tensor]:
     }
 
 
-def test_statistics_of_parts_sum_to_those_of_the_whole():
-    task, whole = WorldModelTask(command_line.parse(schema.TrainWorldModel, SMALL)), batch(12)
-    parts = [{name: value[i : i + 4] for name, value in whole.items()} for i in (0, 4, 8)]
+class Windows:
+    """The part of a dataset that a measurement reads."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def get_batch(self, ids, sample):
+        return {name: value[torch.from_numpy(ids)] for name, value in self.data.items()}
+
+
+def test_residuals_are_those_of_evaluation():
+    """Nothing hidden, no dropout, slots in view alone; the same for every mask and step."""
+    options = [*SMALL, "predictor.dropout=0.5", "mask.probs=[0,0,1]"]
+    task, data = WorldModelTask(command_line.parse(schema.TrainWorldModel, options)), batch(70)
+    measured = measure_residuals(task.predictor, Windows(data), np.arange(70))
+    assert task.predictor.training
+    task.eval()
+    with torch.no_grad():
+        error = task.predictor.predict(data["slots"][:, :3])[:, 0] - data["slots"][:, 3]
+    error = error[data["present"][:, 0]]
+    torch.testing.assert_close(measured.sigma2, error.square().mean(0))
     torch.testing.assert_close(
-        sum(run_step(task, part, 3).statistics for part in parts),
-        run_step(task, whole, 3).statistics,
+        measured.tau, (error.square() / measured.sigma2 / 2).sum(-1).median()
     )
+    task.set_residuals(measured)
+    assert torch.equal(task.sigma2, measured.sigma2) and task.updates == 1
 
 
-def test_tau_is_the_median_residual_of_visible_slots():
-    task, data = WorldModelTask(command_line.parse(schema.TrainWorldModel, SMALL)), batch(64)
-    outcome = run_step(task, data, 0)
-    task.update_statistics(outcome.statistics)
-    assert torch.equal(task.updates, torch.ones(()))
-    error = outcome.statistics[:8] / outcome.statistics[8]
-    torch.testing.assert_close(task.sigma2, error)
-    task.sigma2.fill_(1.0)  # the residuals above were in this unit
-    z = task.predictor(
-        data["slots"][:, :3], torch.zeros(64, 7, dtype=torch.bool)
-    )  # counts hide nothing in most samples
-    nats = (z[:, 3] - data["slots"][:, 3]).square().sum(-1) / 2
-    assert task.tau.item() == pytest.approx(nats[data["present"][:, 0]].median().item(), rel=0.1)
+def test_a_training_step_leaves_the_unit_alone():
+    task = WorldModelTask(command_line.parse(schema.TrainWorldModel, SMALL))
+    before = {name: value.clone() for name, value in task.named_buffers()}
+    run_step(task, batch(12), 3).loss.backward()
+    assert all(torch.equal(value, before[name]) for name, value in task.named_buffers())
 
 
-def test_median_of_a_histogram():
-    values = torch.distributions.LogNormal(1.0, 2.0).sample((100_001,))
-    width = (LOG_RANGE[1] - LOG_RANGE[0]) / BINS
-    place = ((values.log() - LOG_RANGE[0]) / width).long().clamp(0, BINS - 1)
-    assert histogram_median(torch.bincount(place, minlength=BINS).float()).item() == pytest.approx(
-        values.median().item(), rel=0.01
+@pytest.mark.parametrize("broken", ["absent", "nan"])
+def test_residuals_that_cannot_be_measured_change_nothing(broken):
+    task, data = WorldModelTask(command_line.parse(schema.TrainWorldModel, SMALL)), batch(4)
+    if broken == "absent":
+        data["present"] = torch.zeros_like(data["present"])
+    else:
+        torch.nn.init.constant_(task.predictor.head.bias, float("nan"))
+    assert measure_residuals(task.predictor, Windows(data), np.arange(4)) is None
+
+
+def test_residuals_are_measured_at_fixed_points_of_a_run():
+    assert [done for done in range(101) if is_due(done, 100)] == sorted(
+        {0, 1, 2, 4, 8, 16, 32, 64} | set(range(0, 101, 5))
     )
+    assert is_due(7, 7) and all(is_due(done, 3) for done in range(4))
 
 
 def test_terms_begin_and_grow():

@@ -51,8 +51,6 @@ class BareStep:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if output.statistics is not None:
-            self.task.update_statistics(output.statistics)  # type: ignore[operator]
         self.step += 0 if self.compiled else 1
 
 
