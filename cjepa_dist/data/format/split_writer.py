@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import webdataset
 import xxhash
 
 from cjepa_dist.data.format.dtypes import all_finite, storage_dtype, to_storage_dtype
@@ -35,7 +36,7 @@ from cjepa_dist.data.format.sample import (
     scene_index,
 )
 from cjepa_dist.data.format.statistics import RunningStatistics, slot_statistics
-from cjepa_dist.data.format.tar import json_bytes, npy_buffers, npz_bytes, tar_buffers, tar_end
+from cjepa_dist.data.format.tar import BLOCK_BYTES, json_bytes, npy_buffers, npz_bytes
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import fsync_path
 
@@ -85,11 +86,11 @@ class SplitWriter:
             raise UserError(f"split {self.split!r} has key {sample.key} twice")
         slots = self.convert_slots(sample)
         annotation = sample.annotation or {"scene_index": scene_index(sample.key)}
-        members = {SLOTS: npy_buffers(slots)}
+        members = {SLOTS: b"".join(npy_buffers(slots))}
         if ANNOTATION not in sample.stored:
-            members[ANNOTATION] = [json_bytes(annotation)]
+            members[ANNOTATION] = json_bytes(annotation)
         if sample.questions is not None:
-            members[QUESTIONS] = [json_bytes(sample.questions)]
+            members[QUESTIONS] = json_bytes(sample.questions)
         for member, content in (
             (TRUTH, sample.truth),
             (WORLDS, sample.worlds),
@@ -99,20 +100,15 @@ class SplitWriter:
                 arrays = {name: np.asarray(array) for name, array in content.items()}
                 for name in arrays.keys() & set(SLOT_ARRAYS):
                     arrays[name] = self.convert(sample.key, arrays[name])
-                members[member] = [npz_bytes(arrays)]
-        members |= {member: [content] for member, content in sample.stored.items()}
-        buffers = [
-            buffer
-            for name in sorted(members)
-            for buffer in tar_buffers(f"{sample.key}.{name}", members[name])
-        ]
+                members[member] = npz_bytes(arrays)
+        members |= sample.stored
         self.written_keys.add(sample.key)
         converted = sample.slots is not None and slots.dtype != sample.slots.dtype
         original = sample.slots if converted else None
         self.submit(
             self.write_sample,
             sample.key,
-            buffers,
+            members,
             self.statistics_thread.submit(slot_statistics, slots, original),
             question_type_letters(sample.questions),
         )
@@ -164,18 +160,20 @@ class SplitWriter:
     def write_sample(
         self,
         key: str,
-        buffers: list[Any],
+        members: dict[str, bytes],
         statistics: Future[RunningStatistics],
         question_types: str,
     ) -> None:
         """In the thread: append a sample to the open shard, or to a new one if it is full."""
-        size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        if self.shard is not None and self.shard.size + size > self.shard_bytes:
+        size = sum(
+            BLOCK_BYTES + -(-len(content) // BLOCK_BYTES) * BLOCK_BYTES
+            for content in members.values()
+        )
+        if self.shard is not None and self.shard.tar.tarstream.offset + size > self.shard_bytes:
             self.finish_shard()
         if self.shard is None:
             self.shard = OpenShard(self.folder / f"{len(self.entries):06d}.tar")
-        for buffer in buffers:
-            self.shard.write(buffer)
+        self.shard.tar.write({"__key__": key, **members})
         self.shard.keys.append(key)
         self.shard.question_types.append(question_types)
         self.shard.statistics.merge(statistics.result())
@@ -222,14 +220,17 @@ class OpenShard:
         self.question_types: list[str] = []
         self.statistics = RunningStatistics()
         self.file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115  (closed by close)
+        # Without times, so that the same samples give the same bytes.
+        self.tar = webdataset.TarWriter(self, encoder=False, mtime=0)
 
     def write(self, buffer: Any) -> None:
-        self.digest.update(buffer)
-        self.size += self.file.write(buffer)
+        if not self.file.closed:  # by an abort, after which the tar may still flush
+            self.digest.update(buffer)
+            self.size += self.file.write(buffer)
 
     def close(self) -> ShardEntry:
         """Write the end of the tar, flush it to the disk, and return its entry."""
-        self.write(tar_end(self.size))
+        self.tar.close()
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
