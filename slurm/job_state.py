@@ -157,13 +157,14 @@ def read_progress(state: JobState, record: Record) -> None:
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()[-20:]
         metrics = [json.loads(line) for line in lines if line.endswith("}")]
         batch_size = int(read_yaml(run_dir / "config.yaml")["loop"]["global_batch_size"])
-    except (OSError, UserError, ValueError):
+    except (OSError, UserError, ValueError, TypeError, LookupError, RecursionError):
         return
-    train = [line for line in metrics if line["kind"] == "train"]
+    train = [line for line in metrics if isinstance(line, dict) and line.get("kind") == "train"]
     if not train:
         return
-    state.step, state.loss = train[-1]["step"], train[-1].get("loss")
-    state.samples_per_second = train[-1].get("samples_per_second")
+    last = {name: value for name, value in train[-1].items() if type(value) in (int, float)}
+    state.step, state.loss = last.get("step"), last.get("loss")
+    state.samples_per_second = last.get("samples_per_second")
     log = "\n".join(log_tail(log_path(record.state_dir, state.job.name), 200))
     totals = re.findall(r"^(?:train|val) \d+/(\d+)", log, re.MULTILINE)
     if totals:

@@ -33,6 +33,7 @@ from cjepa_dist.checkpoint.integrity import (
 from cjepa_dist.config.command_line import as_invoked
 from cjepa_dist.config.merge import flatten
 from cjepa_dist.errors import UserError, exit_on_user_error
+from cjepa_dist.runtime.files import read_json_lines
 
 USAGE = "python -m tools.runs ls DIR | show RUN | compare RUN RUN ..."
 
@@ -52,8 +53,10 @@ class Run:
         self.config = self.read("config.yaml", yaml.safe_load)
         if not isinstance(self.config, dict):
             raise UserError(f"{self.path / 'config.yaml'} must hold key: value pairs")
-        self.environment: dict[str, Any] = self.read("environment.json", json.loads) or {}
-        self.lines: list[dict[str, Any]] = self.read("metrics.jsonl", parse_json_lines) or []
+        self.environment: dict[str, Any] = self.read("environment.json", parse_mapping) or {}
+        self.lines: list[dict[str, Any]] = [
+            line for line in self.read_lines("metrics.jsonl") if is_step(line.get("step"))
+        ]
         self.checkpoints = checkpoint_steps(self.path / "checkpoints")
 
     def read(self, name: str, parse: Any) -> Any:
@@ -62,10 +65,17 @@ class Run:
             return parse((self.path / name).read_text())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise UserError(
-                f"{self.path / name} cannot be read: {' '.join(str(error).split())}"
+                f"{self.path / name} cannot be read: {' '.join(str(error).split())[:300]}"
             ) from error
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """The mappings in a file of JSON lines; those that are garbled are left out, and said."""
+        try:
+            return [content for _, content in read_json_lines(self.path / name)]
+        except OSError as error:
+            raise UserError(f"{self.path / name} cannot be read: {error.strerror}") from error
 
     @property
     def kind(self) -> str:
@@ -74,11 +84,11 @@ class Run:
     @property
     def step(self) -> int:
         """The newest step that is known to be done."""
-        done = self.read("done.json", json.loads) or {}
+        done = (self.read("done.json", parse_mapping) or {}).get("step")
         return max(
             [
                 0,
-                done.get("step", 0),
+                done if is_step(done) else 0,
                 *self.checkpoints[-1:],
                 *(line["step"] for line in self.lines[-1:]),
             ]
@@ -87,10 +97,10 @@ class Run:
     @property
     def steps(self) -> int | None:
         """Steps of the complete run; a length in epochs is known from the first checkpoint on."""
-        if done := self.read("done.json", json.loads):
-            return done["step"]
+        if done := self.read("done.json", parse_mapping):
+            return done["step"] if is_step(done.get("step")) else None
         meta = (
-            self.read(f"checkpoints/step_{self.checkpoints[-1]:08d}/meta.json", json.loads)
+            self.read(f"checkpoints/step_{self.checkpoints[-1]:08d}/meta.json", parse_mapping)
             if self.checkpoints
             else None
         )
@@ -118,9 +128,16 @@ class Run:
         return dict(flatten(self.config))
 
 
-def parse_json_lines(text: str) -> list[dict[str, Any]]:
-    """The complete lines: the last one may be half written, by a living or a killed run."""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def parse_mapping(text: str) -> dict[str, Any]:
+    """A JSON mapping. Raises ValueError for anything else."""
+    if not isinstance(found := json.loads(text), dict):
+        raise ValueError("it is no mapping")
+    return found
+
+
+def is_step(value: Any) -> bool:
+    """Whether it can be the number of a step."""
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def is_locked(path: Path) -> bool:
@@ -173,7 +190,7 @@ def list_runs(folder: Path) -> str:
                     f"{run.step}/{run.steps or '?'}",
                     run.state,
                     *numbers,
-                    run.environment.get("time", "-"),
+                    str(run.environment.get("time", "-")),
                 )
             )
         except UserError as error:
@@ -186,7 +203,7 @@ def describe_run(path: Path) -> str:
     run = Run(path)
     parts = [f"{path}: {run.kind}, step {run.step}/{run.steps or '?'}, {run.state}"]
     for name, words in ((".lock.json", "running"), ("resume.json", "stopped")):
-        if run.state == words and (note := run.read(name, json.loads)):
+        if run.state == words and (note := run.read(name, parse_mapping)):
             parts.append("  " + ", ".join(f"{key} {value}" for key, value in note.items()))
     if text := run.read("command.txt", str):
         parts += ["", "started by", indent(text)]
@@ -203,17 +220,17 @@ def describe_run(path: Path) -> str:
                 align_columns([(f"  {k}", format_value(v)) for k, v in metrics_of(line).items()]),
             ]
     parts += ["", "checkpoints"]
-    best = (run.read("checkpoints/best.json", json.loads) or {}).get("step")
+    best = (run.read("checkpoints/best.json", parse_mapping) or {}).get("step")
     for step in run.checkpoints:
         verdict = checkpoint_verdict(checkpoint_path(path / "checkpoints", step))
         parts.append(f"  step {step}: {verdict}{', the best' if step == best else ''}")
     if not run.checkpoints:
         parts.append("  none")
-    skipped = run.read("skipped.jsonl", parse_json_lines) or []
+    skipped = run.read_lines("skipped.jsonl")
     parts += [
         "",
         f"skipped steps: {len(skipped)}",
-        *(f"  step {line['step']}, loss {line['loss']}" for line in skipped[-5:]),
+        *(f"  step {line.get('step')}, loss {line.get('loss')}" for line in skipped[-5:]),
     ]
     return "\n".join([*parts, "", "config", indent((path / "config.yaml").read_text())])
 

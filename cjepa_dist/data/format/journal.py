@@ -18,6 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from cjepa_dist.data.format.manifest import ShardEntry
+from cjepa_dist.data.format.manifest_checks import (
+    MOST_SIZE,
+    check_int,
+    check_shard,
+    check_split_name,
+)
 from cjepa_dist.errors import UserError
 from cjepa_dist.runtime.files import write_text_atomic
 
@@ -44,10 +50,9 @@ class Journal:
         lines = read_lines(self.path)
         if lines and lines[0] == json.loads(json.dumps(job)):
             for line in lines[1:]:
-                entry = ShardEntry(**line["entry"])
-                shards = CompletedShards(tuple(line["shape"]))
-                shards = self.completed.setdefault(line["split"], shards)
-                path = folder / line["split"] / entry.name
+                split, shape, entry = self.parse(line)
+                shards = self.completed.setdefault(split, CompletedShards(shape))
+                path = folder / split / entry.name
                 if not path.is_file() or path.stat().st_size != entry.bytes:
                     raise UserError(
                         f"{path} is not what {self.path} says; remove {folder} and run again"
@@ -63,6 +68,26 @@ class Journal:
         lines = lines if self.completed else [job]
         write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
+    def parse(self, line: Any) -> tuple[str, tuple[int, ...], ShardEntry]:
+        """(split, shape, shard) of a line. Raises UserError for one that we do not write.
+
+        What it names is opened and kept, so the same holds for it as for a manifest.
+        """
+        try:
+            split, shape, entry = line["split"], line["shape"], line["entry"]
+            check_split_name(split)
+            if len(shape) != 3:
+                raise ValueError(f"a shape of {len(shape)} numbers")
+            for size in shape:
+                check_int(size, 1, MOST_SIZE, "shape")
+            check_shard(entry, f"split {split}", 0, shape[2])
+            return split, tuple(shape), ShardEntry(**entry)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{self.path} is damaged ({reason:.300}); remove {self.path.parent} and run again"
+            ) from error
+
     def add(self, split: str, shape: tuple[int, ...], entry: ShardEntry) -> None:
         """Record that a shard is complete; safe on the disk when this returns."""
         with open(self.path, "a") as file:
@@ -77,7 +102,7 @@ class Journal:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal, up to one that was cut off; [] if there is no journal."""
     lines = []
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         for line in path.read_text().splitlines(keepends=True):
             if line.endswith("\n"):
                 lines.append(json.loads(line))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cjepa_dist.reporting.plots.style import (
     use_log_scale,
 )
 from cjepa_dist.reporting.runs import EvaluatedRun
+from cjepa_dist.runtime.files import read_json_lines
 
 MAX_POINTS = 150  # of a line: more cannot be seen
 Curves = dict[str, dict[str, np.ndarray]]  # kind (train, val) -> {metric or "step": (N,)}
@@ -28,15 +29,9 @@ Curves = dict[str, dict[str, np.ndarray]]  # kind (train, val) -> {metric or "st
 def read_curves(run: Path) -> Curves:
     """What a run logged, by kind; {} if it logged nothing. A cut last line is left out."""
     path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.setdefault(row.get("kind", ""), []).append(row)
+    for _, row in read_json_lines(path):
+        rows.setdefault(str(row.get("kind", "")), []).append(row)
     return {
         kind: {
             name: np.array([numeric(row.get(name)) for row in of_kind])
@@ -48,7 +43,10 @@ def read_curves(run: Path) -> Curves:
 
 
 def numeric(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else float("nan")
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:  # an int that is larger than any float
+        return math.nan
 
 
 def thin(values: np.ndarray) -> np.ndarray:
