@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cjepa_dist.checkpoint.integrity import ALWAYS_THERE
 from cjepa_dist.config import command_line
 from cjepa_dist.errors import UserError
 from slurm import job_state
@@ -454,7 +455,9 @@ def test_a_rollout_of_a_model_that_was_trained_anew_is_made_anew(tmp_path):
     def train(weights):
         sums = model / "checkpoints" / "step_00000006" / "checksums.json"
         sums.parent.mkdir(parents=True, exist_ok=True)
-        sums.write_text(json.dumps({"meta.json": "0" * 16, "model.safetensors": weights}))
+        sums.write_text(
+            json.dumps(dict.fromkeys(ALWAYS_THERE, "0" * 16) | {"model.safetensors": weights})
+        )
 
     for job in jobs.values():
         for output in map(Path, job.outputs):
