@@ -9,7 +9,7 @@ from tools.fuzz.cases import make_case, run_cases
 from tools.fuzz.readers import READERS, make_reader
 
 CASES = 30
-NOT_HERE = {"hdf5"}  # its library can hang, which nothing in this process would end
+NOT_HERE = {"hdf5"}  # in one trial its cases made no progress; the cause is not known yet
 
 
 @pytest.mark.parametrize("name", sorted(READERS.keys() - NOT_HERE))
