@@ -89,6 +89,24 @@ class ErrorTable:
                     result.setdefault(method, {}).setdefault(name, {})[column] = cell
         return result
 
+    def by_video(self, methods: list[str], columns: list[str]) -> dict[str, Any]:
+        """`videos`, and {method: {class: {column: [[sum of slot errors, objects], ...]}}}.
+
+        For JSON; of these sums runs are compared (`paired.py`).
+        """
+        videos = sorted(self.sums)
+        sums = np.stack([self.sums[v] for v in videos])
+        result: dict[str, Any] = {"videos": videos}
+        for method in methods:
+            for k, name in enumerate(self.classes):
+                for column in columns:
+                    at = (self.methods.index(method), k, self.columns.index(column))
+                    pairs = [
+                        [float(f"{x[0]:.7g}"), int(x[2])] for x in sums[:, at[0], at[1], at[2]]
+                    ]
+                    result.setdefault(method, {}).setdefault(name, {})[column] = pairs
+        return result
+
 
 def mean_errors(sums: np.ndarray) -> np.ndarray:
     """(V, ..., 3) of an ErrorTable -> (..., 2): mean slot error, RMS distance; nan if empty."""
@@ -202,6 +220,7 @@ def one_step_errors(
         "windows": len(ids),
         "videos": len(table.sums),
         "methods": table.summary(position=probe is not None, draws=draws, seed=seed),
+        "by_video": table.by_video(list(predictors), ["mean"]),
     }
 
 
@@ -278,6 +297,7 @@ def rollout_errors(
         "videos": len(table.sums),
         "frames": FUTURE_FRAMES,
         "methods": table.summary(position=True, draws=draws, seed=seed),
+        "by_video": table.by_video(list(predictors), ["mean", str(FUTURE_FRAMES)]),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cjepa_dist.reporting import tables, vqa_tables
 from cjepa_dist.reporting.page.render import Section
+from cjepa_dist.reporting.paired_runs import paired_section
 from cjepa_dist.reporting.plots.style import save_png
 from cjepa_dist.reporting.program_table import closed_fraction_table
 from cjepa_dist.reporting.results import ReportResults
@@ -24,6 +25,7 @@ def table_sections(
     bootstrap: dict[str, Any] = {"draws": draws, "seed": seed}
     programs = "Question programs on events decoded from rollouts (privileged readers)"
     lines = [
+        *paired_section(results.world_models, results.split, seed=seed),
         *seeds_section(results.world_models, "world_model", **bootstrap),
         *seeds_section(results.aloes, "vqa", **bootstrap),
         *seeds_section(

@@ -169,5 +169,6 @@ def test_arms_are_compared_over_seeds(experiment, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / "runs" / "report" / "report.md").read_text()
     assert "## World models over seeds" in text and "| b | 2 |" in text
+    assert "paired over seeds and videos" in text and "| no claim: 2 of 6 pairs |" in text
     wrong = run_command("run", experiment(arms={"b": {"config": config, "optimizer.rl": 0}}))
     assert wrong.returncode == 2 and "optimizer.rl" in wrong.stderr
