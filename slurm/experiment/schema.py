@@ -244,6 +244,8 @@ def cluster_of_stage(cluster: Cluster, stage: str) -> Cluster:
     given = cluster.stages.get(stage) or {}
     if not isinstance(given, dict):
         raise UserError(f"{given!r} are no fields: give field: value pairs")
+    if not given:
+        return cluster
     if "stages" in given or "minutes" in given:
         raise UserError(f"a stage has no stages and no minutes: set minutes.{stage} of the cluster")
     base = {**dataclasses.asdict(cluster), "stages": {}}
