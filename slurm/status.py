@@ -1,4 +1,4 @@
-"""The jobs of an experiment: `python -m slurm.status RUNS [watch=true] [seconds=10]`.
+"""The jobs of an experiment: `python -m slurm.status RUNS [watch=true] [seconds=30]`.
 
 Shows state, node, step, speed, time left, loss and restarts of each job, and why jobs failed.
 watch=true shows it every `seconds`, until no job is in the queue or running. Exit code 1 if a job
@@ -31,7 +31,7 @@ class Status:
     """How often to look."""
 
     watch: bool = option(False, "show it again and again, until all jobs have ended")
-    seconds: float = option(10.0, "from one time to the next", unit="seconds", least=0.1, most=1e6)
+    seconds: float = option(30.0, "from one time to the next", unit="seconds", least=0.1, most=1e6)
 
 
 def main(arguments: list[str]) -> int:

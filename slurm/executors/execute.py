@@ -6,9 +6,13 @@ Jobs that are finished or in the queue are left alone.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import itertools
 import json
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,8 @@ from slurm.experiment.job import Job
 from slurm.experiment.plan import check_commands, jobs_of_stages, plan
 from slurm.experiment.schema import Cluster, Experiment, read_cluster
 from slurm.record import Record, active_jobs, read_record
+
+WRITE_EVERY_S = 1.0  # the record of what is queued, while jobs are submitted
 
 OTHER_SETTINGS = "with other settings than today's"
 
@@ -161,7 +167,10 @@ def make_state_dir(record: Record) -> None:
 def submit_to_slurm(
     experiment: Experiment, cluster: Cluster, record: Record, jobs: list[Job], active: set[str]
 ) -> int:
-    """Queue the jobs, each after those it waits for; all of them or none. Raises UserError."""
+    """Queue the jobs, each after those it waits for: all, as many as fit, or none after a failure.
+
+    Raises UserError.
+    """
     try:
         from slurm.executors import sbatch
     except ImportError as error:
@@ -170,8 +179,8 @@ def submit_to_slurm(
             " or executor=local"
         ) from error
     # A new folder each time: submitit would read old results as new ones.
-    time = datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S_%f")
-    folder = record.state_dir / "submitit" / time
+    now = datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S_%f")
+    folder = record.state_dir / "submitit" / now
     job_ids = {name: record.job_ids[name] for name in active}
 
     def options(job: Job, ids: dict[str, str]) -> dict[str, Any]:
@@ -201,24 +210,89 @@ def submit_to_slurm(
     planned = {job.name: options(job, {}) for job in jobs}
     sbatch.check_cluster(cluster, planned, folder, shared_folders)
     make_state_dir(record)
+    with submit_lock(record):
+        queued, full = queue_jobs(experiment, cluster, record, jobs, job_ids, folder, options)
+    notes = {job.name: f"job {job_ids[job.name]}" for job in jobs if job.name in job_ids}
+    print(format_jobs(jobs, {job.name: "not queued yet" for job in jobs} | notes))
+    print(f"{len(queued)} jobs submitted; look at them with: cjepa status {record.runs}")
+    if full:
+        print(
+            f"the queue is full ({full}): {len(jobs) - len(queued)} jobs wait; the same command"
+            " queues them once there is room"
+        )
+    return 0
+
+
+def queue_jobs(
+    experiment: Experiment,
+    cluster: Cluster,
+    record: Record,
+    jobs: list[Job],
+    job_ids: dict[str, str],
+    folder: Path,
+    options: Callable[[Job, dict[str, str]], dict[str, Any]],
+) -> tuple[list[str], str]:
+    """Queue the jobs in order, as far as there is room: their numbers, and why no more.
+
+    `job_ids` has those in the queue already, and gets the new ones. After any other failure nothing
+    stays in the queue, as a part of the graph is of no use.
+    """
+    from slurm.executors import sbatch
+
     queued: list[str] = []
+    before, written, full = len(job_ids), time.monotonic(), ""
     try:
         for _, group in itertools.groupby(jobs, key=lambda job: job.array or job.name):
             tasks = list(group)
+            in_queue = before + len(queued)
+            if experiment.max_queued and in_queue + len(tasks) > experiment.max_queued and in_queue:
+                full = f"max_queued={experiment.max_queued}"
+                break
             settings = options(tasks[0], job_ids)
-            numbers = sbatch.submit(tasks, cluster, record.state_dir, folder, settings)
+            try:
+                numbers = sbatch.submit(tasks, cluster, record.state_dir, folder, settings)
+            except sbatch.QueueFull as error:
+                if not in_queue:
+                    raise
+                full = str(error)
+                break
             queued += numbers
             for job, number in zip(tasks, numbers):
                 job_ids[job.name] = record.job_ids[job.name] = number
                 record.jobs[job.name] = job
-            record.write()
+            if time.monotonic() - written > WRITE_EVERY_S:  # it grows with the jobs
+                record.write()
+                written = time.monotonic()
     except BaseException:
-        if queued:  # a part of the graph is of no use
+        if queued:
             subprocess.run(["scancel", *queued], check=False)
         raise
-    print(format_jobs(jobs, {job.name: f"job {job_ids[job.name]}" for job in jobs}))
-    print(f"{len(jobs)} jobs submitted; look at them with: cjepa status {record.runs}")
-    return 0
+    finally:
+        record.write()
+    for job in jobs:
+        if job.name not in job_ids:
+            record.jobs[job.name], record.job_ids[job.name] = job, ""
+    record.write()
+    return queued, full
+
+
+@contextmanager
+def submit_lock(record: Record) -> Iterator[None]:
+    """Two processes that submit the same experiment do not interleave.
+
+    Raises UserError where another one submits, or has done so since the record was read.
+    """
+    with open(record.state_dir / "submit.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process submits jobs of {record.runs} right now: wait until it is done"
+            ) from None
+        now = read_record(record.runs)
+        if now is not None and now.job_ids != record.job_ids:
+            raise UserError(f"another process has submitted jobs of {record.runs}: try again")
+        yield
 
 
 def format_jobs(jobs: list[Job], notes: dict[str, str]) -> str:

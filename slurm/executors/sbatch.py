@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -9,6 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,22 @@ MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay")
 # ... and of this machine's disks, which it may export to others.
 LOCAL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "ext2/ext3", "xfs", "btrfs", "zfs", "f2fs")
 
+# sbatch's words where a user has as many jobs in the queue as the site lets him have.
+SUBMIT_LIMIT = re.compile(r"MaxSubmit|job submit limit|submit.?limit|MaxJobCount", re.IGNORECASE)
+
+# Variables of a job, and of what a launcher starts in it.
+OUTER_JOB = re.compile(
+    r"(SLURM_|SLURMD_|SUBMITIT_|TORCHELASTIC_|TORCH_ELASTIC_|ACCELERATE_|PMI_|PMIX_|OMPI_"
+    r"|(RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$)"
+)
+
 MAX_ARRAY_TASKS = 10_000  # more than a site lets run at once
 
 Options = dict[str, Any]  # by submitit's names
+
+
+class QueueFull(UserError):
+    """The site's limit of jobs in the queue is met: this one can be queued later."""
 
 
 def sbatch_options(
@@ -125,10 +141,32 @@ def submit(
     executor.update_parameters(**options)
     specs = [job_spec(job, cluster, state_dir) for job in jobs]
     try:
-        return [task.job_id for task in executor.map_array(run_job, specs)]
+        with without_outer_job():
+            return [task.job_id for task in executor.map_array(run_job, specs)]
     except Exception as error:  # submitit's FailedJobError, or the shell's
         message = " ".join(str(error).split())
+        if SUBMIT_LIMIT.search(message):
+            raise QueueFull(f"{jobs[0].name}: {message}") from error
         raise UserError(f"{jobs[0].name}: sbatch refused it: {message}") from error
+
+
+@contextmanager
+def without_outer_job() -> Iterator[None]:
+    """The environment without that of a job or a launcher which this process may run in.
+
+    sbatch would hand it on: a rank, a port or a CPU binding of another job. Slurm's own settings,
+    such as SLURM_CONF, stay.
+    """
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+    taken = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if OUTER_JOB.match(name) and name not in kept
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def check_cluster(

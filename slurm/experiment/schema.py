@@ -145,6 +145,12 @@ class Experiment:
     dry_run: bool = option(
         False, "show the jobs, their sbatch files and Slurm's check of them; queue nothing"
     )
+    max_queued: int = option(
+        0,
+        "jobs of the experiment in Slurm's queue at the same time; the same command queues more"
+        " once there is room; 0 = any number",
+        least=0,
+    )
     preflight: bool = option(
         False,
         "first run a job that checks GPUs, shared folder and all-reduce; all others wait for it",

@@ -1,5 +1,6 @@
 """What Slurm answers late, twice or not at all, from stub commands that are first on PATH."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -7,17 +8,19 @@ from dataclasses import replace
 
 import pytest
 
-from cjepa_dist.errors import exit_on_user_error
+from cjepa_dist.config import merge
+from cjepa_dist.errors import UserError, exit_on_user_error
 from slurm import cancel, preflight, report, status
-from slurm.executors.execute import execute, restore_experiment
+from slurm.executors.execute import execute, restore_experiment, submit_lock, submit_to_slurm
 from slurm.experiment.job import Job
+from slurm.experiment.schema import Cluster, Experiment
 from slurm.job_state import job_states
 from slurm.jobs import requeue, slurm_command
 from slurm.jobs.job_log import append_event, log_path, read_events
 from slurm.jobs.run import run_job
 from slurm.jobs.slurm_command import SlurmError, ask_slurm, run_slurm_command
 from slurm.jobs.spec import JobSpec, SlurmContext
-from slurm.record import FORGOTTEN, Record, active_jobs, slurm_states
+from slurm.record import FORGOTTEN, Record, active_jobs, read_record, slurm_states
 from tests.fork_server import PROJECT
 
 NAME = "world_model/baseline/seed_0"
@@ -436,3 +439,63 @@ def test_a_node_that_fails_ends_the_others_only_of_its_own_start(
         [] if answer == "77 RUNNING 1" else ['"failed"']
     )
     assert log_path(record.state_dir, NAME).with_suffix(".node1.log").is_file()
+
+
+@pytest.fixture
+def submission(slurm_stubs, record):
+    """submission(jobs, limit=N, field=value, ...): submit so many; a site takes `limit` of them."""
+    slurm_stubs.answer("sinfo", "")
+
+    def run(count, *, limit=9999, **fields):
+        (slurm_stubs.folder / "bin" / "sbatch").write_text(
+            f"#!/bin/sh\n[ $1 = --test-only ] && exit 0\ncd {slurm_stubs.folder}/sbatch\n"
+            "echo $RANK$SLURM_NTASKS. >> calls; n=$(wc -l < calls)\n"
+            f"[ $n -le {limit} ] || {{ echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2;"
+            " exit 1; }\necho Submitted batch job $n\n"
+        )
+        runs = record.runs
+        jobs = [
+            Job(f"evaluate/{index}", "evaluate", [["m"]], [str(runs / str(index))], [], [])
+            for index in range(count)
+        ]
+        experiment = merge.build(Experiment, {**record.experiment, **fields})
+        mine = replace(record, jobs={}, job_ids={})
+        mine.write()
+        assert submit_to_slurm(experiment, Cluster(), mine, jobs, set()) == 0
+        return read_record(runs).job_ids
+
+    return run
+
+
+@pytest.mark.parametrize("full", [{"limit": 3}, {"max_queued": 3}])
+def test_a_full_queue_keeps_what_is_queued(slurm_stubs, submission, record, capsys, full):
+    ids = submission(5, **full)
+    assert list(ids.values()) == ["1", "2", "3", "", ""] and not slurm_stubs.calls("scancel")
+    said = capsys.readouterr().out
+    assert "3 jobs submitted" in said and "2 jobs wait; the same command queues them" in said
+    states = job_states(read_record(record.runs))
+    assert [states[f"evaluate/{index}"].state for index in (3, 4)] == ["NOT SUBMITTED"] * 2
+
+
+def test_a_limit_that_takes_no_job_at_all_is_an_error(slurm_stubs, submission):
+    with pytest.raises(UserError, match="QOSMaxSubmitJobPerUserLimit"):
+        submission(2, limit=0)
+
+
+def test_a_submission_from_inside_another_job(slurm_stubs, submission, monkeypatch):
+    """Its rank and its CPUs are nobody else's."""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "7")
+    submission(1)
+    assert slurm_stubs.calls("sbatch") == ["."] and os.environ["RANK"] == "3"
+
+
+def test_two_submissions_do_not_interleave(submission, record):
+    lock = record.state_dir / "submit.lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another process submits jobs of .* right now"):
+            submission(1)
+    with pytest.raises(UserError, match=r"has submitted jobs of .*: try again"):
+        with submit_lock(replace(record, job_ids={NAME: "76"})):
+            pass
