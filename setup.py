@@ -42,6 +42,7 @@ EXTRAS = {
         "markdown-it-py>=3,<5",  # its tables; rich needs it too
     ],
     "hdf5": ["h5py>=3.10,<4"],  # data_prep.import_arrays of .h5
+    "download": ["huggingface_hub>=0.34,<3"],  # slots on its hub; accelerate needs it too
     "s3": ["s3fs>=2024.6"],  # data=s3://...
     "summary": ["gcastle>=1.0.4,<2"],  # NOTEARS and DAG-GNN, `estimators=[summary:notears]`
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
