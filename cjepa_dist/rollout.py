@@ -172,8 +172,8 @@ def is_stale(out: str, now: Fingerprint) -> bool:
     models = [made.get("world_model") for made in (before, now)]
     if not all(isinstance(model, dict) for model in models) or models[0] == models[1]:
         return False
-    rest = [{**made, "world_model": made["world_model"].get("run")} for made in (before, now)]
-    return not differences(*rest)
+    old, new = ({**made, "world_model": made["world_model"].get("run")} for made in (before, now))
+    return not differences(old, new)
 
 
 def count_videos(config: Rollout, manifest: Manifest) -> int:

@@ -129,7 +129,7 @@ def questions(folder: Path) -> Reader:
     return Reader("questions", folder, "train.json", seeds.questions(), mutations.mutate_json, read)
 
 
-def annotations(folder: Path) -> Reader:
+def scene_annotations(folder: Path) -> Reader:
     """What passes the import must pass `match`, and the checks of counterfactual questions too."""
     asked = folder.with_name("questions.json")
     asked.write_bytes(seeds.questions()[0])
@@ -238,8 +238,10 @@ def words(folder: Path) -> Reader:
         text = path.read_bytes().decode("utf-8", "surrogatepass")
         parse(TrainWorldModel, [line for line in text.splitlines() if line])
 
-    names = ("config field", "config key", "missing: ", "arguments are", "config file", "plugin")
-    names = (*names, "no config", "errors")
+    names = (
+        *("config field", "config key", "missing: ", "arguments are", "config file", "plugin"),
+        *("no config", "errors"),
+    )
     mutate = mutations.mutate_words(FIELDS)
     return Reader("command line", folder, "words.txt", [b"run=x\ndata=y"], mutate, read, names)
 
@@ -277,7 +279,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     ),
     "pickle": pickles,
     "questions": questions,
-    "annotations": annotations,
+    "annotations": scene_annotations,
     "metrics": metrics,
     "journal": journal,
     "marks": marks,
