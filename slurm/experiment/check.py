@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from pathlib import Path
 from typing import cast
 
 from cjepa_dist.config import command_line
@@ -27,7 +28,7 @@ def check_trainings(jobs: list[Job], cluster: Cluster) -> None:
         if not job.is_training:
             continue
         of_stage = cluster_of_stage(cluster, job.stage)
-        processes = job_spec(job, cluster, "").processes
+        processes = job_spec(job, cluster, Path()).processes
         world_size = of_stage.nodes * processes
         config = training_config(job.stage, tuple(job.commands[0][1:]))
         engine = config.loop.engine if config.loop.engine != "auto" else "ddp"

@@ -173,8 +173,9 @@ def test_dry_run_and_errors_queue_nothing(timed, tmp_path, small_data):
     )
     for cluster, message in (
         ({"partition": "gpus"}, "unknown partition gpus: this cluster has high, low"),
-        ({"account": "nobody", "nodes": 9}, "Slurm would not take this job"),
-        ({"gpus_per_node": 9}, "Slurm would not take this job"),
+        ({"account": "nobody", "nodes": 8}, "Slurm would not take this job"),
+        ({"gpus_per_node": 8}, "Slurm would not take this job"),
+        ({"nodes": 9}, "loop.global_batch_size=8 is not divisible by 9 processes"),
         ({"partitoin": "low"}, "unknown config key partitoin; the nearest is partition"),
     ):
         done = run_command("submit", write(tmp_path, small_data, cluster=cluster))
