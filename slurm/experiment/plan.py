@@ -35,6 +35,7 @@ SCHEMA_OF_COMMAND = {  # of the commands that take fields of the experiment
     "cjepa_dist.rollout": ("cjepa_dist.rollout", "Rollout"),
     "data_prep.simulate": ("data_prep.simulate.video", "Simulate"),
     "data_prep.merge": ("data_prep.merge", "Merge"),
+    "data_prep.download": ("data_prep.download.__main__", "Download"),
     "data_prep.import_pickle": ("data_prep.import_pickle", "ImportPickle"),
 }
 

@@ -20,6 +20,8 @@ from slurm.experiment.job import Job
 from slurm.experiment.schema import Experiment
 from slurm.experiment.sweep import combinations, to_arguments, without_sweeps
 
+INPUT_FIELDS = {"source", "questions", "annotations"}  # of an importer
+
 
 class Model(NamedTuple):
     """A world model of the experiment and the job that trains it."""
@@ -89,12 +91,13 @@ class Planner:
         command = [f"data_prep.{experiment.prepare}"]
         if experiment.prepare_config:
             command.append(config_path(experiment.prepare, experiment.prepare_config))
-        command += to_arguments(experiment.prepare_fields)
+        first, fields = self.download()
+        command += to_arguments(fields)
         manifest = str(out / "manifest.json")
-        inputs = describe_inputs(experiment.prepare_fields)
+        inputs = describe_inputs(fields)
         if experiment.parts == 1:
-            command = [*command, f"out={out}"]
-            return [Job("data", "data", [command], [manifest], [], [], inputs=inputs)]
+            commands = [*first, [*command, f"out={out}"]]
+            return [Job("data", "data", commands, [manifest], [], [], inputs=inputs)]
         folder, jobs = self.runs / "data.parts", []
         for index in range(experiment.parts):
             part = folder / str(index)
@@ -105,6 +108,19 @@ class Planner:
         merge = ["data_prep.merge", f"out={out}", f"parts={folder}"]
         needs = [job.name for job in jobs]
         return [*jobs, Job("data", "data", [merge], [manifest], needs, [])]
+
+    def download(self) -> tuple[list[list[str]], dict[str, Any]]:
+        """The command that downloads the public files, and `prepare_fields` with their paths."""
+        experiment = self.experiment
+        given, fields = dict(experiment.download), dict(experiment.prepare_fields)
+        if not given:
+            return [], fields
+        if experiment.parts > 1:
+            raise UserError("config field download: needs parts=1; the parts would all download")
+        folder = Path(str(given.pop("out", self.runs / "public"))).expanduser().resolve()
+        for name in INPUT_FIELDS & set(fields):
+            fields[name] = str(folder / str(fields[name]))
+        return [["data_prep.download", *to_arguments(given), f"out={folder}"]], fields
 
     def arms(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, fields) of each arm and each combination of its swept fields."""
@@ -343,7 +359,7 @@ def describe_inputs(fields: Mapping[str, Any]) -> str:
 
     Where they have changed, the import runs again, and compares the bytes.
     """
-    given = [fields.get(name) for name in ("source", "questions", "annotations")]
+    given = [fields.get(name) for name in sorted(INPUT_FIELDS)]
     found = []
     for path in (Path(str(value)).expanduser() for value in given if value):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -162,6 +162,12 @@ class Experiment:
     prepare: str = option("simulate", "what makes the data", choices=("simulate", "import_pickle"))
     prepare_config: str = option("", "its config", path=True)
     prepare_fields: dict[str, Any] = option({}, "its fields")
+    download: dict[str, Any] = option(
+        {},
+        "fields of data_prep.download, such as what=[videosaur, questions]: first download to"
+        " RUNS/public (or its out); source, questions and annotations of prepare_fields are then"
+        " paths in that folder",
+    )
     arms: dict[str, Any] = option(
         {},
         "world models to compare, the first is the reference:"

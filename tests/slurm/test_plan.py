@@ -510,3 +510,17 @@ def test_an_import_whose_files_have_changed_runs_again(tmp_path):
     assert wanted(record) == []
     dump(source, {"train": public()["train"]})
     assert wanted(record) == ["data"]
+
+
+def test_public_files_are_downloaded_before_they_are_imported(tmp_path):
+    arguments = ("prepare=import_pickle", "prepare_config=", "download.mirror=http://host/public")
+    arguments += ("prepare_fields.source=slots/a.pkl", "prepare_fields.questions=questions")
+    jobs = jobs_of(tmp_path, *arguments)
+    public = tmp_path / "public"
+    first, second = jobs["data"].commands
+    assert first == ["data_prep.download", "mirror=http://host/public", f"out={public}"]
+    assert second[0] == "data_prep.import_pickle" and second[-1] == f"out={tmp_path / 'data'}"
+    assert f"source={public / 'slots/a.pkl'}" in second
+    assert f"questions={public / 'questions'}" in second
+    with pytest.raises(UserError, match="needs parts=1"):
+        jobs_of(tmp_path, *arguments, "parts=2")
