@@ -19,6 +19,10 @@ import cjepa_dist
 from cjepa_dist.config import completion, locate
 from cjepa_dist.errors import UserError, exit_on_user_error
 
+# Processes that are busy already. OpenMP's threads spin while they wait for each other: beside one
+# that keeps a core busy, a step takes 30 times as long ("Threads that wait", docs/benchmarks.md).
+BUSY_LOAD = 1.0
+
 
 class Command(NamedTuple):
     """The module that a command runs, one line about it, and the words that may come first."""
@@ -135,6 +139,8 @@ def run_command(name: str, arguments: list[str]) -> None:
 
     command_line.program = f"cjepa {name}"
     sys.argv = [sys.argv[0], *arguments]
+    if os.getloadavg()[0] >= BUSY_LOAD:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
 
 

@@ -35,6 +35,23 @@ def test_help_lists_every_command_and_imports_no_library():
     assert run(*CJEPA).stdout == done.stdout
 
 
+@pytest.mark.parametrize(
+    ("load", "given", "spins"), [(0.4, "", ""), (1.2, "", "1000"), (1.2, "7", "7")]
+)
+def test_threads_sleep_on_a_busy_machine(load, given, spins, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(cli.runpy, "run_module", lambda *unused, **also: None)
+    monkeypatch.setattr(sys, "argv", ["cjepa"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setenv("GOMP_SPINCOUNT", given)
+    if not given:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setattr(command_line, "program", "cjepa")
+    cli.run_command("info", [])
+    assert os.environ.pop("GOMP_SPINCOUNT", "") == spins
+
+
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if cli.COMMANDS[name].module])
 def test_module_exists(name):
     assert completion.parse(cli.COMMANDS[name].module) is not None
