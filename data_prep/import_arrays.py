@@ -119,11 +119,13 @@ def add_video(found: VideoCatalogue, split: str, key: str, array: StoredArray) -
 def read_keys(path: Path, count: int) -> list[str]:
     """The keys of the rows of one array of all videos."""
     try:
-        keys = path.read_text().split()
+        keys = path.read_text(encoding="utf-8-sig").split()
     except OSError as error:
         raise UserError(
             f"{path} is needed, with the keys of {count} videos, one per line ({error.strerror})"
         ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text ({error.reason}): save it as UTF-8") from error
     if len(keys) != count:
         raise UserError(f"{path} names {len(keys)} videos, the array beside it holds {count}")
     return keys

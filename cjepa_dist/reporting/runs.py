@@ -116,7 +116,11 @@ def optional_results(run: EvaluatedRun, pattern: str, warnings: list[str]) -> li
     """Results that not every run has, in the order of their file names."""
     found = []
     for path in sorted((run.path / "eval").glob(f"{pattern}.json")):
-        found.append(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            warnings.append(f"{path} cannot be read ({error}); evaluate again")
+            continue
         warnings += stale_results(run, path, found[-1])
     return found
 

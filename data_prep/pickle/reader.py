@@ -164,6 +164,8 @@ def run_pickle(
             supported = (
                 "only arrays, tensors, containers, text and numbers are read; nothing was run"
             )
+            if module.startswith("joblib."):
+                supported += "; write it again by pickle.dump(joblib.load(FILE), ...)"
             raise UserError(f"{origin} needs {module}.{name}: {supported}")
         return allowed_table()[module, name]
 

@@ -165,6 +165,11 @@ def no_split(folder):
     np.save(folder / "0_pixels.npy", video(0))
 
 
+def utf16_keys(folder):
+    no_keys(folder)
+    (folder / "train.txt").write_text("0_pixels\n1_pixels\n2_pixels\n", encoding="utf-16")
+
+
 def no_keys(folder):
     LAYOUTS["npy rows"](folder)
     (folder / "train.txt").write_text("0_pixels.mp4\n")
@@ -294,6 +299,7 @@ def test_more_files_than_may_be_open(tmp_path):
         (objects, r"0_pixels\.npy cannot be read: .*objects"),
         (no_split, r"0_pixels\.npy is of no split"),
         (no_keys, r"train\.txt names 1 videos, the array beside it holds 3"),
+        (utf16_keys, r"train\.txt is no UTF-8 text .*: save it as UTF-8"),
         (integers, r"must be a float array .* it is int64"),
         (
             lambda folder: rows(folder, lambda p, a: np.savez_compressed(p, slots=a), ".npz"),

@@ -149,3 +149,12 @@ def test_bad_questions_are_named(tmp_path, content):
         (tmp_path / "nothing").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=f"{option}="):
             run(tmp_path, public(), **{option: str(tmp_path / "nothing")})
+
+
+def test_a_file_of_joblib_says_how_to_write_it_again(tmp_path):
+    joblib = pytest.importorskip("joblib")  # comes with scikit-learn
+    path = tmp_path / "slots.joblib"
+    joblib.dump({"train": {"0_pixels.mp4": np.zeros((4, 3, 8), np.float32)}}, path)
+    with pytest.raises(UserError, match=r"needs joblib\..*pickle\.dump\(joblib\.load"):
+        main(ImportPickle(source=str(path), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
