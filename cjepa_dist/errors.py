@@ -20,6 +20,9 @@ EXIT_LOCK_LOST = os.EX_SOFTWARE  # 70: another process has taken the run directo
 # user:password@ of a URL; the last @ before the path ends it.
 URL_SECRET = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
 
+# A word of a user that fills the terminal says no more than its ends.
+LONG_WORD = re.compile(r"(\S{200})\S{200,}(\S{100})")
+
 # What to do where the file system refuses a name that the user gave.
 ADVICE = {
     errno.ENAMETOOLONG: "give a shorter name",
@@ -39,13 +42,13 @@ ADVICE = {
 class UserError(Exception):
     """Bad input or a bad request: what was wrong, where (file, shard, key, field), what to do.
 
-    Its message never holds a password of a URL. `exit_code` is that of a command which it ends.
+    Its message never holds a password of a URL, nor all of a very long word. `exit_code` is that of a command which it ends.
     """
 
     exit_code = EXIT_USER_ERROR
 
     def __init__(self, message: str) -> None:
-        super().__init__(without_secrets(message))
+        super().__init__(LONG_WORD.sub(r"\1...\2", without_secrets(message)))
 
 
 class ContentError(UserError):

@@ -13,6 +13,7 @@ The report names every result that is missing; `strict=true` makes that an error
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def run_folders(text: str) -> list[Path]:
             names = [text]
     if not names:
         raise UserError("runs= names no run directory")
-    return [Path(name).expanduser() for name in names]
+    return [Path(os.path.expanduser(name)) for name in names]
 
 
 def read_head(path: str) -> str:

@@ -7,6 +7,7 @@ PROJECT/                cjepa_dist/_project/           slurm/ data_prep/ tools/ 
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from cjepa_dist.errors import UserError
@@ -42,7 +43,7 @@ def find_config(kind: str, name: str | Path) -> Path:
     "" looks in configs/ itself. A path from the project's folder, such as
     configs/aloe/full.yaml, is found from any folder. Raises UserError with the nearest names.
     """
-    given = Path(name).expanduser()
+    given = Path(os.path.expanduser(name))
     if is_readable(given):
         return given
     folder = project_root() / "configs" / kind

@@ -100,8 +100,10 @@ def as_user_error(path: str | Path) -> Iterator[None]:
     """Turn any failure of a damaged pickle into a UserError that names the file."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except MemoryError as error:

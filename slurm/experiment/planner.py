@@ -5,6 +5,7 @@ One method for each kind of job. The order in which jobs are listed is one in wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +118,7 @@ class Planner:
             return [], fields
         if experiment.parts > 1:
             raise UserError("config field download: needs parts=1; the parts would all download")
-        folder = Path(str(given.pop("out", self.runs / "public"))).expanduser().resolve()
+        folder = Path(os.path.expanduser(str(given.pop("out", self.runs / "public")))).resolve()
         for name in INPUT_FIELDS & set(fields):
             fields[name] = str(folder / str(fields[name]))
         return [["data_prep.download", *to_arguments(given), f"out={folder}"]], fields
@@ -361,7 +362,7 @@ def describe_inputs(fields: Mapping[str, Any]) -> str:
     """
     given = [fields.get(name) for name in sorted(INPUT_FIELDS)]
     found = []
-    for path in (Path(str(value)).expanduser() for value in given if value):
+    for path in (Path(os.path.expanduser(str(value))) for value in given if value):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 stat = file.stat()

@@ -199,10 +199,10 @@ def test_an_interrupt_anywhere(source, complete, tmp_path, monkeypatch, stop, ca
 
 def test_a_full_disk_keeps_full_shards(source, complete, tmp_path, monkeypatch):
     """The writing thread fails; what it has not written does not count as a full shard."""
-    write, left = OpenShard.write, [20 * 5]
+    write, left = OpenShard.write, [int(3.5 * 2**20)]  # bytes
 
     def full(shard, piece):
-        left[0] -= 1
+        left[0] -= memoryview(piece).nbytes
         if left[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(shard, piece)

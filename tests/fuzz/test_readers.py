@@ -16,7 +16,8 @@ NOT_HERE = {"hdf5"}  # in one trial its cases made no progress; the cause is not
 def test_a_result_or_a_line(name, tmp_path):
     tally = run_cases(make_reader(name, tmp_path), 0, range(CASES))
     assert not tally.findings
-    assert tally.results + tally.refusals == CASES and tally.refusals
+    assert tally.results + tally.refusals == CASES
+    assert tally.refusals or name == "metrics"  # what is no line of metrics is passed over
 
 
 def test_a_case_is_a_function_of_its_number(tmp_path):

@@ -90,7 +90,7 @@ def read_limit() -> int:
 def cache_folder() -> Path:
     """The folder of the cached shards, for this user alone. OSError or NotOurs if there is none."""
     if given := os.environ.get("CJEPA_CACHE"):
-        return private_folder(Path(given).expanduser().absolute() / "shards")
+        return private_folder(Path(os.path.expanduser(given)).absolute() / "shards")
     base = Path(os.environ.get("XDG_CACHE_HOME") or "")
     if not base.is_absolute():  # as the rules for XDG_CACHE_HOME say
         base = Path("~/.cache").expanduser()
