@@ -42,7 +42,8 @@ ADVICE = {
 class UserError(Exception):
     """Bad input or a bad request: what was wrong, where (file, shard, key, field), what to do.
 
-    Its message never holds a password of a URL, nor all of a very long word. `exit_code` is that of a command which it ends.
+    Its message never holds a password of a URL, nor all of a very long word. `exit_code` is that of
+    a command which it ends.
     """
 
     exit_code = EXIT_USER_ERROR
