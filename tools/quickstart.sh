@@ -2,7 +2,7 @@
 # The environment, then the whole path: simulation, world models, rollouts, ALOE, one report.
 #
 #   bash tools/quickstart.sh           five minutes on 2 idle cores, after the install
-#   FULL=1 bash tools/quickstart.sh    the size whose results mean something: over an hour
+#   FULL=1 bash tools/quickstart.sh    the size whose results mean something: 1.5 to 2.5 hours
 #
 #   VENV=DIR   another environment than .venv
 #   RUNS=DIR   another folder for data and runs than runs/quickstart (runs/full with FULL=1)
